@@ -1,0 +1,9 @@
+"""Attend, Infer, Repeat (Eslami et al., 2016) in pure PyTorch."""
+
+from air import pairing  # noqa: F401  first, so that a torchvision that does not load is named as such
+from air.checkpoints import load
+from air.estimators import ESTIMATORS, NVIL, Enumerate
+from air.model import AIR
+
+__all__ = ["AIR", "ESTIMATORS", "NVIL", "Enumerate", "load"]
+__version__ = "0.1.0"

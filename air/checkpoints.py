@@ -1,0 +1,71 @@
+"""Checkpoints: written atomically, read with `weights_only=True`."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from air.files import atomic_write
+from air.model import AIR
+
+FILE_NAME = "checkpoint.pt"
+FORMAT = 1
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, damaged or not one of ours."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: plain containers and tensors; the old file stays until the new one is whole."""
+    with atomic_write(path) as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Args:
+        path: the file, or the folder of its run.
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is not one of this version.
+    """
+    path = checkpoint_path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {found}")
+    return content
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """The checkpoint of a run's folder, or the file itself.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(f"there is no checkpoint at {file}")
+    return file
+
+
+def load(path: str | Path) -> AIR:
+    """A trained model, in eval mode on the CPU.
+
+    Args:
+        path: a checkpoint that train.py wrote, or the folder of its run.
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is not one of this version.
+    """
+    content = load_checkpoint(path)
+    model = AIR(**content["model"])
+    prefix = "model."
+    model.load_state_dict({name.removeprefix(prefix): value for name, value in content["objective"].items()
+                           if name.startswith(prefix)})
+    return model.eval()

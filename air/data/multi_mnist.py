@@ -1,0 +1,76 @@
+"""Multi-MNIST: 50 x 50 scenes of MNIST digits (Eslami et al., 2016, section 3.1)."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets import MNIST
+from torchvision.transforms.v2.functional import resize
+
+from air.data.cache import cached
+from air.data.scenes import DataError, Objects, Scenes, compose, draw_counts
+
+IMAGE_SIZE = 50
+DIGIT_SIZE = 28
+SCALE_MEAN, SCALE_SD = 1.3, 0.1  # a digit's side is 28/s pixels, s ~ Normal(1.3, 0.1), as the reference's generator
+OVERLAPS = ("none", "loose")
+
+
+def load_mnist(root: str | Path, train: bool) -> MNIST:
+    """MNIST's training or test digits, downloaded where `root` does not hold them.
+
+    Raises:
+        DataError: they are neither there nor can they be downloaded.
+    """
+    try:
+        return MNIST(str(root), train=train)
+    except RuntimeError:
+        pass  # torchvision's word for "not there"
+    try:
+        return MNIST(str(root), train=train, download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"MNIST is not under {Path(root).resolve()} and cannot be downloaded "
+                        f"({' '.join(str(error).split())}). Put its four idx files into {Path(root) / 'MNIST' / 'raw'}, "
+                        "name the folder that holds MNIST/raw with --data-root or AIR_DATA_ROOT, or use "
+                        "--dataset sprites") from error
+
+
+def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
+                seed: int = 0) -> Scenes:
+    """Scenes of digits, each count with equal probability; labels are the digits.
+
+    Args:
+        root: where torchvision's MNIST lies or is to be downloaded to.
+        train: compose from MNIST's training digits, else from its test digits.
+        size: how many scenes.
+        counts: the numbers of digits that occur.
+        overlap: see `compose`.
+        seed: the same scenes for the same seed and arguments; training and held-out scenes differ for any seed.
+    Raises:
+        DataError: MNIST cannot be had, or the digits do not fit.
+    """
+    mnist = load_mnist(root, train)
+    digits, labels = mnist.data, mnist.targets
+    settings = {"version": 1, "train": train, "size": size, "counts": list(counts), "overlap": overlap, "seed": seed,
+                "digits": zlib.crc32(digits.numpy())}
+
+    def build() -> Scenes:
+        rng = np.random.default_rng((seed, train))
+        drawn = draw_counts(rng, counts, size)
+        return compose(rng, _draw_digits(rng, digits, labels, int(drawn.sum())), drawn, IMAGE_SIZE, overlap)
+
+    return cached("multi-mnist", settings, build)
+
+
+def _draw_digits(rng: np.random.Generator, digits: torch.Tensor, labels: torch.Tensor, size: int) -> Objects:
+    chosen = rng.integers(0, len(digits), size)
+    scale = rng.normal(SCALE_MEAN, SCALE_SD, size)
+    sides = np.clip(np.rint(DIGIT_SIZE / scale), 1, IMAGE_SIZE).astype(np.int64)
+    largest = int(sides.max(initial=1))
+    patches = np.zeros((size, 1, largest, largest), np.uint8)
+    for side in np.unique(sides):
+        same = np.flatnonzero(sides == side)
+        patches[same, 0, :side, :side] = resize(digits[chosen[same]], [side, side], antialias=True).numpy()
+    return Objects(patches, sides, labels.numpy()[chosen])

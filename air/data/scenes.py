@@ -1,0 +1,138 @@
+"""Scenes, the one container of every data set, and how objects are laid out on their canvases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Scenes whose objects do not fit are laid out anew; what has found no place after so many tries will not.
+MAX_TRIES = 2000
+
+
+class DataError(Exception):
+    """A data set that cannot be had as asked for; the message names the ways out."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """M images with up to L objects each, and the truth about them, which no model sees."""
+
+    images: Tensor  # (M, C, H, W) uint8
+    counts: Tensor  # (M,) int64
+    boxes: Tensor  # (M, L, 4) float32, tight (x0, y0, x1, y1) in pixels, x1 and y1 one past the last; 0 where absent
+    labels: Tensor  # (M, L) int64, -1 where absent
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, index: Any) -> "Scenes":
+        """The scenes at a slice, a mask or a tensor of indices."""
+        return Scenes(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """P things to be placed, each in the top left corner of its patch."""
+
+    patches: NDArray[np.uint8]  # (P, C, S, S), 0 outside the object's side x side square
+    sides: NDArray[np.int64]  # (P,), at most S
+    labels: NDArray[np.int64]  # (P,)
+
+
+def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64], image_size: int,
+            overlap: str) -> Scenes:
+    """Lay objects out on black canvases, each scene's positions uniform among those that the rule allows.
+
+    Args:
+        rng: positions are drawn from it.
+        objects: as many as the counts add up to; the first counts[0] go to the first scene, and so on.
+        counts: (M,).
+        image_size: H = W in pixels.
+        overlap: "none": the objects' tight boxes, each grown by one pixel, do not overlap; "loose": they may, where no
+            pixel's sum exceeds 255.
+    Raises:
+        DataError: a scene has no room for its objects.
+    """
+    most = int(counts.max(initial=0))
+    member = np.full((len(counts), most), -1)  # scene, slot -> object
+    member[np.arange(most) < counts[:, None]] = np.arange(len(objects.sides))
+    corners = np.zeros((len(objects.sides), 2), np.int64)  # (x, y) of each patch on its canvas
+    tight = _tight_boxes(objects.patches)
+    images = np.zeros((len(counts), objects.patches.shape[1], image_size, image_size), np.uint8)
+
+    pending = np.arange(len(counts))
+    for _ in range(MAX_TRIES):
+        moved = member[pending][member[pending] >= 0]
+        corners[moved] = rng.integers(0, image_size - objects.sides[moved, None] + 1, (len(moved), 2))
+        if overlap == "none":
+            placed = _disjoint(tight + np.tile(corners, 2), member[pending])
+            _paint(images, objects, corners, member, pending[placed])
+        else:
+            images[pending] = 0
+            placed = _paint(images, objects, corners, member, pending)
+        pending = pending[~placed]
+        if not len(pending):
+            break
+    else:
+        raise DataError(f"no room for {int(counts[pending].max())} objects on a {image_size} x {image_size} canvas: "
+                        f"{len(pending)} of {len(counts)} scenes were laid out {MAX_TRIES} times in vain; "
+                        "use smaller counts or allow them to overlap")
+
+    present = (member >= 0)[..., None]
+    boxes = np.where(present, (tight + np.tile(corners, 2))[member], 0)
+    labels = np.where(present[..., 0], objects.labels[member], -1)
+    return Scenes(torch.from_numpy(images), torch.from_numpy(counts), torch.from_numpy(boxes).float(),
+                  torch.from_numpy(labels))
+
+
+def draw_counts(rng: np.random.Generator, counts: Sequence[int], size: int) -> NDArray[np.int64]:
+    """(size,) counts, each of those given with equal probability."""
+    return rng.choice(np.asarray(counts, np.int64), size)
+
+
+def _tight_boxes(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(P, C, S, S) -> (P, 4), (x0, y0, x1, y1) of each patch's non-zero pixels."""
+    lit = patches.any(1)
+    edges = []
+    for axis in (1, 2):  # any over rows leaves columns (x), and the other way round
+        line = lit.any(axis)  # (P, S)
+        edges.append((line.argmax(-1), line.shape[-1] - line[:, ::-1].argmax(-1)))
+    (x0, x1), (y0, y1) = edges
+    return np.stack((x0, y0, x1, y1), -1)
+
+
+def _disjoint(boxes: NDArray[np.int64], member: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which scenes' boxes, each grown by one pixel, do not overlap: (P, 4), (M, L) -> (M,)."""
+    grown = boxes + np.array((-1, -1, 1, 1))
+    disjoint = np.ones(len(member), bool)
+    for a in range(member.shape[1]):
+        for b in range(a + 1, member.shape[1]):
+            one, other = grown[member[:, a]], grown[member[:, b]]
+            apart = (one[:, 2:] <= other[:, :2]) | (other[:, 2:] <= one[:, :2])  # along x, along y
+            disjoint &= apart.any(-1) | (member[:, b] < 0)
+    return disjoint
+
+
+def _paint(images: NDArray[np.uint8], objects: Objects, corners: NDArray[np.int64], member: NDArray[np.int64],
+           scenes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Add each scene's objects to its canvas; which scenes have no pixel above 255: (M',)."""
+    fits = np.ones(len(images), bool)
+    channels = np.arange(images.shape[1])[:, None, None]
+    for slot in range(member.shape[1]):
+        chosen = scenes[member[scenes, slot] >= 0]
+        sides = objects.sides[member[chosen, slot]]
+        for side in np.unique(sides):  # patches of one side are added at once
+            scene = chosen[sides == side]
+            item = member[scene, slot]
+            pixel = np.arange(side)
+            rows = corners[item, 1][:, None, None, None] + pixel[:, None]
+            columns = corners[item, 0][:, None, None, None] + pixel
+            patch = objects.patches[item, :, :side, :side]
+            where = (scene[:, None, None, None], channels, rows, columns)
+            images[where] += patch  # wraps round where the sum exceeds 255, which leaves it below the patch
+            fits[scene] &= (images[where] >= patch).all((1, 2, 3))
+    return fits[scenes]

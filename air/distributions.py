@@ -1,0 +1,109 @@
+"""Closed forms: Normal latents with their KLs, z_pres as a distribution over counts, and the count prior.
+
+z_pres is a unary code of the count n: z_pres_t = 1 for t <= n and 0 after. Given the chain of logits of
+q(z_pres_t = 1 | z_pres_{t-1} = 1), everything about it is a function of n (DESIGN: "one rollout serves every estimator").
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NormalLatent(NamedTuple):
+    """A diagonal Normal posterior with its prior and one reparameterised draw; all (..., D) or broadcastable to it."""
+
+    value: Tensor
+    loc: Tensor
+    scale: Tensor
+    prior_loc: Tensor
+    prior_scale: Tensor
+
+    def kl(self) -> Tensor:
+        """KL(q || p) in nats, (...): summed over the last dimension."""
+        return normal_kl(self.loc, self.scale, self.prior_loc, self.prior_scale).sum(-1)
+
+    def log_ratio(self) -> Tensor:
+        """log p(value) - log q(value) in nats, (...): its mean under q is -KL(q || p)."""
+        log_p = normal_log_prob(self.value, self.prior_loc, self.prior_scale)
+        return (log_p - normal_log_prob(self.value, self.loc, self.scale)).sum(-1)
+
+
+def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """KL(Normal(loc, scale²) || Normal(prior_loc, prior_scale²)), elementwise, in nats.
+
+    Source: Kingma & Welling (2014), appendix B, for any prior.
+    """
+    # KL = log(σ_p/σ) + (σ² + (μ - μ_p)²) / 2σ_p² - 1/2
+    ratio = scale / prior_scale
+    return (ratio.square() + ((loc - prior_loc) / prior_scale).square() - 1) / 2 - ratio.log()
+
+
+def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """log Normal(value; loc, scale²), elementwise, in nats."""
+    return -((value - loc) / scale).square() / 2 - scale.log() - math.log(2 * math.pi) / 2
+
+
+def log_at_least(logits: Tensor) -> Tensor:
+    """log q(n >= m) for m = 0..N, in nats.
+
+    Args:
+        logits: (..., N), of q(z_pres_t = 1 | z_pres_{t-1} = 1).
+    Returns:
+        (..., N+1), Σ_{t<=m} log q_t.
+    """
+    return F.pad(F.logsigmoid(logits).cumsum(-1), (1, 0))
+
+
+def log_count_probs(logits: Tensor) -> Tensor:
+    """log q(n) for n = 0..N, in nats.
+
+    Args:
+        logits: (..., N), of q(z_pres_t = 1 | z_pres_{t-1} = 1).
+    Returns:
+        (..., N+1); its exponentials sum to 1.
+    """
+    # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N
+    return log_at_least(logits) + F.pad(F.logsigmoid(-logits), (0, 1))
+
+
+class CountPrior(nn.Module):
+    """p(n) over n = 0..N; the buffer `log_probs` (N+1,) holds it in nats."""
+
+    log_probs: Tensor
+
+    def __init__(self, log_probs: Tensor) -> None:
+        """Args: log_probs: (N+1,), normalised here."""
+        super().__init__()
+        self.register_buffer("log_probs", log_probs.log_softmax(-1))
+
+    @classmethod
+    def geometric(cls, num_steps: int, k: float) -> "CountPrior":
+        """p(n) ∝ k^n: each object more costs log(1/k) nats.
+
+        Raises:
+            ValueError: k is not in (0, 1].
+        Source: Eslami et al. (2016), section 2.1, truncated at N.
+        """
+        if not 0 < k <= 1:
+            raise ValueError(f"the geometric count prior needs 0 < k <= 1, got k = {k}")
+        return cls(torch.arange(num_steps + 1) * math.log(k))
+
+    @classmethod
+    def from_steps(cls, num_steps: int, z_pres_prior_p: Callable[[int], float]) -> "CountPrior":
+        """The p(n) of a chain that goes on at step t = 0..N-1 with probability z_pres_prior_p(t).
+
+        Raises:
+            ValueError: a probability is not in [0, 1].
+        """
+        p = torch.tensor([float(z_pres_prior_p(t)) for t in range(num_steps)])
+        if not ((0 <= p) & (p <= 1)).all():
+            raise ValueError(f"z_pres_prior_p must give probabilities in [0, 1], got {p.tolist()}")
+        return cls(F.pad(p.log().cumsum(-1), (1, 0)) + F.pad((1 - p).log(), (0, 1)))
+
+    def sample(self, size: int) -> Tensor:
+        """(size,) int64 counts drawn from p(n)."""
+        return torch.multinomial(self.log_probs.exp(), size, replacement=True)

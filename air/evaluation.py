@@ -1,0 +1,137 @@
+"""How well a model counts, locates and explains held-out scenes."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from air.data.scenes import Scenes
+from air.distributions import log_at_least
+from air.estimators import elbo_terms
+from air.model import AIR
+
+CHUNK = 500  # images at a time
+
+
+@torch.no_grad()
+def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -> dict[str, Any]:
+    """Measure a model on scenes it was not trained on.
+
+    The random numbers it draws are its own: it neither depends on torch's global generator nor moves it.
+
+    Args:
+        model: put into eval mode while it is measured.
+        scenes: with their true counts and boxes.
+        iw_particles: K of the importance-weighted bound; 0 leaves the bound out.
+        seed: of the latents' draws.
+    Returns:
+        count_accuracy_map: share of scenes whose most probable count is right.
+        count_accuracy_sampled: probability that a count drawn from q(n) is right.
+        confusion: scenes by true count (row) and MAP count (column).
+        elbo, log_likelihood, kl_pres, kl_where, kl_what: nats an image, z_where and z_what drawn once, n summed out.
+        mean_count: the average count under q(n).
+        box_iou: mean over true objects of the IoU with the inferred box matched to it, 0 for one that was missed.
+        box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t).
+        iw_bound, iw_particles: the importance-weighted bound in nats an image, and its K.
+    Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    confusion = torch.zeros(max(int(scenes.counts.max()), model.num_steps) + 1, model.num_steps + 1, dtype=torch.int64)
+    sums: dict[str, float] = {}
+    overlaps, scores = [], []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(scenes), CHUNK):
+            chunk = scenes[start:start + CHUNK]
+            images, boxes = chunk.images.to(device), chunk.boxes.to(device)
+            inferred, rollout = model.infer(images), model.rollout(images)
+            terms = elbo_terms(model, rollout)
+            q = terms.log_q.exp()  # (B, N+1)
+            per_image = terms.per_image(q)
+            per_image["count_accuracy_sampled"] = _at(q, chunk.counts.to(device))
+            if iw_particles:
+                per_image["iw_bound"] = iw_bound(model, images, iw_particles)
+            for name, value in per_image.items():
+                sums[name] = sums.get(name, 0.0) + value.double().sum().item()
+            confusion.index_put_((chunk.counts, inferred.count.cpu()), torch.ones((), dtype=torch.int64), True)
+            present = inferred.z_pres > 0
+            overlaps.append(matched_iou(inferred.boxes, present, boxes, (boxes[..., 2] > boxes[..., 0]))[present].cpu())
+            scores.append(log_at_least(rollout.logits)[:, 1:][present].cpu())
+    model.train(was_training)
+
+    iou, score, objects = torch.cat(overlaps), torch.cat(scores), int(scenes.counts.sum())
+    return {"count_accuracy_map": confusion.diagonal().sum().item() / len(scenes), "confusion": confusion.tolist(),
+            **{name: total / len(scenes) for name, total in sums.items()},
+            "box_iou": iou.sum().item() / max(1, objects), "box_ap50": average_precision(iou >= 0.5, score, objects),
+            **({"iw_particles": iw_particles} if iw_particles else {})}
+
+
+def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
+    """The importance-weighted bound on log p(x), with the count summed out of every particle.
+
+    A rollout's weight is Σ_n p(n) p(x | z_{1:n}) Π_{t<=n} p(z_t)/q(z_t): its mean is p(x) whatever q(n) is, and it
+    varies less than that of a drawn n.
+
+    Args:
+        images: as `AIR.rollout` takes them.
+        particles: K.
+    Returns:
+        (B,) in nats: log 1/K Σ_k w_k.
+    Source: Burda et al. (2016), eq. 8.
+    """
+    log_weights = []
+    for _ in range(particles):
+        rollout = model.rollout(images)
+        log_ratio = torch.stack([latent.log_ratio() for latent in rollout.latents.values()]).sum(0)  # (B, N)
+        log_joint = model.count_prior.log_probs + rollout.log_likelihood  # (B, N+1)
+        log_weights.append((log_joint + torch.nn.functional.pad(log_ratio.cumsum(-1), (1, 0))).logsumexp(-1))
+    return torch.stack(log_weights).logsumexp(0) - math.log(particles)
+
+
+def matched_iou(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tensor) -> Tensor:
+    """The IoU of each inferred box with the true one it is matched to, 0 for one without.
+
+    Pairs are matched one to one, the best overlap in the image first.
+
+    Args:
+        boxes: (B, N, 4), (x0, y0, x1, y1); present: (B, N) bool.
+        true_boxes: (B, L, 4); true_present: (B, L) bool.
+    Returns:
+        (B, N).
+    """
+    iou = torch.vmap(box_iou)(boxes, true_boxes)  # (B, N, L)
+    iou = iou * (present[..., :, None] & true_present[..., None, :])
+    matched = torch.zeros_like(iou[..., 0])
+    image = torch.arange(len(iou), device=iou.device)
+    for _ in range(min(iou.shape[1:])):
+        best, pair = iou.flatten(1).max(-1)
+        row, column = pair // iou.shape[2], pair % iou.shape[2]
+        matched[image, row] = torch.maximum(matched[image, row], best)  # a best of 0 takes no match away
+        iou[image, row] = 0
+        iou[image, :, column] = 0
+    return matched
+
+
+def average_precision(hit: Tensor, score: Tensor, objects: int) -> float:
+    """Area under the precision-recall curve, precision made non-increasing, as in PASCAL VOC (2010 on).
+
+    Args:
+        hit: (P,) bool, whether an inferred box is right.
+        score: (P,), higher means surer.
+        objects: how many true boxes there are.
+    """
+    if not objects:
+        return float(not len(hit))
+    right = hit[score.argsort(descending=True, stable=True)].double()
+    precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
+    envelope = precision.flip(0).cummax(0).values.flip(0) if len(right) else precision
+    return (envelope * right).sum().item() / objects  # recall rises by 1/objects at each hit
+
+
+def _at(q: Tensor, counts: Tensor) -> Tensor:
+    """q at the true count, (B,); 0 where the model cannot count so far."""
+    inside = counts < q.shape[-1]
+    return q.gather(-1, (counts * inside)[:, None]).squeeze(-1) * inside

@@ -1,0 +1,64 @@
+"""What a run says while it goes: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from air.files import atomic_write
+
+
+class RunLog:
+    """Writes into a run's folder, and to the terminal."""
+
+    def __init__(self, out: Path, start: int, steps: int) -> None:
+        """Args: start: the step a resumed run goes on from; what was logged after it is taken back."""
+        self.metrics_file = out / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= start]
+        with atomic_write(self.metrics_file) as file:
+            file.writelines((line + "\n").encode() for line in kept)
+        self.writer = SummaryWriter(str(out), purge_step=start + 1 if start else None)
+        self.start, self.steps, self.began = start, steps, time.monotonic()
+        self.bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05)
+
+    def _lines(self) -> list[str]:
+        return self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+
+    def step(self, elbo: Tensor) -> None:
+        """One training step was taken."""
+        if not self.bar.disable:
+            self.bar.update()
+            if self.bar.n % 10 == 0:
+                self.bar.set_description(f"elbo {elbo.item():.1f}", refresh=False)
+
+    def evaluation(self, step: int, train: Mapping[str, float], held_out: Mapping[str, Any], picture: Tensor) -> None:
+        """One line of metrics.jsonl, the same in TensorBoard, and one line or the bar's postfix for the reader."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps({"step": step, "train": dict(train), "held_out": dict(held_out)}) + "\n")
+        for group, metrics in (("train", train), ("held_out", held_out)):
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self.writer.add_scalar(f"{group}/{name}", value, step)
+        inferred = torch.tensor(held_out["confusion"]).sum(0)
+        self.writer.add_histogram("held_out/count", torch.arange(len(inferred)).repeat_interleave(inferred), step,
+                                  bins=[n - 0.5 for n in range(len(inferred) + 1)])
+        self.writer.add_image("reconstructions", picture, step)
+        self.writer.flush()
+        accuracy = 100 * held_out["count_accuracy_map"]
+        if self.bar.disable:
+            pace = (time.monotonic() - self.began) / max(1, step - self.start)
+            print(f"step {step}/{self.steps}  elbo {held_out['elbo']:.1f}  counts right {accuracy:.2f}%  "
+                  f"{(self.steps - step) * pace:.0f} s left", flush=True)
+        else:
+            self.bar.set_postfix_str(f"held out: counts right {accuracy:.2f}%")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()

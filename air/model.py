@@ -1,0 +1,273 @@
+"""AIR: the generative model (prior), the inference network (guide) and the rollout that every estimator reads.
+
+    n ~ p(n);  z_where_t ~ Normal(loc, scale²), z_what_t ~ Normal(0, I),  t = 1..n
+    canvas_n = Σ_{t<=n} window_to_image(decode(z_what_t), z_where_t)
+    x ~ Normal(canvas_n, likelihood_sd²)
+
+Shapes: B batch, N num_steps, C H W image, w window_size, D z_what_size.
+Source: Eslami et al. (2016), sections 2-3.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from air.distributions import CountPrior, NormalLatent, log_count_probs
+from air.networks import Baseline, Decoder, Encoder, Predict, RecurrentNet
+from air.spatial import image_to_window, painted_boxes, window_to_image
+
+# A painted pixel belongs to its object above this share of the object's brightest one. Chosen on training scenes.
+BOX_THRESHOLD = 0.2
+
+
+class Rollout(NamedTuple):
+    """All N steps of the guide with every z_pres set to 1, and the N+1 likelihoods that go with them.
+
+    Estimators read this and nothing else, so they do not know what an object's latents are.
+    """
+
+    logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    latents: Mapping[str, NormalLatent]  # name -> (B, N, size): "where" and "what"
+    history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
+    painted: Tensor  # (B, N, C, H, W), each object alone
+    log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
+
+    def canvases(self) -> Tensor:
+        """(B, N+1, C, H, W), canvas_n for n = 0..N."""
+        empty = torch.zeros_like(self.painted[:, :1])
+        return torch.cat((empty, self.painted), 1).cumsum(1)
+
+
+class Inference(NamedTuple):
+    """What the model sees in an image, along the path of most probable count and mean latents."""
+
+    count: Tensor  # (B,) int64, the MAP count
+    count_probs: Tensor  # (B, N+1), q(n)
+    z_pres: Tensor  # (B, N), 1 for t <= count, else 0
+    z_where: Tensor  # (B, N, 3), (s, x, y)
+    z_what: Tensor  # (B, N, D)
+    boxes: Tensor  # (B, N, 4), (x0, y0, x1, y1) in pixels: tight around what the object paints; 0 where z_pres is 0
+    reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
+    canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
+
+
+class AIR(nn.Module):
+    """Attend, Infer, Repeat, with the constructor of Pyro's example class.
+
+    Where it departs from that class: immutable defaults, `channels`, and `count_prior`, p(n) as part of the model.
+    """
+
+    def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
+                 encoder_net: Sequence[int] = (), decoder_net: Sequence[int] = (), predict_net: Sequence[int] = (),
+                 embed_net: Sequence[int] | None = None, bl_predict_net: Sequence[int] = (),
+                 non_linearity: str = "ReLU", decoder_output_bias: float | None = None,
+                 decoder_output_use_sigmoid: bool = False, use_masking: bool = True, use_baselines: bool = True,
+                 baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
+                 pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
+                 channels: int = 1, count_prior: float | CountPrior = 0.5) -> None:
+        """Build the networks.
+
+        Args:
+            num_steps: N, the most objects an image can hold.
+            x_size: H = W, the image's side in pixels.
+            window_size: w, the glimpse's side in pixels.
+            z_what_size: D.
+            rnn_hidden_size: of the LSTM, and of the baseline's.
+            encoder_net, decoder_net, predict_net, bl_predict_net: hidden layers' sizes.
+            embed_net: layer sizes of an MLP between the image and the recurrent nets; None: the pixels themselves.
+            non_linearity: the name of a class in torch.nn.
+            decoder_output_bias: added to the window's pixels, before the sigmoid.
+            use_masking: the KLs of absent objects (t > n) are left out; if False they count, as in the reference.
+            use_baselines: NVIL learns an input-dependent baseline.
+            baseline_scalar: multiplies the baseline's output.
+            scale_prior_mean, scale_prior_sd, pos_prior_mean, pos_prior_sd: Normal prior of z_where = (s, x, y).
+            likelihood_sd: of a pixel, in intensities.
+            channels: C.
+            count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. Training wants a small k (1e-4): with the
+                default one digit is soon explained by two objects.
+        Raises:
+            ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
+        """
+        super().__init__()
+        for name, size in {"num_steps": num_steps, "x_size": x_size, "window_size": window_size, "channels": channels,
+                           "z_what_size": z_what_size, "rnn_hidden_size": rnn_hidden_size,
+                           "likelihood_sd": likelihood_sd, "scale_prior_sd": scale_prior_sd,
+                           "pos_prior_sd": pos_prior_sd}.items():
+            if size <= 0:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if not isinstance(count_prior, CountPrior):
+            count_prior = CountPrior.geometric(num_steps, count_prior)
+        if count_prior.log_probs.shape != (num_steps + 1,):
+            raise ValueError(f"the count prior must be over 0..{num_steps}, shape ({num_steps + 1},), "
+                             f"got {tuple(count_prior.log_probs.shape)}")
+        self.num_steps, self.x_size, self.window_size, self.channels = num_steps, x_size, window_size, channels
+        self.use_masking, self.use_baselines, self.likelihood_sd = use_masking, use_baselines, likelihood_sd
+        self.count_prior = count_prior
+
+        pixels = channels * x_size**2
+        window_pixels = channels * window_size**2
+        self._recurrent_sizes = (pixels, embed_net, 3 + z_what_size + 1, rnn_hidden_size, non_linearity)
+        self._baseline_sizes = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
+        self.rnn = RecurrentNet(*self._recurrent_sizes)
+        self.predict = Predict(rnn_hidden_size, predict_net, non_linearity)
+        self.encode = Encoder(window_pixels, encoder_net, z_what_size, non_linearity)
+        self.decode = Decoder(z_what_size, decoder_net, channels, window_size, decoder_output_bias,
+                              decoder_output_use_sigmoid, non_linearity)
+        self.z_where_init = nn.Parameter(torch.zeros(1, 3))
+        self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size))
+        self.register_buffer("z_where_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
+        self.register_buffer("z_where_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
+
+    def make_baseline(self) -> Baseline:
+        """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
+        return Baseline(RecurrentNet(*self._recurrent_sizes), *self._baseline_sizes)
+
+    # ---- generative model ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prior(self, n: int, z_pres_prior_p: Callable[[int], float] | None = None
+              ) -> tuple[tuple[list[Tensor], list[Tensor]], Tensor]:
+        """Draw scenes.
+
+        Args:
+            n: how many.
+            z_pres_prior_p: t -> p(z_pres_t = 1 | z_pres_{t-1} = 1), t = 0..N-1; None: the model's count prior.
+        Returns:
+            (z_where, z_pres), x: lists over steps of (n, 3) and (n, 1); images (n, H, W), or (n, C, H, W) for C > 1,
+            the canvases without pixel noise.
+        """
+        prior = self.count_prior
+        if z_pres_prior_p is not None:
+            prior = CountPrior.from_steps(self.num_steps, z_pres_prior_p).to(self.z_where_loc)
+        z_pres = self._z_pres(prior.sample(n))  # (n, N)
+        z_where = self.z_where_loc + self.z_where_scale * self.z_where_loc.new_empty(n, self.num_steps, 3).normal_()
+        z_what = self.z_where_loc.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
+        x = (self._paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
+        return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
+
+    def _paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
+        """Each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
+        window = self.decode(z_what.flatten(0, 1))  # (B*N, C, w, w)
+        return window_to_image(window, z_where.flatten(0, 1), self.x_size).unflatten(0, z_where.shape[:2])
+
+    def _z_pres(self, count: Tensor) -> Tensor:
+        """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""
+        steps = torch.arange(self.num_steps, device=count.device)
+        return (steps < count[:, None]).to(self.z_where_loc.dtype)
+
+    def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
+        """log p(x | n, z_{1:n}) = Σ_pixels log Normal(x; canvas_n, likelihood_sd²) for n = 0..N.
+
+        Args:
+            images: (B, C, H, W).
+            painted: (B, N, C, H, W), each object alone.
+        Returns:
+            (B, N+1) in nats; at most `log_likelihood_ceiling`.
+        """
+        residual = images  # x - canvas_n
+        squares = [residual.square().sum((1, 2, 3))]
+        for painted_t in painted.unbind(1):
+            residual = residual - painted_t
+            squares.append(residual.square().sum((1, 2, 3)))
+        return self.log_likelihood_ceiling - torch.stack(squares, 1) / (2 * self.likelihood_sd**2)
+
+    @property
+    def log_likelihood_ceiling(self) -> float:
+        """The log-likelihood of a perfect reconstruction, in nats: an ELBO means something only beside it."""
+        pixels = self.channels * self.x_size**2
+        return -pixels * (math.log(self.likelihood_sd) + math.log(2 * math.pi) / 2)
+
+    # ---- inference network ---------------------------------------------------------------------------------------
+
+    def rollout(self, images: Tensor, at_mean: bool = False) -> Rollout:
+        """Run all N steps of the guide with z_pres = 1, and paint what they found.
+
+        Given the image, the chain is only ever continued from z_pres = 1, so this holds all that any estimator needs.
+
+        Args:
+            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
+            at_mean: take each Normal's loc in place of a draw.
+        Raises:
+            ValueError: the images are not of the model's size.
+        """
+        images = self.as_images(images)
+        batch = len(images)
+        sizes = (3, self.z_what_init.shape[-1])
+        noise = images.new_zeros(batch, self.num_steps, sum(sizes))
+        noise = noise if at_mean else noise.normal_()
+        ones = images.new_ones(batch, 1)
+        z_where, z_what = self.z_where_init.expand(batch, -1), self.z_what_init.expand(batch, -1)
+        image_gates, state = self.rnn.read(images)
+        steps = []
+        for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
+            latents = torch.cat((z_where, z_what, ones), -1)
+            state = self.rnn(image_gates, latents, state)
+            logit, where_loc, where_scale = self.predict(state[0])
+            where_loc, where_scale = self.z_where_loc + where_loc, self.z_where_scale * where_scale
+            z_where = where_loc + where_scale * noise_where
+            # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
+            what_loc, what_scale = self.encode(image_to_window(images, z_where, self.window_size))
+            z_what = what_loc + what_scale * noise_what
+            steps.append((logit, latents, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
+        logits, history, *latent = (torch.stack(each, 1) for each in zip(*steps))
+        where = NormalLatent(*latent[:3], self.z_where_loc, self.z_where_scale)
+        what = NormalLatent(*latent[3:], images.new_zeros(()), images.new_ones(()))
+        painted = self._paint(where.value, what.value)
+        return Rollout(logits.squeeze(-1), {"where": where, "what": what}, history, painted,
+                       self.log_likelihood(images, painted))
+
+    def guide(self, images: Tensor, batch_size: int | None = None,
+              z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw the latents of a random subset of the images from the inference network.
+
+        Args:
+            images: (M, H, W) or (M, C, H, W).
+            batch_size: how many images to draw, without replacement; None: all, in order.
+            z_pres_prior_p: taken so that one set of keywords serves `prior` and `guide`; the guide has no use for it.
+        Returns:
+            z_where, z_pres: lists over steps of (batch_size, 3) and (batch_size, 1).
+        Raises:
+            ValueError: the images are not of the model's size, or fewer than batch_size.
+        """
+        if batch_size is not None:
+            if not 0 < batch_size <= len(images):
+                raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
+            images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
+        rollout = self.rollout(images)
+        z_pres = rollout.logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
+        return list(rollout.latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
+
+    @torch.no_grad()
+    def infer(self, images: Tensor) -> Inference:
+        """Count, locate, encode and reconstruct the objects of images, without noise.
+
+        Args:
+            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
+        Raises:
+            ValueError: the images are not of the model's size.
+        """
+        rollout = self.rollout(images, at_mean=True)
+        count_probs = log_count_probs(rollout.logits).exp()
+        count = count_probs.argmax(-1)
+        z_pres = self._z_pres(count)
+        z_where = rollout.latents["where"].value
+        canvases = rollout.canvases()
+        boxes = painted_boxes(rollout.painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
+        reconstruction = canvases[torch.arange(len(count), device=count.device), count]
+        return Inference(count, count_probs, z_pres, z_where, rollout.latents["what"].value, boxes, reconstruction,
+                         canvases)
+
+    def as_images(self, images: Tensor) -> Tensor:
+        """(B, H, W) or (B, C, H, W), uint8 or floating -> (B, C, H, W) in the model's dtype."""
+        expected = (self.channels, self.x_size, self.x_size)
+        if images.ndim == 3 and self.channels == 1:
+            images = images[:, None]
+        if images.shape[1:] != expected:
+            raise ValueError(f"expected images of shape (B, {', '.join(map(str, expected))})"
+                             f"{' or (B, H, W)' if self.channels == 1 else ''}, got {tuple(images.shape)}")
+        if images.dtype == torch.uint8:
+            return images.to(self.z_where_loc.dtype) / 255
+        return images.to(self.z_where_loc.dtype)

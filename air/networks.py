@@ -1,0 +1,139 @@
+"""The networks: MLP, Encoder, Decoder, Predict, the recurrent net that reads an image once, and NVIL's Baseline.
+
+Under autocast only the layers run in low precision: each network gives back the dtype of what it read, so that samples,
+KLs and likelihoods are computed in full.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = tuple[Tensor, Tensor]  # h and c of an LSTM, each (B, rnn_hidden_size)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with a non-linearity between them; after the last one too where `output_non_linearity`."""
+
+    def __init__(self, in_size: int, out_sizes: Sequence[int], non_linearity: str,
+                 output_non_linearity: bool = False) -> None:
+        """Args: non_linearity: the name of a class in torch.nn, "ReLU" for instance.
+
+        Raises:
+            ValueError: there is no layer, or torch.nn has no such class.
+        """
+        if not out_sizes:
+            raise ValueError("an MLP needs at least one layer, got no output size")
+        if not hasattr(nn, non_linearity):
+            raise ValueError(f"torch.nn has no non-linearity named {non_linearity!r}")
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip([in_size, *out_sizes], out_sizes):
+            layers += [nn.Linear(fan_in, fan_out), getattr(nn, non_linearity)()]
+        super().__init__(*(layers if output_non_linearity else layers[:-1]))
+
+
+class Encoder(nn.Module):
+    """q(z_what | glimpse)."""
+
+    def __init__(self, pixels: int, hidden: Sequence[int], z_what_size: int, non_linearity: str) -> None:
+        super().__init__()
+        self.mlp = MLP(pixels, [*hidden, 2 * z_what_size], non_linearity)
+
+    def forward(self, glimpse: Tensor) -> tuple[Tensor, Tensor]:
+        """Glimpse (B, C, w, w) -> loc and scale of z_what, (B, D) each."""
+        loc, scale = self.mlp(glimpse.flatten(1)).to(glimpse.dtype).chunk(2, -1)
+        return loc, F.softplus(scale)
+
+
+class Decoder(nn.Module):
+    """The mean of the window's pixels given z_what."""
+
+    def __init__(self, z_what_size: int, hidden: Sequence[int], channels: int, window_size: int,
+                 bias: float | None, use_sigmoid: bool, non_linearity: str) -> None:
+        super().__init__()
+        self.mlp = MLP(z_what_size, [*hidden, channels * window_size**2], non_linearity)
+        self.window_shape = (channels, window_size, window_size)
+        self.bias = bias
+        self.use_sigmoid = use_sigmoid
+
+    def forward(self, z_what: Tensor) -> Tensor:
+        """z_what (B, D) -> window (B, C, w, w)."""
+        window = self.mlp(z_what).to(z_what.dtype)
+        if self.bias is not None:
+            window = window + self.bias
+        if self.use_sigmoid:
+            window = window.sigmoid()
+        return window.unflatten(-1, self.window_shape)
+
+
+class Predict(nn.Module):
+    """q(z_pres_t) and q(z_where_t) from the recurrent net's h; the model adds the prior's loc and scale."""
+
+    def __init__(self, rnn_hidden_size: int, hidden: Sequence[int], non_linearity: str) -> None:
+        super().__init__()
+        self.mlp = MLP(rnn_hidden_size, [*hidden, 1 + 3 + 3], non_linearity)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h (B, R) -> logit of z_pres (B, 1), loc (B, 3) and scale (B, 3) of z_where, relative to its prior."""
+        logit, loc, scale = self.mlp(h).to(h.dtype).split((1, 3, 3), -1)
+        return logit, loc, F.softplus(scale)
+
+
+class RecurrentNet(nn.Module):
+    """An LSTM cell on (embedded image, latents of the step before).
+
+    The image is the same at every step, so its product with the input weights, nearly all of the cell's arithmetic, is
+    taken once (`read`); a step multiplies only h and the latents.
+    """
+
+    def __init__(self, pixels: int, embed_net: Sequence[int] | None, latents: int, hidden_size: int,
+                 non_linearity: str) -> None:
+        super().__init__()
+        self.embed = nn.Identity() if embed_net is None else MLP(pixels, embed_net, non_linearity, True)
+        features = pixels if embed_net is None else embed_net[-1]
+        self.image_gates = nn.Linear(features, 4 * hidden_size)
+        self.step_gates = nn.Linear(hidden_size + latents, 4 * hidden_size, bias=False)
+        for parameter in (*self.image_gates.parameters(), *self.step_gates.parameters()):
+            nn.init.uniform_(parameter, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))  # as nn.LSTMCell
+        self.h_init = nn.Parameter(torch.zeros(1, hidden_size))
+        self.c_init = nn.Parameter(torch.zeros(1, hidden_size))
+
+    def read(self, images: Tensor) -> tuple[Tensor, State]:
+        """Images (B, C, H, W) -> their part of the gates (B, 4R), and the state before the first step."""
+        gates = self.image_gates(self.embed(images.flatten(1)))
+        size = (len(images), -1)
+        return gates, (self.h_init.expand(size), self.c_init.expand(size))
+
+    def forward(self, image_gates: Tensor, latents: Tensor, state: State) -> State:
+        """One step: latents (B, L) of the step before and the state -> the next state."""
+        h, c = state
+        gates = image_gates + self.step_gates(torch.cat((h, latents), -1))
+        i, f, g, o = gates.chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+class Baseline(nn.Module):
+    """NVIL's input-dependent baseline b_t(x, z_{<t}): a recurrent net of its own and an MLP to one number a step.
+
+    Source: Mnih & Gregor (2014), section 2.3.1; Eslami et al. (2016), appendix.
+    """
+
+    def __init__(self, rnn: RecurrentNet, hidden_size: int, hidden: Sequence[int], non_linearity: str,
+                 scalar: float | None) -> None:
+        """Args: scalar: multiplies the output, where what it predicts is large (the reference's baseline_scalar)."""
+        super().__init__()
+        self.rnn = rnn
+        self.predict = MLP(hidden_size, [*hidden, 1], non_linearity)
+        self.scalar = 1.0 if scalar is None else scalar
+
+    def forward(self, images: Tensor, history: Tensor) -> Tensor:
+        """Images (B, C, H, W) and what the steps read besides, (B, N, L) -> b_t (B, N) in nats."""
+        image_gates, state = self.rnn.read(images)
+        outputs = []
+        for latents in history.unbind(1):
+            state = self.rnn(image_gates, latents, state)
+            outputs.append(state[0])
+        return self.predict(torch.stack(outputs, 1)).squeeze(-1).to(history.dtype) * self.scalar

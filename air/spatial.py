@@ -1,0 +1,118 @@
+"""The spatial transformer: where an object is, and how to look at it and paint it.
+
+`z_where = (s, x, y)` stands for the affine matrix [[s, 0, x], [0, s, y]] that maps *canvas* coordinates to *window*
+coordinates; both run over [-1, 1], y downwards, pixel centres as in `grid_sample(align_corners=False)`. So s = 3 is an
+object a third of the canvas wide, and its centre stands at (-x/s, -y/s) on the canvas. Reading a glimpse maps window
+coordinates to canvas coordinates, by the inverse (1/s, -x/s, -y/s).
+
+Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transformer networks", eq. 1-5.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def invert_z_where(z_where: Tensor) -> Tensor:
+    """The z_where of the inverse map, from window coordinates to canvas coordinates.
+
+    Args:
+        z_where: (..., 3), (s, x, y); s != 0.
+    Returns:
+        (..., 3), (1/s, -x/s, -y/s).
+    """
+    scale, shift = z_where[..., :1], z_where[..., 1:]
+    return torch.cat((torch.ones_like(scale), -shift), -1) / scale
+
+
+def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor:
+    """Read the glimpse that lies under the window (the inverse of `window_to_image`).
+
+    Args:
+        images: (B, C, H, H), intensities.
+        z_where: (B, 3), (s, x, y) as in the module's docstring; s != 0.
+        window_size: side of the glimpse in pixels.
+    Returns:
+        (B, C, window_size, window_size); zero where the window leaves the image.
+    Raises:
+        ValueError: a shape is not as above (the message prints both shapes).
+    Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
+    """
+    _check(images, z_where, "images")
+    return _resample(images, invert_z_where(z_where), window_size)
+
+
+def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
+    """Paint a window onto an empty canvas (the inverse of `image_to_window`).
+
+    Args:
+        window: (B, C, w, w), intensities.
+        z_where: (B, 3), (s, x, y) as in the module's docstring; s != 0.
+        image_size: side of the canvas in pixels.
+    Returns:
+        (B, C, image_size, image_size); zero outside the window.
+    Raises:
+        ValueError: a shape is not as above (the message prints both shapes).
+    Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
+    """
+    _check(window, z_where, "window")
+    return _resample(window, z_where, image_size)
+
+
+def window_boxes(z_where: Tensor, image_size: int) -> Tensor:
+    """The windows' outlines on the canvas.
+
+    Args:
+        z_where: (..., 3), (s, x, y); s != 0.
+        image_size: side of the canvas in pixels.
+    Returns:
+        (..., 4), (x0, y0, x1, y1) in pixels from the canvas's top left corner; a window may reach beyond the canvas.
+    """
+    scale, centre = invert_z_where(z_where).split((1, 2), -1)
+    corners = torch.cat((centre - scale.abs(), centre + scale.abs()), -1)  # in [-1, 1] canvas units
+    return (corners + 1) * (image_size / 2)
+
+
+def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
+    """The tight boxes of what objects paint; unlike a window's outline they hold no empty margin.
+
+    Args:
+        painted: (..., C, H, H), each object painted alone on an empty canvas.
+        z_where: (..., 3), the objects' windows: the box of an object that paints nothing is its window's outline.
+        threshold: a pixel belongs to the object where its largest channel exceeds this share of the object's maximum.
+    Returns:
+        (..., 4), (x0, y0, x1, y1) in pixels: the first column and row, and one past the last.
+    Raises:
+        ValueError: the leading shapes differ (the message prints both).
+    """
+    if painted.shape[:-3] != z_where.shape[:-1]:
+        raise ValueError(f"painted {tuple(painted.shape)} and z_where {tuple(z_where.shape)}: leading shapes differ")
+    size = painted.shape[-1]
+    intensity = painted.amax(-3)  # (..., H, H)
+    peak = intensity.amax((-2, -1), keepdim=True)
+    inside = (intensity > threshold * peak) & (peak > 0)
+    edges = []
+    for along_axis in (inside.any(-2), inside.any(-1)):  # columns (x), then rows (y): (..., H)
+        first = along_axis.int().argmax(-1)
+        last = size - along_axis.flip(-1).int().argmax(-1)
+        edges.append(torch.stack((first, last), -1))
+    (x0, x1), (y0, y1) = (edge.unbind(-1) for edge in edges)
+    tight = torch.stack((x0, y0, x1, y1), -1).to(z_where.dtype)
+    return torch.where(inside.flatten(-2).any(-1, keepdim=True), tight, window_boxes(z_where, size))
+
+
+def _resample(source: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Bilinear sampling of (B, C, h, h) at the (s, x, y) image of a size x size grid of pixel centres."""
+    centres = (2 * torch.arange(size, dtype=theta.dtype, device=theta.device) + 1) / size - 1  # of pixels, in [-1, 1]
+    # The matrix scales and shifts only, so x depends on the column alone and y on the row alone.
+    x, y = (theta[:, :1, None] * centres + theta[:, 1:, None]).unbind(1)  # (B, size) each
+    shape = (-1, size, size)
+    grid = torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), -1)  # (B, size, size, 2)
+    return F.grid_sample(source, grid, align_corners=False)
+
+
+def _check(pixels: Tensor, z_where: Tensor, name: str) -> None:
+    if (pixels.ndim != 4 or z_where.ndim != 2 or pixels.shape[-1] != pixels.shape[-2]
+            or z_where.shape != (len(pixels), 3)):
+        raise ValueError(f"expected {name} (B, C, side, side) and z_where (B, 3), "
+                         f"got {tuple(pixels.shape)} and {tuple(z_where.shape)}")

@@ -1,0 +1,219 @@
+"""The training loop: device, schedules, logging, checkpoint, resume."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.io import encode_png
+
+from air.checkpoints import FILE_NAME, save_checkpoint
+from air.data import Dataset
+from air.estimators import ESTIMATORS
+from air.evaluation import evaluate
+from air.files import atomic_write
+from air.logs import RunLog
+from air.model import AIR
+from air.visualization import reconstruction_picture
+
+IW_PARTICLES = 20  # of the final bound
+QUICK_SCENES = 2000  # held-out scenes of the evaluations on the way; the last one takes all
+PICTURE_SCENES = 8
+
+
+class TrainingError(Exception):
+    """A run that cannot go on; the message says what is left and what to try."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the run has been saved."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that determines a run, as written to config.json. JSON values only."""
+
+    dataset: str  # by name: what "auto" chose
+    dataset_reason: str
+    data_root: str
+    counts: list[int]
+    overlap: str
+    estimator: str
+    estimator_options: dict[str, Any]  # keywords of the estimator
+    model: dict[str, Any]  # keywords of AIR
+    steps: int
+    batch_size: int
+    lr: float  # of the model, at the first step; falls to 0 along a cosine
+    baseline_lr: float  # of the baseline, likewise
+    exploration: float  # at the first step; falls to 0 along a line
+    exploration_steps: int
+    seed: int
+    device: str
+    precision: str
+    compile: bool
+    eval_every: int
+    checkpoint_every: int
+
+
+class Trainer:
+    """One run: a model, its objective and optimiser, and the folder that it writes to."""
+
+    def __init__(self, config: Config, dataset: Dataset, out: Path, checkpoint: dict[str, Any] | None = None) -> None:
+        """Args: checkpoint: go on from it, as if the run had never stopped."""
+        torch.manual_seed(config.seed)
+        self.config, self.dataset, self.out = config, dataset, out
+        self.device = torch.device(config.device)
+        self.model = AIR(**config.model)
+        self.objective = ESTIMATORS[config.estimator](self.model, **config.estimator_options).to(self.device)
+        groups = self.objective.parameter_groups(config.lr, config.baseline_lr)
+        self.optimizer = torch.optim.Adam([{**group, "initial_lr": group["lr"]} for group in groups], fused=True)
+        self.images = dataset.train.images.to(self.device)
+        self.step = 0  # steps taken
+        self.seconds = 0.0  # in the loop, evaluations included
+        self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation
+        self.summed = 0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.forward: nn.Module = torch.compile(self.objective) if config.compile else self.objective
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step, evaluate on all held-out scenes, and write what config.json's folder is to hold.
+
+        Returns:
+            the final metrics, as in metrics.json.
+        Raises:
+            Interrupted: Ctrl-C; the checkpoint is the state at that moment.
+            TrainingError: the loss is not finite; the checkpoint is the last one written before.
+        """
+        config = self.config
+        with atomic_write(self.out / "config.json") as file:
+            file.write(json.dumps(asdict(config), indent=2).encode())
+        log = RunLog(self.out, self.step, config.steps)
+        before, began = self.seconds, time.monotonic()
+        try:
+            with interrupt_flag() as interrupted:
+                while self.step < config.steps:
+                    log.step(self._train_step()["elbo"])
+                    self.seconds = before + time.monotonic() - began
+                    last = self.step == config.steps
+                    if self.step % config.eval_every == 0 and not last:
+                        self._evaluate(log, self.dataset.held_out[:QUICK_SCENES], 0)
+                    if self.step % config.checkpoint_every == 0 or last or interrupted.is_set():
+                        self._save()
+                    if interrupted.is_set():
+                        raise Interrupted
+            metrics = self._evaluate(log, self.dataset.held_out, IW_PARTICLES)
+        finally:
+            log.close()
+        metrics |= {"held_out_scenes": len(self.dataset.held_out), "steps": self.step, "seconds": self.seconds,
+                    "log_likelihood_ceiling": self.model.log_likelihood_ceiling}
+        with atomic_write(self.out / "metrics.json") as file:
+            file.write(json.dumps(metrics, indent=2).encode())
+        return metrics
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def _train_step(self) -> dict[str, Tensor]:
+        self._set_schedules()
+        images = self.images[self._batch_indices()]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss, metrics = self.forward(images)
+        if not loss.isfinite():
+            saved = self.out / FILE_NAME
+            left = f"{saved} holds the last good step" if saved.exists() else "no checkpoint had been written"
+            raise TrainingError(f"the loss is {loss.item()} at step {self.step + 1}; {left}. "
+                                "Try a lower --lr, or --precision fp32")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.summed += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        return metrics
+
+    def _set_schedules(self) -> None:
+        config = self.config
+        cosine = (1 + math.cos(math.pi * self.step / config.steps)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * cosine
+        remaining = max(0.0, 1 - self.step / config.exploration_steps) if config.exploration_steps else 0.0
+        self.objective.exploration.fill_(config.exploration * remaining)
+
+    def _batch_indices(self) -> Tensor:
+        """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state."""
+        per_epoch = len(self.images) // self.config.batch_size
+        epoch, place = divmod(self.step, per_epoch)
+        if place == 0 or not hasattr(self, "_order"):
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self._order = torch.randperm(len(self.images), generator=generator)
+        start = place * self.config.batch_size
+        return self._order[start:start + self.config.batch_size].to(self.device)
+
+    # ---- what is written -------------------------------------------------------------------------------------------
+
+    def _evaluate(self, log: RunLog, scenes: Any, iw_particles: int) -> dict[str, Any]:
+        held_out = evaluate(self.model, scenes, iw_particles)
+        train = {name: value.item() / self.summed for name, value in self.sums.items()} | self._gradient_norms()
+        picture = reconstruction_picture(self.model, scenes[:PICTURE_SCENES])
+        log.evaluation(self.step, train, held_out, picture)
+        with atomic_write(self.out / "reconstructions.png") as file:
+            file.write(encode_png(picture).numpy().tobytes())
+        self.sums, self.summed = {}, 0
+        return held_out
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Of the last step's gradients, by network."""
+        networks = dict(self.model.named_children()) | {
+            name: child for name, child in self.objective.named_children() if child is not self.model}
+        norms = {}
+        for name, network in networks.items():
+            gradients = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+            if gradients:
+                norms[f"grad_norm_{name}"] = torch.stack(gradients).norm().item()
+        return norms
+
+    def _save(self) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.objective.parameters()):
+            return  # the next loss will not be finite: keep the last good checkpoint
+        save_checkpoint(self.out / FILE_NAME, {
+            "config": asdict(self.config), "model": self.config.model, "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds, "sums": self.sums,
+            "summed": self.summed, "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None})
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.objective.load_state_dict(checkpoint["objective"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step, self.seconds, self.summed = checkpoint["step"], checkpoint["seconds"], checkpoint["summed"]
+        self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+        torch.set_rng_state(checkpoint["rng"])
+        if self.device.type == "cuda" and checkpoint["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
+
+
+@contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """Ctrl-C sets the flag, so that a step is finished before the run stops; a second Ctrl-C interrupts at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # signals reach the main thread only
+        return
+
+    def handler(number: int, frame: object) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,84 @@
+"""Pictures: boxes on images, and reconstructions step by step."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, make_grid
+
+from air.data.scenes import Scenes
+from air.model import AIR
+
+TRUTH_COLOUR = "white"
+STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # by step, from the first
+ABSENT = 48  # grey level of a step that does not exist
+_ZOOM = 2
+_PADDING = 2
+_HEADING = 14  # pixels
+
+
+def to_rgb(images: Tensor, zoom: int = _ZOOM) -> Tensor:
+    """(B, C, H, W), uint8 or intensities -> (B, 3, zoom*H, zoom*W) uint8, values outside [0, 1] clipped."""
+    if images.dtype != torch.uint8:
+        images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    if images.shape[1] != 3:
+        images = images[:, :1].expand(-1, 3, -1, -1)
+    return images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2).cpu()
+
+
+def draw_boxes(images: Tensor, boxes: Tensor, present: Tensor, colours: tuple[str, ...], zoom: int = _ZOOM) -> Tensor:
+    """Outline objects.
+
+    Args:
+        images: (B, C, H, W), uint8 or intensities.
+        boxes: (B, L, 4), (x0, y0, x1, y1) in the images' pixels.
+        present: (B, L), which boxes to draw.
+        colours: of the L boxes, in turn.
+        zoom: each pixel becomes zoom x zoom pixels.
+    Returns:
+        (B, 3, zoom*H, zoom*W) uint8.
+    """
+    canvas = to_rgb(images, zoom)
+    size = canvas.shape[-1]
+    drawn = []
+    for image, box, here in zip(canvas, boxes.cpu(), present.bool().cpu()):
+        chosen = [colours[i % len(colours)] for i in here.nonzero().flatten().tolist()]
+        edges = (box[here] * zoom).round()
+        edges[:, 2:] -= 1  # the outline lies on the object's outermost pixels
+        edges = edges.clamp(0, size - 1)
+        drawn.append(draw_bounding_boxes(image, edges, colors=chosen) if chosen else image)
+    return torch.stack(drawn)
+
+
+@torch.no_grad()
+def reconstruction_picture(model: AIR, scenes: Scenes) -> Tensor:
+    """What the model found: a row an image.
+
+    Columns: the input with the true boxes; the reconstruction with the inferred boxes, coloured by step; the canvas
+    after each object, grey where the model saw no more.
+
+    Returns:
+        (3, height, width) uint8.
+    """
+    device = next(model.parameters()).device
+    inferred = model.infer(scenes.images.to(device))
+    true_present = torch.arange(scenes.boxes.shape[1]) < scenes.counts[:, None]
+    columns = [draw_boxes(scenes.images, scenes.boxes, true_present, (TRUTH_COLOUR,)),
+               draw_boxes(inferred.reconstruction, inferred.boxes, inferred.z_pres, STEP_COLOURS)]
+    headings = ["input, true boxes", "reconstruction"]
+    for step in range(1, model.num_steps + 1):
+        seen = (inferred.count >= step)[:, None, None, None].cpu()
+        columns.append(torch.where(seen, to_rgb(inferred.canvases[:, step]), ABSENT).to(torch.uint8))
+        headings.append(f"after object {step}")
+    cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
+    grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
+    return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
+
+
+def _heading(texts: list[str], width: int) -> Tensor:
+    """A strip of column headings, (3, _HEADING, width) uint8."""
+    strip = Image.new("RGB", (width, _HEADING), "black")
+    draw = ImageDraw.Draw(strip)
+    for column, text in enumerate(texts):
+        draw.text((column * width // len(texts) + _PADDING + 1, 1), text, fill="white")
+    return torch.from_numpy(np.array(strip)).permute(2, 0, 1)

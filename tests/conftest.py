@@ -1,0 +1,83 @@
+"""Shared fixtures: a small model in float64, small scenes, a cache of the tests' own, and where real data lie."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from air import AIR
+from air.data import Scenes
+
+SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_hidden_size": 8, "encoder_net": [7],
+         "decoder_net": [7], "bl_predict_net": [5], "likelihood_sd": 0.3}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Scenes that tests generate are kept for the session, away from the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def make_model():
+    """A small model in float64; keywords go to AIR's constructor."""
+    def make(**kwargs) -> AIR:
+        torch.manual_seed(0)
+        return AIR(**{**SMALL, **kwargs}).double()
+    return make
+
+
+@pytest.fixture
+def images():
+    """(5, 1, 12, 12) float64, a bright square somewhere in each."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(5, 1, 12, 12, generator=generator, dtype=torch.float64) * 0.1
+    for i in range(5):
+        images[i, :, i:i + 5, 6 - i:11 - i] = 0.9
+    return images
+
+
+@pytest.fixture
+def scenes():
+    """40 scenes of 12 x 12 with 0, 1 or 2 squares of 3 pixels, one in the upper half and one in the lower."""
+    rng = np.random.default_rng(0)
+    counts = torch.from_numpy(rng.integers(0, 3, 40))
+    images = torch.zeros(40, 1, 12, 12, dtype=torch.uint8)
+    boxes, labels = torch.zeros(40, 2, 4), torch.full((40, 2), -1)
+    for i, count in enumerate(counts.tolist()):
+        for slot in range(count):
+            x, y = int(rng.integers(0, 10)), int(rng.integers(0, 3)) + 6 * slot
+            images[i, 0, y:y + 3, x:x + 3] = 255
+            boxes[i, slot] = torch.tensor([x, y, x + 3, y + 3])
+            labels[i, slot] = 0
+    return Scenes(images, counts, boxes, labels)
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """Where the real MNIST lies: $AIR_DATA_ROOT; the test is skipped where it does not."""
+    root = Path(os.environ.get("AIR_DATA_ROOT", "data"))
+    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+        pytest.skip(f"no MNIST under {root}: set AIR_DATA_ROOT to the folder that holds MNIST/raw")
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_mnist_root(tmp_path_factory) -> Path:
+    """A stand-in for MNIST in its own file format: filled rectangles, label = height - 8."""
+    root = tmp_path_factory.mktemp("fake")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 300), ("t10k", 100)):
+        labels = rng.integers(0, 10, size).astype(np.uint8)
+        digits = np.zeros((size, 28, 28), np.uint8)
+        for digit, label in zip(digits, labels):
+            top, left, width = 14 - (label + 8) // 2, rng.integers(4, 10), rng.integers(4, 14)
+            digit[top:top + label + 8, left:left + width] = 200
+        for name, array in ((f"{split}-images-idx3-ubyte", digits), (f"{split}-labels-idx1-ubyte", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes()
+            (raw / name).write_bytes(header + array.tobytes())
+    return root
