@@ -28,7 +28,8 @@ try:
     from air.estimators import ESTIMATORS
     from air.training import Config, Interrupted, Trainer, TrainingError
 except ImportError as error:
-    sys.exit(f"train.py: {error}")
+    print(f"train.py: {error}", file=sys.stderr)
+    sys.exit(2)
 
 # One recipe for both estimators; the README says what fails without each setting.
 DEFAULTS: dict[str, Any] = {

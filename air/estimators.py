@@ -82,7 +82,7 @@ class Estimator(nn.Module):
     def __init__(self, model: AIR, exploration: float = 0.0) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("exploration", torch.tensor(exploration))
+        self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model's parameters, and the baseline's, where there is one, at their own rate."""
@@ -101,7 +101,7 @@ class Enumerate(Estimator):
         terms = elbo_terms(self.model, self.model.rollout(images))
         q = terms.log_q.exp()  # (B, N+1)
         # Exploration moves the weights of likelihoods and KLs by a constant share: q's own gradient is that of q·elbo.
-        explored = q + (self.explored(q) - q).detach()
+        explored = q + (self.explored(q) - q).detach()  # (B, N+1)
         branches = explored * terms.explained + q * (terms.log_p - terms.log_q)
         return -branches.sum(-1).mean(), terms.metrics(q)
 
@@ -132,8 +132,9 @@ class NVIL(Estimator):
         super().__init__(model, exploration)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
-        self.register_buffer("mean", torch.tensor(float("nan")))  # nan until the first batch has been seen
-        self.register_buffer("variance", torch.tensor(float("nan")))
+        unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch
+        self.register_buffer("mean", unseen)
+        self.register_buffer("variance", unseen.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
@@ -146,25 +147,26 @@ class NVIL(Estimator):
         terms = elbo_terms(self.model, rollout)
         q = terms.log_q.detach().exp()  # (B, N+1)
         explored = self.explored(q)
-        count = torch.multinomial(explored, 1)  # (B, 1)
+        # The inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
+        count = (explored.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)  # (B, 1)
         importance = (q / explored).gather(-1, count)  # (B, 1), 1 where ε = 0
         steps = torch.arange(self.model.num_steps, device=count.device)
         z_pres, reached = steps < count, steps <= count  # (B, N): step t is drawn where z_pres_{t-1} = 1
         weight = reached * importance  # (B, N)
 
-        elbo = terms.elbo.gather(-1, count)  # (B, 1), elbo_n
+        # ∇ -log q(n) has mean 0: it would add noise to the pathwise part, and a bias while n is not drawn from q.
+        elbo = (terms.explained + (terms.log_p - terms.log_q).detach()).gather(-1, count)  # (B, 1), elbo_n
         reward = elbo.detach() - self._decided(terms, rollout.logits)  # R_t, (B, N)
         signal, metrics, baseline_loss = self._learning_signal(reward, weight, images, rollout.history)
         log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
         score = (weight * log_q_steps * signal).sum(-1)  # (B,)
-        pathwise = terms.explained.gather(-1, count).squeeze(-1)
         one_hot = torch.zeros_like(q).scatter(-1, count, 1.0)
-        return baseline_loss - (pathwise + score).mean(), terms.metrics(one_hot) | metrics
+        return baseline_loss - (elbo.squeeze(-1) + score).mean(), terms.metrics(one_hot) | metrics
 
     @staticmethod
     def _decided(terms: Terms, logits: Tensor) -> Tensor:
         """What elbo_n owes to the steps before t, for t = 1..N: (B, N). z_pres_t cannot change it."""
-        log_p = terms.log_p.exp().flip(-1).cumsum(-1).flip(-1).log()  # log p(n >= m), m = 0..N
+        log_p = terms.log_p.flip(-1).logcumsumexp(-1).flip(-1)  # log p(n >= m), m = 0..N
         before = log_p - log_at_least(logits) - sum(terms.kl_steps.values())
         return before[:, :-1].detach()  # Σ_{s<t}: log p_s - log q_s - KL_s
 

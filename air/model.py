@@ -123,7 +123,8 @@ class AIR(nn.Module):
 
     def make_baseline(self) -> Baseline:
         """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
-        return Baseline(RecurrentNet(*self._recurrent_sizes), *self._baseline_sizes)
+        baseline = Baseline(RecurrentNet(*self._recurrent_sizes), *self._baseline_sizes)
+        return baseline.to(self.z_where_loc)  # its device and dtype
 
     # ---- generative model ----------------------------------------------------------------------------------------
 
@@ -262,12 +263,14 @@ class AIR(nn.Module):
 
     def as_images(self, images: Tensor) -> Tensor:
         """(B, H, W) or (B, C, H, W), uint8 or floating -> (B, C, H, W) in the model's dtype."""
-        expected = (self.channels, self.x_size, self.x_size)
-        if images.ndim == 3 and self.channels == 1:
+        shape = (self.channels, self.x_size, self.x_size)
+        flat = images.ndim == 3 and self.channels == 1
+        if images.shape[1:] != (shape[1:] if flat else shape):
+            raise ValueError(f"expected images of shape (B, {', '.join(map(str, shape))})"
+                             f"{f' or (B, {self.x_size}, {self.x_size})' if self.channels == 1 else ''}, "
+                             f"got {tuple(images.shape)}")
+        if flat:
             images = images[:, None]
-        if images.shape[1:] != expected:
-            raise ValueError(f"expected images of shape (B, {', '.join(map(str, expected))})"
-                             f"{' or (B, H, W)' if self.channels == 1 else ''}, got {tuple(images.shape)}")
         if images.dtype == torch.uint8:
             return images.to(self.z_where_loc.dtype) / 255
         return images.to(self.z_where_loc.dtype)

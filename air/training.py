@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.io import encode_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
-from air.data import Dataset
+from air.data import Dataset, Scenes
 from air.estimators import ESTIMATORS
 from air.evaluation import evaluate
 from air.files import atomic_write
@@ -26,7 +26,7 @@ from air.visualization import reconstruction_picture
 
 IW_PARTICLES = 20  # of the final bound
 QUICK_SCENES = 2000  # held-out scenes of the evaluations on the way; the last one takes all
-PICTURE_SCENES = 8
+PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
 
 
 class TrainingError(Exception):
@@ -160,13 +160,15 @@ class Trainer:
 
     # ---- what is written -------------------------------------------------------------------------------------------
 
-    def _evaluate(self, log: RunLog, scenes: Any, iw_particles: int) -> dict[str, Any]:
+    def _evaluate(self, log: RunLog, scenes: Scenes, iw_particles: int) -> dict[str, Any]:
         held_out = evaluate(self.model, scenes, iw_particles)
         train = {name: value.item() / self.summed for name, value in self.sums.items()} | self._gradient_norms()
-        picture = reconstruction_picture(self.model, scenes[:PICTURE_SCENES])
+        empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts > 0))
+        shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
+        picture = reconstruction_picture(self.model, scenes[shown])
         log.evaluation(self.step, train, held_out, picture)
         with atomic_write(self.out / "reconstructions.png") as file:
-            file.write(encode_png(picture).numpy().tobytes())
+            to_pil_image(picture).save(file, "png")
         self.sums, self.summed = {}, 0
         return held_out
 

@@ -12,7 +12,7 @@ from air.model import AIR
 TRUTH_COLOUR = "white"
 STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # by step, from the first
 ABSENT = 48  # grey level of a step that does not exist
-_ZOOM = 2
+_ZOOM = 3
 _PADDING = 2
 _HEADING = 14  # pixels
 

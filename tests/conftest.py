@@ -14,6 +14,15 @@ SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_
          "decoder_net": [7], "bl_predict_net": [5], "likelihood_sd": 0.3}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors of most tests are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     """Scenes that tests generate are kept for the session, away from the user's cache."""

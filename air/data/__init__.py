@@ -45,6 +45,8 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
             name, reason = "sprites", f"no multi-MNIST: {error}"
     if name == "multi-mnist":
         return Dataset(name, reason, *_multi_mnist_pair(root, counts, overlap))
+    if overlap != "none":
+        raise DataError(f"sprites never overlap: leave out --overlap {overlap}, or use --dataset multi-mnist ({reason})")
     return Dataset(name, reason, sprites(True, 20_000, counts), sprites(False, HELD_OUT, counts))
 
 

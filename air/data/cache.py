@@ -45,5 +45,5 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
 
 
 def _read(path: Path) -> Scenes:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return Scenes(*(torch.from_numpy(arrays[field.name]) for field in fields(Scenes)))

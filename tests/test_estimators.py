@@ -1,0 +1,276 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from air import ESTIMATORS, NVIL, Enumerate
+from air.distributions import CountPrior, NormalLatent
+from air.estimators import elbo_terms
+from air.model import Rollout
+from air.networks import Baseline, RecurrentNet
+
+STEPS = 2
+
+
+class Toy(nn.Module):
+    """A model with fixed latents, whose expectation over the count can be summed: every parameter is a plain number."""
+
+    num_steps = STEPS
+    use_masking = True
+
+    def __init__(self, use_baselines: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.use_baselines = use_baselines
+        self.count_prior = CountPrior.geometric(STEPS, 0.3).double()
+        self.logits = nn.Parameter(torch.tensor([0.4, -0.7], dtype=torch.float64))
+        self.fit = nn.Parameter(torch.tensor([-3.0, 1.0, 2.5], dtype=torch.float64))
+        self.loc = nn.Parameter(torch.tensor([[0.3, -0.2], [1.1, 0.4]], dtype=torch.float64))
+
+    def as_images(self, images):
+        return images
+
+    def make_baseline(self):
+        return Baseline(RecurrentNet(4, None, 2, 5, "ReLU"), 5, [], "ReLU", None).double()
+
+    def rollout(self, images):
+        batch = len(images)
+        brightness = images.mean((1, 2, 3))[:, None]
+        one = torch.ones((), dtype=torch.float64)
+        loc = self.loc.expand(batch, -1, -1)
+        latent = NormalLatent(loc, loc, one, 0 * one, 2 * one)
+        return Rollout(self.logits + brightness, {"toy": latent}, loc, torch.zeros(batch, STEPS, 1, 2, 2),
+                       self.fit * (1 + brightness))
+
+
+def gradient(objective, images):
+    """The model's gradient, flat."""
+    objective.zero_grad()
+    objective(images)[0].backward()
+    return torch.cat([parameter.grad.flatten() for parameter in objective.model.parameters()])
+
+
+def exact_gradient(images):
+    """Of -Σ_n q(n) elbo_n, with q(n) written out as a product."""
+    model = Toy(False)
+    rollout = model.rollout(images)
+    p = rollout.logits.sigmoid()
+    q = torch.stack((1 - p[:, 0], p[:, 0] * (1 - p[:, 1]), p[:, 0] * p[:, 1]), 1)
+    kl = (torch.log(torch.tensor(2.0)) + (1 + model.loc**2) / 8 - 0.5).sum(-1)  # KL(N(loc, 1) || N(0, 4)), by step
+    kl = torch.stack((0 * kl[0], kl[0], kl[0] + kl[1]))
+    weights = torch.tensor([1.0, 0.3, 0.09], dtype=torch.float64)
+    elbo = rollout.log_likelihood - kl + (weights / weights.sum()).log() - q.log()
+    (-(q * elbo).sum(-1).mean()).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+@pytest.fixture
+def toy_images():
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
+
+
+def test_enumerate_gives_the_exact_gradient(toy_images):
+    torch.testing.assert_close(gradient(Enumerate(Toy(False)), toy_images), exact_gradient(toy_images))
+
+
+def far_off(baseline):
+    """A baseline that is wrong, by much, and different at each step."""
+    with torch.no_grad():
+        baseline.predict[0].bias.fill_(3.0)
+        baseline.predict[0].weight.mul_(8)
+
+
+def nvil_gradients(images, exploration=0.0, baseline=None, centre=False, draws=400, better_fit=0.0):
+    """Independent gradients of NVIL, (draws, parameters), each from 150 copies of the images."""
+    objective = NVIL(Toy(baseline is not None), exploration, centre=centre, normalise=False)
+    if baseline is not None:
+        baseline(objective.baseline)
+    with torch.no_grad():
+        objective.model.fit.add_(better_fit)
+    objective.mean.fill_(1.7)  # whatever it is: eval mode leaves it there
+    objective.variance.fill_(1.0)
+    objective.eval()
+    many = images.repeat(150, 1, 1, 1)
+    torch.manual_seed(11)
+    return torch.stack([gradient(objective, many) for _ in range(draws)])
+
+
+@pytest.mark.parametrize("options", [{}, {"baseline": lambda b: None}, {"baseline": far_off}, {"centre": True},
+                                     {"baseline": far_off, "centre": True}])
+def test_nvil_is_unbiased_whatever_the_baseline(toy_images, options):
+    gradients = nvil_gradients(toy_images, **options)
+    standard_error = gradients.std(0) / math.sqrt(len(gradients))
+    assert ((gradients.mean(0) - exact_gradient(toy_images)).abs() < 4 * standard_error).all()
+    assert (standard_error > 0).all()
+
+
+def test_exploring_nvil_has_the_mean_gradient_of_exploring_enumerate(toy_images):
+    expected = gradient(Enumerate(Toy(False), exploration=0.4), toy_images)
+    gradients = nvil_gradients(toy_images, exploration=0.4, centre=True)
+    standard_error = gradients.std(0) / math.sqrt(len(gradients))
+    assert ((gradients.mean(0) - expected).abs() < 4 * standard_error).all()
+    assert ((expected - exact_gradient(toy_images)).abs() > 8 * standard_error).any()  # exploration does something
+
+
+def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(toy_images):
+    def abandoned(exploration):
+        objective = Enumerate(Toy(False), exploration)
+        with torch.no_grad():
+            objective.model.logits.copy_(torch.tensor([30.0, -30.0]))  # q(n = 1) = 1 but for e^-30
+        gradient(objective, toy_images)
+        return objective.model.fit.grad, objective.model.logits.grad
+
+    (fit, logits), (explored_fit, explored_logits) = abandoned(0.0), abandoned(0.3)
+    assert fit[2].abs() < 1e-9 and explored_fit[2] == pytest.approx(-0.1 * (1 + toy_images.mean((1, 2, 3))).mean())
+    torch.testing.assert_close(explored_logits, logits)
+
+
+def test_a_trained_baseline_lowers_the_variance(toy_images):
+    """Rewards of ten nats and more, of which the baseline can foresee nearly all."""
+    def train(baseline):
+        objective = NVIL(Toy(True), centre=False, normalise=False)
+        optimizer = torch.optim.Adam(objective.baseline.parameters(), 3e-2)
+        with torch.no_grad():
+            objective.model.fit.add_(10)
+        torch.manual_seed(0)
+        for _ in range(300):
+            optimizer.zero_grad()
+            objective(toy_images.repeat(20, 1, 1, 1))[0].backward()
+            optimizer.step()
+        baseline.load_state_dict(objective.baseline.state_dict())
+
+    variances = [nvil_gradients(toy_images, baseline=baseline, draws=200, better_fit=10.0)[:, :2].var(0)
+                 for baseline in (None, train)]
+    assert (variances[1] < 0.2 * variances[0]).all()
+
+
+def test_normalising_divides_the_signal_by_its_running_deviation(toy_images):
+    """The score-function part shrinks by max(1, sd) and grows with signal_scale; the pathwise part stays."""
+    def parts(**options):
+        objective = NVIL(Toy(False), centre=False, **options).eval()
+        objective.mean.zero_(), objective.variance.fill_(16.0)
+        torch.manual_seed(0)
+        full = gradient(objective, toy_images)
+        return full[:2], full[2:]  # the logits' gradient is the score-function part alone
+
+    raw, pathwise = parts(normalise=False)
+    for options, factor in (({"normalise": True}, 1 / 4), ({"normalise": True, "signal_scale": 10.0}, 10 / 4),
+                            ({"normalise": False, "signal_scale": 2.0}, 2)):
+        scaled, same = parts(**options)
+        torch.testing.assert_close(scaled, raw * factor)
+        torch.testing.assert_close(same, pathwise)
+
+
+def test_running_moments_follow_the_signal_in_training_only(toy_images):
+    objective, images = NVIL(Toy(False)), toy_images.repeat(5000, 1, 1, 1)
+    objective(images)
+    first = objective.mean.clone()
+    assert first.isfinite() and objective.variance > 0
+    with torch.no_grad():
+        objective.model.fit.add_(100)
+    objective(images)
+    assert 10 < (objective.mean - first).item() < 40  # a fifth of the way, decay 0.8, of 100 to 200 nats
+    before = objective.mean.clone()
+    objective.eval()(images)
+    assert torch.equal(objective.mean, before)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_elbo_metrics_are_those_of_the_terms(make_model, images, name):
+    model = make_model(count_prior=0.1)
+    objective = ESTIMATORS[name](model)
+    torch.manual_seed(3)
+    loss, metrics = objective(images.repeat(400, 1, 1, 1))
+    terms = elbo_terms(model, model.rollout(images.repeat(400, 1, 1, 1)))
+    parts = [metrics[term].item() for term in ("log_likelihood", "kl_pres", "kl_where", "kl_what")]
+    assert metrics["elbo"].item() == pytest.approx(parts[0] - sum(parts[1:]))
+    expected = (terms.log_q.exp() * terms.elbo).sum(-1)
+    assert metrics["elbo"].item() == pytest.approx(expected.mean().item(), rel=0.02)
+    assert not any(value.requires_grad for value in metrics.values()) and loss.requires_grad
+    if name == "enumerate":
+        assert loss.item() == pytest.approx(-metrics["elbo"].item())
+
+
+def test_without_masking_the_kls_of_absent_objects_count(make_model, images):
+    torch.manual_seed(1)
+    masked_model = make_model()
+    masked = elbo_terms(masked_model, masked_model.rollout(images))
+    torch.manual_seed(1)
+    model = make_model(use_masking=False)
+    model.load_state_dict(masked_model.state_dict())
+    torch.manual_seed(1)
+    rollout = model.rollout(images)
+    torch.manual_seed(1)
+    masked = elbo_terms(masked_model, masked_model.rollout(images))
+    later = sum(latent.kl().sum(-1, keepdim=True) for latent in rollout.latents.values()) - sum(masked.kl.values())
+    torch.testing.assert_close(elbo_terms(model, rollout).elbo, masked.elbo - later)
+    for objective in (NVIL(model), Enumerate(model)):
+        objective(images)[0].backward()
+
+
+def test_masked_steps_change_neither_loss_nor_canvas(make_model, images):
+    """With z_pres_1 = 0 for certain, what steps 1..N would have done changes nothing, and gets no gradient."""
+    losses = []
+    for shift in (0.0, 5.0):
+        model = make_model(use_baselines=False)
+        with torch.no_grad():
+            model.predict.mlp[-1].weight[0].zero_()
+            model.predict.mlp[-1].bias[0] = -800.0  # q(n = 0) = 1
+            model.decode.mlp[-1].bias.add_(shift)
+            model.encode.mlp[-1].bias.add_(shift)
+        for objective in (NVIL(model), Enumerate(model)):
+            loss, _ = objective(images)
+            loss.backward()
+            losses.append(loss.item())
+        for network in (model.encode, model.decode):
+            assert all((p.grad == 0).all() for p in network.parameters())
+        assert (model.infer(images).reconstruction == 0).all()
+    assert losses == pytest.approx([losses[0]] * 4)
+
+
+def test_no_gradient_passes_between_baseline_and_model(make_model, images):
+    def gradients(frozen):
+        model = make_model()
+        torch.manual_seed(2)
+        objective = NVIL(model)
+        module = {"model": objective.model, "baseline": objective.baseline}.get(frozen)
+        if module is not None:
+            module.requires_grad_(False)
+        torch.manual_seed(4)
+        objective(images)[0].backward()
+        return {name: parameter.grad for name, parameter in objective.named_parameters()
+                if parameter.grad is not None}
+
+    both = gradients(None)
+    for frozen, other in (("model", "baseline"), ("baseline", "model")):
+        alone = gradients(frozen)
+        assert alone and all(name.startswith(other) for name in alone)
+        for name, grad in alone.items():
+            assert torch.equal(grad, both[name])
+    assert {name.split(".")[0] for name in both} == {"model", "baseline"}
+
+
+def test_parameter_groups_hold_every_parameter_once(make_model):
+    objective = NVIL(make_model())
+    groups = objective.parameter_groups(1e-3, 1e-2)
+    assert [group["lr"] for group in groups] == [1e-3, 1e-2]
+    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(ids) == sorted(map(id, objective.parameters()))
+    for other in (Enumerate(make_model()), NVIL(make_model(use_baselines=False))):
+        assert len(other.parameter_groups(1e-3, 1e-2)) == 1 and NVIL(make_model(use_baselines=False)).baseline is None
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_autocast_gives_nearly_the_same_loss_and_gradients(make_model, images, name):
+    results = []
+    for enabled in (False, True):
+        objective = ESTIMATORS[name](make_model(count_prior=0.1).float())
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, metrics = objective(images.float())
+        loss.backward()
+        assert loss.dtype == torch.float32
+        results.append((metrics["log_likelihood"], objective.model.decode.mlp[-1].weight.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.05 * results[0][1].abs().max().item())

@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from air.distributions import log_count_probs
+from air.evaluation import average_precision, evaluate, iw_bound, matched_iou
+
+
+class TestMatching:
+    def test_pairs_one_to_one_the_best_first(self):
+        boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30]]])
+        truth = torch.tensor([[[0.0, 0, 10, 10], [25, 20, 35, 30]]])
+        everything = torch.ones(1, 3, dtype=torch.bool)
+        iou = matched_iou(boxes, everything, truth, everything[:, :2])
+        assert iou.tolist() == [[1.0, 0.0, pytest.approx(50 / 150)]]  # the second is near the first's truth: no match
+
+    def test_absent_boxes_match_nothing(self):
+        boxes = torch.tensor([[[0.0, 0, 4, 4], [4, 4, 8, 8]]]).repeat(2, 1, 1)
+        present = torch.tensor([[True, False], [True, True]])
+        true_present = torch.tensor([[True, True], [False, True]])
+        assert matched_iou(boxes, present, boxes, true_present).tolist() == [[1, 0], [0, 1]]
+
+
+class TestAveragePrecision:
+    def test_known_curve(self):
+        """Hits at ranks 1, 3 of 3 guesses, 4 objects: recall 1/4 at precision 1, 2/4 at precision 2/3."""
+        hit, score = torch.tensor([True, True, False]), torch.tensor([0.2, 0.9, 0.5])
+        assert average_precision(hit, score, 4) == pytest.approx((1 + 2 / 3) / 4)
+
+    def test_limits(self):
+        assert average_precision(torch.ones(5, dtype=torch.bool), torch.rand(5), 5) == pytest.approx(1)
+        assert average_precision(torch.zeros(5, dtype=torch.bool), torch.rand(5), 5) == 0
+        assert average_precision(torch.zeros(0, dtype=torch.bool), torch.zeros(0), 5) == 0
+
+
+def test_iw_bound_of_one_particle_is_the_log_weight_summed_over_counts(make_model, images):
+    """Σ_n p(n) p(x|n) Π_{t<=n} p(z_t)/q(z_t), from torch's own densities."""
+    model = make_model(count_prior=0.4)
+    torch.manual_seed(3)
+    bound = iw_bound(model, images, 1)
+    torch.manual_seed(3)
+    rollout = model.rollout(images)
+    ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value) - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1)
+                for z in rollout.latents.values())
+    for i in range(len(images)):
+        terms = [model.count_prior.log_probs[n] + rollout.log_likelihood[i, n] + ratio[i, :n].sum() for n in range(4)]
+        assert bound[i].item() == pytest.approx(torch.stack(terms).logsumexp(0).item())
+
+
+def test_iw_bound_rises_with_particles_above_the_elbo(make_model, images):
+    model = make_model(count_prior=0.4)
+    many = images.repeat(100, 1, 1, 1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        bounds = [iw_bound(model, many, k).mean().item() for k in (1, 4, 16)]
+        rollout = model.rollout(many)
+        q = log_count_probs(rollout.logits)
+        elbo = (q.exp() * (rollout.log_likelihood + model.count_prior.log_probs - q)).sum(-1)
+        for z in rollout.latents.values():
+            elbo = elbo - (q.exp()[:, 1:].flip(-1).cumsum(-1).flip(-1) * z.kl()).sum(-1)
+    assert elbo.mean().item() < bounds[0] < bounds[1] < bounds[2]
+
+
+def test_measures_agree_with_counting_by_hand(make_model, scenes):
+    model = make_model(count_prior=0.3).float()
+    metrics = evaluate(model, scenes, iw_particles=2)
+    seen = model.eval().infer(scenes.images)
+    assert metrics["count_accuracy_map"] == pytest.approx((seen.count == scenes.counts).float().mean().item())
+    confusion = torch.tensor(metrics["confusion"])
+    assert confusion.shape == (4, 4) and confusion.sum() == len(scenes)
+    for truth in range(4):
+        for count in range(4):
+            assert confusion[truth, count] == ((scenes.counts == truth) & (seen.count == count)).sum()
+    parts = metrics["log_likelihood"] - metrics["kl_pres"] - metrics["kl_where"] - metrics["kl_what"]
+    assert metrics["elbo"] == pytest.approx(parts)
+    assert metrics["iw_particles"] == 2 and metrics["iw_bound"] > metrics["elbo"]
+    assert 0 <= metrics["box_iou"] <= 1 and 0 < metrics["count_accuracy_sampled"] < 1
+
+
+def test_a_perfect_model_scores_perfectly(make_model, scenes):
+    """A model that is told the truth: counts 100%, boxes IoU 1, AP 1."""
+    model = make_model().float()
+    truth = iter(range(0, len(scenes), 500))
+    infer = model.infer
+
+    def told(images):
+        start = next(truth)
+        chunk = scenes[start:start + 500]
+        seen = infer(images)
+        boxes = torch.cat((chunk.boxes, torch.zeros(len(chunk), 1, 4)), 1)
+        return seen._replace(count=chunk.counts, boxes=boxes, z_pres=(torch.arange(3) < chunk.counts[:, None]).float())
+
+    model.infer = told
+    metrics = evaluate(model, scenes)
+    assert metrics["count_accuracy_map"] == metrics["box_iou"] == metrics["box_ap50"] == pytest.approx(1)
+    assert "iw_bound" not in metrics
+
+
+def test_it_leaves_the_generator_and_the_mode_alone(make_model, scenes):
+    model = make_model().float().train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = evaluate(model, scenes)
+    assert torch.equal(torch.rand(3), expected) and model.training
+    assert evaluate(model, scenes) == first  # its own draws are seeded
+    assert evaluate(model, scenes, seed=1)["elbo"] != first["elbo"]
+
+
+def test_counts_beyond_the_model_are_wrong_not_an_error(make_model, scenes):
+    model = make_model(num_steps=1).float()
+    metrics = evaluate(model, scenes)
+    assert len(metrics["confusion"]) == 3 and len(metrics["confusion"][0]) == 2
+    assert math.isfinite(metrics["elbo"])

@@ -1,0 +1,150 @@
+import inspect
+
+import pytest
+import torch
+
+from air import AIR
+from air.distributions import CountPrior
+from air.estimators import elbo_terms
+from tests.literal import literal_elbo
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rollout_elbo_equals_the_literal_one(make_model, images, channels):
+    model, images = make_model(channels=channels), images.expand(-1, channels, -1, -1)
+    torch.manual_seed(7)
+    elbo = elbo_terms(model, model.rollout(images)).elbo  # (B, N+1)
+    torch.manual_seed(7)
+    noise = torch.empty(5, 3, 7, dtype=torch.float64).normal_()
+    for i in range(len(images)):
+        torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i]))
+
+
+def test_constructor_has_the_reference_keywords_and_defaults():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(AIR).parameters.items()}
+    expected = dict(encoder_net=(), decoder_net=(), predict_net=(), embed_net=None, bl_predict_net=(),
+                    non_linearity="ReLU", decoder_output_bias=None, decoder_output_use_sigmoid=False,
+                    use_masking=True, use_baselines=True, baseline_scalar=None, scale_prior_mean=3.0,
+                    scale_prior_sd=0.1, pos_prior_mean=0.0, pos_prior_sd=1.0, likelihood_sd=0.3, channels=1)
+    assert {name: defaults[name] for name in expected} == expected
+    assert list(defaults)[:5] == ["num_steps", "x_size", "window_size", "z_what_size", "rnn_hidden_size"]
+
+
+def test_every_keyword_reaches_what_it_names():
+    model = AIR(2, 10, 4, 3, 6, encoder_net=[5], decoder_net=[8, 7], predict_net=[9], embed_net=[11], bl_predict_net=[4],
+                non_linearity="Tanh", decoder_output_bias=-1.5, decoder_output_use_sigmoid=True, baseline_scalar=5.0,
+                scale_prior_mean=2.0, scale_prior_sd=0.5, pos_prior_mean=0.25, pos_prior_sd=0.75, likelihood_sd=0.2)
+    baseline = model.make_baseline()
+    widths = [[layer.out_features for layer in net if hasattr(layer, "out_features")]
+              for net in (model.encode.mlp, model.decode.mlp, model.predict.mlp, model.rnn.embed, baseline.predict)]
+    assert widths == [[5, 6], [8, 7, 16], [9, 7], [11], [4, 1]]
+    assert isinstance(model.encode.mlp[1], torch.nn.Tanh)
+    assert (model.decode.bias, model.decode.use_sigmoid, baseline.scalar) == (-1.5, True, 5.0)
+    assert model.z_where_loc.tolist() == [2, 0.25, 0.25] and model.z_where_scale.tolist() == [0.5, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("name", ["num_steps", "x_size", "window_size", "likelihood_sd", "scale_prior_sd"])
+def test_sizes_that_are_not_positive_are_named(make_model, name):
+    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        make_model(**{name: 0})
+
+
+def test_count_prior_of_another_length_is_named(make_model):
+    with pytest.raises(ValueError, match=r"\(4,\), got \(3,\)"):
+        make_model(count_prior=CountPrior.geometric(2, 0.5))
+
+
+def test_prior_draws_scenes(make_model):
+    """Counts follow p(n), z_where its prior, and the image is the sum of the objects that are there."""
+    torch.manual_seed(0)
+    model = make_model(count_prior=0.6)
+    (z_where, z_pres), x = model.prior(20_000)
+    assert [tuple(z.shape) for z in z_where] == [(20_000, 3)] * 3
+    assert [tuple(z.shape) for z in z_pres] == [(20_000, 1)] * 3 and x.shape == (20_000, 12, 12)
+    chain = torch.cat(z_pres, 1)
+    assert (chain.cumprod(1) == chain).all()  # once 0, always 0
+    share, p = chain.sum(1).long().bincount(minlength=4) / len(x), model.count_prior.log_probs.exp()
+    assert ((share - p).abs() < 4 * (p * (1 - p) / len(x)).sqrt()).all()
+    drawn = torch.cat(z_where)
+    tolerance = 4 * model.z_where_scale / len(drawn)**0.5
+    assert ((drawn.mean(0) - model.z_where_loc).abs() < tolerance).all()
+    assert ((drawn.std(0) - model.z_where_scale).abs() < tolerance).all()
+    empty = chain[:, 0] == 0
+    assert (x[empty] == 0).all() and (x[~empty].abs().sum((1, 2)) > 0).float().mean() > 0.9  # some lie outside
+
+
+def test_prior_takes_step_probabilities(make_model):
+    model = make_model()
+    (_, z_pres), x = model.prior(50, z_pres_prior_p=lambda t: 1.0 if t < 2 else 0.0)
+    assert torch.cat(z_pres, 1).sum(0).tolist() == [50, 50, 0]
+    (_, z_pres), x = make_model(channels=3).prior(4, z_pres_prior_p=lambda t: 0.0)
+    assert x.shape == (4, 3, 12, 12) and (x == 0).all()
+
+
+def test_guide_draws_a_subset_without_replacement(make_model, images):
+    model = make_model()
+    seen = []
+    model.rollout = lambda subset: seen.append(subset) or AIR.rollout(model, subset)
+    z_where, z_pres = model.guide(images[:, 0], batch_size=4, z_pres_prior_p=lambda t: 0.5)
+    assert [tuple(z.shape) for z in z_where] == [(4, 3)] * 3 and [tuple(z.shape) for z in z_pres] == [(4, 1)] * 3
+    originals = {i: image for i, image in enumerate(images[:, 0])}
+    matches = [[i for i, original in originals.items() if torch.equal(original, image)] for image in seen[0]]
+    assert len({match for (match,) in matches}) == 4
+    assert z_where[0].requires_grad
+    with pytest.raises(ValueError, match="1..5"):
+        model.guide(images, batch_size=6)
+
+
+def test_guide_samples_z_pres_from_its_chain(make_model, images):
+    torch.manual_seed(0)
+    model = make_model()
+    image = images[:1].expand(20_000, -1, -1, -1)
+    with torch.no_grad():
+        _, z_pres = model.guide(image)
+        first = model.rollout(image[:1]).logits[0, 0].sigmoid().item()
+    chain = torch.cat(z_pres, 1)
+    assert (chain.cumprod(1) == chain).all()
+    assert abs(chain[:, 0].mean().item() - first) < 4 * (first * (1 - first) / len(chain))**0.5
+
+
+def test_infer_is_consistent(make_model, images):
+    model = make_model().eval()
+    seen = model.infer(images)
+    assert seen.count_probs.sum(-1).allclose(torch.ones(5, dtype=torch.float64))
+    assert torch.equal(seen.count, seen.count_probs.argmax(-1))
+    assert torch.equal(seen.z_pres, (torch.arange(3) < seen.count[:, None]).double())
+    for i, count in enumerate(seen.count.tolist()):
+        torch.testing.assert_close(seen.reconstruction[i], seen.canvases[i, count])
+        assert (seen.boxes[i, count:] == 0).all() and (seen.boxes[i, :count, 2:] > seen.boxes[i, :count, :2]).all()
+    assert (seen.canvases[:, 0] == 0).all()
+    for again, first in zip(model.infer(images[:, 0]), seen):  # no noise, and (B, H, W) is (B, 1, H, W)
+        torch.testing.assert_close(again, first)
+
+
+def test_uint8_images_are_intensities_times_255(make_model):
+    model = make_model()
+    images = torch.randint(0, 256, (3, 1, 12, 12), dtype=torch.uint8)
+    torch.testing.assert_close(model.infer(images), model.infer(images.double() / 255))
+
+
+@pytest.mark.parametrize("channels, shape", [(1, (5, 13, 12)), (1, (5, 2, 12, 12)), (3, (5, 12, 12)), (1, (12, 12))])
+def test_images_of_the_wrong_size_are_named(make_model, channels, shape):
+    with pytest.raises(ValueError) as error:
+        make_model(channels=channels).infer(torch.zeros(shape))
+    assert str(shape) in str(error.value) and f"(B, {channels}, 12, 12)" in str(error.value)
+
+
+def test_the_ceiling_is_the_log_likelihood_of_a_perfect_reconstruction(make_model, images):
+    model = make_model()
+    painted = torch.zeros(5, 3, 1, 12, 12, dtype=torch.float64)
+    painted[:, 1] = images
+    log_likelihood = model.log_likelihood(images, painted)
+    assert log_likelihood[:, 2:].sub(model.log_likelihood_ceiling).abs().max() < 1e-9
+    assert AIR(3, 50, 28, 50, 8).log_likelihood_ceiling == pytest.approx(712.6, abs=0.05)
+
+
+def test_the_image_is_read_once_per_rollout(make_model, images):
+    model, calls = make_model(), []
+    model.rnn.image_gates.register_forward_hook(lambda *_: calls.append(1))
+    model.rollout(images)
+    assert len(calls) == 1

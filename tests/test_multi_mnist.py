@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from air.data import DataError, load_dataset, multi_mnist
+from air.data.multi_mnist import load_mnist
+
+
+def assert_equal(one, other):
+    for name in ("images", "counts", "boxes", "labels"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    """Each call gets a cache of its own, so that scenes are generated again."""
+    calls = iter(range(100))
+    return lambda: monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(next(calls))))
+
+
+def test_the_same_seed_gives_the_same_scenes(fake_mnist_root, no_cache):
+    def generate(**kwargs):
+        no_cache()
+        return multi_mnist(fake_mnist_root, True, 50, **kwargs)
+
+    first = generate()
+    assert_equal(generate(), first)
+    for other in (generate(seed=1), generate(counts=(1, 2)), generate(overlap="loose")):
+        assert not torch.equal(other.images, first.images)
+
+
+def test_counts_are_those_asked_for_in_equal_shares(fake_mnist_root):
+    counts = multi_mnist(fake_mnist_root, True, 3000, (0, 1, 3)).counts.bincount()
+    assert counts[2] == 0 and ((counts[[0, 1, 3]] - 1000).abs() < 4 * (3000 * 2 / 9)**0.5).all()
+
+
+def test_labels_are_the_digits(fake_mnist_root):
+    """A stand-in digit's height is its label + 8 pixels at side 28; resizing blurs each end by up to a pixel."""
+    scenes = multi_mnist(fake_mnist_root, True, 500, (1,))
+    heights, labels = scenes.boxes[:, 0, 3] - scenes.boxes[:, 0, 1], scenes.labels[:, 0]
+    mean = torch.stack([heights[labels == label].mean() for label in range(10)])
+    blur = mean - (torch.arange(10) + 8) / 1.3
+    assert (blur > 0).all() and (blur < 2).all() and scenes.labels.shape == (500, 1)
+
+
+def test_training_and_held_out_scenes_come_from_different_digits(fake_mnist_root):
+    """The splits' digit files differ, and so do the scenes drawn from them."""
+    train, test = load_mnist(fake_mnist_root, True).data, load_mnist(fake_mnist_root, False).data
+    assert (len(train), len(test)) == (300, 100)
+    used = {}
+    for split in (True, False):
+        used[split] = multi_mnist(fake_mnist_root, split, 60, (1,))
+    assert not torch.equal(used[True].images, used[False].images)
+
+
+def test_real_digits(mnist_root):
+    scenes = multi_mnist(mnist_root, False, 2000)
+    assert scenes.images.shape == (2000, 1, 50, 50) and scenes.images.dtype == torch.uint8
+    filled = scenes.counts > 0
+    sides = (scenes.boxes[..., 2:] - scenes.boxes[..., :2]).amax(-1)[:, 0][filled]
+    assert 14 < sides.mean() < 18  # a digit fills 20 of its 28 pixels: 28 / 1.3 * 20 / 28 = 15.4 pixels
+    for image, count, boxes in zip(scenes.images[:300], scenes.counts[:300].tolist(), scenes.boxes[:300]):
+        outside = image[0].clone()
+        for x0, y0, x1, y1 in boxes[:count].int().tolist():
+            inside = image[0, y0:y1, x0:x1]
+            assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()  # tight
+            outside[y0:y1, x0:x1] = 0
+        assert not outside.any()
+
+
+def test_mnist_that_cannot_be_had_names_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DataError) as error:
+        load_dataset("multi-mnist", tmp_path)
+    for way_out in ("--data-root", "AIR_DATA_ROOT", "--dataset sprites", str(tmp_path)):
+        assert way_out in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_auto_falls_back_on_sprites_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    dataset = load_dataset("auto", tmp_path)
+    assert dataset.name == "sprites" and "MNIST is not under" in dataset.reason
+    assert dataset.train.images.shape[1] == 3
+
+
+def test_auto_takes_multi_mnist_where_it_is(mnist_root):
+    dataset = load_dataset("auto", mnist_root)
+    assert (dataset.name, len(dataset.train), len(dataset.held_out)) == ("multi-mnist", 60_000, 10_000)
+
+
+def test_unknown_names_and_impossible_rules_are_errors(tmp_path):
+    with pytest.raises(DataError, match="'cifar'.*multi-mnist, sprites"):
+        load_dataset("cifar", tmp_path)
+    with pytest.raises(DataError, match="sprites never overlap"):
+        load_dataset("sprites", tmp_path, overlap="loose")

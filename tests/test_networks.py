@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from air.networks import MLP, Baseline, Decoder, Encoder, Predict, RecurrentNet
+from tests.literal import as_lstm_cell
+
+
+@pytest.mark.parametrize("embed_net", [None, [6, 5]])
+def test_recurrent_net_is_an_lstm_on_image_and_latents(embed_net):
+    torch.manual_seed(0)
+    net = RecurrentNet(16, embed_net, 3, 7, "ReLU").double()
+    nn.init.normal_(net.h_init), nn.init.normal_(net.c_init)
+    cell, images = as_lstm_cell(net), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    gates, state = net.read(images)
+    expected = state
+    for latents in torch.randn(3, 2, 3, dtype=torch.float64):
+        state = net(gates, latents, state)
+        expected = cell(torch.cat((net.embed(images.flatten(1)), latents), 1), expected)
+        torch.testing.assert_close(state, expected)
+
+
+def test_image_is_multiplied_once(monkeypatch):
+    net, calls = RecurrentNet(16, None, 3, 7, "ReLU"), []
+    net.image_gates.register_forward_hook(lambda *_: calls.append(1))
+    gates, state = net.read(torch.randn(2, 1, 4, 4))
+    for _ in range(5):
+        state = net(gates, torch.randn(2, 3), state)
+    assert len(calls) == 1
+
+
+def test_mlp_has_the_layers_asked_for():
+    assert [type(layer).__name__ for layer in MLP(4, [3, 2], "Tanh")] == ["Linear", "Tanh", "Linear"]
+    assert [type(layer).__name__ for layer in MLP(4, [3], "Tanh", True)] == ["Linear", "Tanh"]
+
+
+def test_mlp_names_what_it_cannot_build():
+    with pytest.raises(ValueError, match="at least one layer"):
+        MLP(4, [], "ReLU")
+    with pytest.raises(ValueError, match="'Relu'"):
+        MLP(4, [3], "Relu")
+
+
+def test_decoder_bias_and_sigmoid():
+    torch.manual_seed(0)
+    decoder, z_what = Decoder(4, [5], 2, 3, None, False, "ReLU"), torch.randn(6, 4)
+    plain = decoder(z_what)
+    assert plain.shape == (6, 2, 3, 3)
+    decoder.bias = -2.0
+    torch.testing.assert_close(decoder(z_what), plain - 2)
+    decoder.use_sigmoid = True
+    torch.testing.assert_close(decoder(z_what), (plain - 2).sigmoid())
+
+
+def test_scales_are_positive_and_outputs_keep_their_dtype_under_autocast():
+    torch.manual_seed(0)
+    encoder, predict = Encoder(9, [5], 4, "ReLU"), Predict(6, [5], "ReLU")
+    baseline = Baseline(RecurrentNet(9, None, 3, 6, "ReLU"), 6, [], "ReLU", 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loc, scale = encoder(100 * torch.randn(8, 1, 3, 3))
+        logit, where_loc, where_scale = predict(100 * torch.randn(8, 6))
+        b = baseline(torch.randn(8, 1, 3, 3), torch.randn(8, 2, 3))
+    assert (scale > 0).all() and (where_scale > 0).all()
+    assert {t.dtype for t in (loc, scale, logit, where_loc, where_scale, b)} == {torch.float32}
+    assert b.shape == (8, 2)
+
+
+def test_baseline_sees_the_past_only():
+    """b_t changes with the image and with what was drawn up to step t - 1, not with what comes after."""
+    torch.manual_seed(0)
+    baseline = Baseline(RecurrentNet(9, None, 3, 6, "ReLU"), 6, [4], "ReLU", None).double()
+    images, history = torch.randn(2, 1, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    b = baseline(images, history)
+    changed = history.clone()
+    changed[:, 2] += 1
+    again = baseline(images, changed)
+    assert (again[:, :2] == b[:, :2]).all() and (again[:, 2:] != b[:, 2:]).all()
+    assert (baseline(images + 1, history) != b).all()
+    baseline.scalar = 3.0
+    torch.testing.assert_close(baseline(images, history), 3 * b)

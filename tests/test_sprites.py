@@ -1,0 +1,35 @@
+import torch
+
+from air.data import sprites
+from air.data.sprites import COLOURS, SHAPES
+
+
+def test_the_same_seed_gives_the_same_scenes(tmp_path, monkeypatch):
+    scenes = []
+    for folder in ("a", "b"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+        scenes.append(sprites(True, 40))
+    assert torch.equal(scenes[0].images, scenes[1].images) and torch.equal(scenes[0].labels, scenes[1].labels)
+    assert not torch.equal(sprites(False, 40).images, scenes[0].images)
+    assert not torch.equal(sprites(True, 40, seed=1).images, scenes[0].images)
+
+
+def test_colour_shape_and_size_are_as_labelled():
+    scenes = sprites(True, 600, (1,))
+    fill = {shape: [] for shape in SHAPES}
+    for image, (x0, y0, x1, y1), label in zip(scenes.images, scenes.boxes[:, 0].int().tolist(), scenes.labels[:, 0]):
+        shape, colour = SHAPES[label // len(COLOURS)], int(label % len(COLOURS))
+        assert 12 <= x1 - x0 <= 16 and 12 <= y1 - y0 <= 16
+        others = [channel for channel in range(3) if channel != colour]
+        assert not image[others].any() and image[colour].max() == 255
+        fill[shape].append(image[colour, y0:y1, x0:x1].float().mean().item() / 255)
+    for shape, expected in (("circle", torch.pi / 4), ("square", 1.0), ("triangle", 0.5)):
+        assert len(fill[shape]) > 100
+        assert all(abs(share - expected) < 0.04 for share in fill[shape])
+
+
+def test_sprites_do_not_overlap():
+    scenes = sprites(True, 300, (2,))
+    a, b = scenes.boxes.unbind(1)
+    gap = torch.maximum(a[:, :2] - b[:, 2:], b[:, :2] - a[:, 2:]).amax(-1)
+    assert (gap >= 2).all()  # each box grown by one pixel

@@ -1,0 +1,232 @@
+import json
+import signal
+import threading
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import air
+from air.checkpoints import load_checkpoint
+from air.data import Dataset, multi_mnist
+from air.evaluation import evaluate
+from air.training import Config, Interrupted, Trainer, TrainingError, interrupt_flag
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def make_config():
+    def make(**kwargs):
+        settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
+                        estimator="nvil", estimator_options={"signal_scale": 10.0}, model=dict(SMALL, count_prior=0.01),
+                        steps=12, batch_size=8, lr=1e-3, baseline_lr=1e-2, exploration=0.2, exploration_steps=6, seed=3,
+                        device="cpu", precision="fp32", compile=False, eval_every=4, checkpoint_every=5)
+        return Config(**{**settings, **kwargs})
+    return make
+
+
+@pytest.fixture
+def dataset(scenes):
+    return Dataset("toy", "", scenes, scenes[:10])
+
+
+def everything(out):
+    """The final state, and what was logged, of a run."""
+    checkpoint = load_checkpoint(out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    del checkpoint["seconds"], metrics["seconds"]
+    return checkpoint, metrics, (out / "metrics.jsonl").read_text()
+
+
+def assert_identical(one, other):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_identical(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_identical(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("estimator, options", [("nvil", {"signal_scale": 10.0}), ("enumerate", {})])
+def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_path, estimator, options):
+    config = make_config(estimator=estimator, estimator_options=options)
+    Trainer(config, dataset, tmp_path / "whole").run()
+
+    trainer = Trainer(config, dataset, tmp_path / "parts")
+    train_step = trainer._train_step
+
+    def killed_at_seven():  # the checkpoint is of step 5; metrics.jsonl has lines of step 4 only
+        if trainer.step == 7:
+            raise KeyboardInterrupt
+        return train_step()
+
+    trainer._train_step = killed_at_seven
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    torch.manual_seed(99)  # whatever another process would have
+    checkpoint = load_checkpoint(tmp_path / "parts")
+    assert checkpoint["step"] == 5
+    Trainer(config, dataset, tmp_path / "parts", checkpoint).run()
+    assert_identical(everything(tmp_path / "parts"), everything(tmp_path / "whole"))
+
+
+def test_what_was_logged_after_the_checkpoint_is_taken_back(make_config, dataset, tmp_path):
+    config = make_config(steps=20, checkpoint_every=10)
+    Trainer(config, dataset, tmp_path / "whole").run()
+    trainer = Trainer(config, dataset, tmp_path / "parts")
+    train_step = trainer._train_step
+
+    def killed_at_seventeen():  # after the evaluations at 12 and 16, from a checkpoint of step 10
+        if trainer.step == 17:
+            raise KeyboardInterrupt
+        return train_step()
+
+    trainer._train_step = killed_at_seventeen
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    Trainer(config, dataset, tmp_path / "parts", load_checkpoint(tmp_path / "parts")).run()
+    assert_identical(everything(tmp_path / "parts"), everything(tmp_path / "whole"))
+
+
+def test_the_seed_decides(make_config, dataset, tmp_path):
+    def final(name, **kwargs):
+        Trainer(make_config(**kwargs), dataset, tmp_path / name).run()
+        return load_checkpoint(tmp_path / name)["objective"]
+
+    first = final("a")
+    assert_identical(final("b"), first)
+    assert not torch.equal(final("c", seed=4)["model.rnn.image_gates.weight"], first["model.rnn.image_gates.weight"])
+
+
+def test_what_a_run_writes(make_config, dataset, tmp_path):
+    config = make_config()
+    metrics = Trainer(config, dataset, tmp_path).run()
+    assert Config(**json.loads((tmp_path / "config.json").read_text())) == config
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    wanted = ("count_accuracy_map count_accuracy_sampled confusion elbo log_likelihood kl_pres kl_where kl_what iw_bound "
+              "iw_particles box_iou box_ap50 steps seconds")
+    assert set(wanted.split()) <= set(metrics) and metrics["steps"] == 12
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert lines[-1]["held_out"]["elbo"] == metrics["elbo"]
+    assert (tmp_path / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    terms = {"elbo", "log_likelihood", "kl_pres", "kl_where", "kl_what"}
+    assert {f"{group}/{term}" for group in ("train", "held_out") for term in terms} <= scalars
+    networks = {f"train/grad_norm_{name}" for name in ("rnn", "predict", "encode", "decode", "baseline")}
+    assert networks | {"train/signal_sd", "held_out/count_accuracy_map"} <= scalars
+    assert events.Tags()["images"] == ["reconstructions"] and events.Tags()["histograms"] == ["held_out/count"]
+    assert [event.step for event in events.Scalars("train/elbo")] == [4, 8, 12]
+    (bucket_counts,) = [event.histogram_value.bucket for event in events.Histograms("held_out/count")][-1:]
+    inferred = [sum(row[n] for row in metrics["confusion"]) for n in range(4)]
+    assert [count for count in bucket_counts if count] == [count for count in inferred if count]
+
+
+def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(), dataset, tmp_path)
+    rates, exploration = [], []
+    for _ in range(12):
+        trainer._train_step()
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        exploration.append(trainer.objective.exploration.item())
+    assert rates[0] == [1e-3, 1e-2] and rates[6] == pytest.approx([5e-4, 5e-3]) and rates[-1][0] < 2e-5
+    assert exploration[0] == pytest.approx(0.2) and exploration[3] == pytest.approx(0.1) and exploration[6:] == [0] * 6
+
+
+def test_an_epoch_visits_each_scene_once(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(), dataset, tmp_path)  # 40 scenes, 5 batches of 8
+    epochs = []
+    for epoch in range(2):
+        batches = []
+        for trainer.step in range(5 * epoch, 5 * epoch + 5):
+            batches.append(trainer._batch_indices())
+        epochs.append(torch.cat(batches))
+        assert epochs[-1].sort().values.tolist() == list(range(40))
+    assert not torch.equal(*epochs)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(), dataset, tmp_path)
+    train_step = trainer._train_step
+
+    def spoilt():
+        if trainer.step == 6:
+            with torch.no_grad():
+                trainer.model.decode.mlp[0].weight.fill_(float("nan"))
+        return train_step()
+
+    trainer._train_step = spoilt
+    with pytest.raises(TrainingError, match=r"loss is nan at step 7; .*checkpoint.pt holds the last good step"):
+        trainer.run()
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint["step"] == 5 and all(value.isfinite().all() for value in checkpoint["objective"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(), dataset, tmp_path)
+    trainer._save()
+    with torch.no_grad():
+        trainer.model.z_what_init.fill_(float("inf"))
+    trainer.step = 7
+    trainer._save()
+    assert load_checkpoint(tmp_path)["step"] == 0
+
+
+def test_ctrl_c_saves_the_step_it_finishes(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(), dataset, tmp_path)
+    train_step = trainer._train_step
+
+    def interrupted():
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return train_step()
+
+    trainer._train_step = interrupted
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert load_checkpoint(tmp_path)["step"] == 3 and not (tmp_path / "metrics.json").exists()
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        with interrupt_flag() as flag:
+            signal.raise_signal(signal.SIGINT)
+            assert flag.is_set()
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_trains_outside_the_main_thread(make_config, dataset, tmp_path):
+    thread = threading.Thread(target=Trainer(make_config(steps=2), dataset, tmp_path).run)
+    thread.start()
+    thread.join()
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_bf16_trains(make_config, dataset, tmp_path):
+    metrics = Trainer(make_config(precision="bf16"), dataset, tmp_path).run()
+    assert all(value.dtype in (torch.float32,) for value in load_checkpoint(tmp_path)["objective"].values())
+    assert metrics["elbo"] == pytest.approx(metrics["elbo"])  # finite
+
+
+def test_it_learns_to_count_real_digits(mnist_root, make_config, tmp_path):
+    """A few hundred steps of the main job. A model that collapsed, or that sees one object in everything, has 33%."""
+    torch.set_num_threads(2)
+    dataset = Dataset("multi-mnist", "", multi_mnist(mnist_root, True, 20_000), multi_mnist(mnist_root, False, 1000))
+    model = dict(num_steps=3, x_size=50, window_size=28, z_what_size=50, rnn_hidden_size=256, encoder_net=[200],
+                 decoder_net=[200], scale_prior_sd=0.2, count_prior=1e-8)
+    config = make_config(model=model, estimator="enumerate", estimator_options={}, steps=300, batch_size=64,
+                         exploration_steps=150, eval_every=300, checkpoint_every=300)
+    metrics = Trainer(config, dataset, tmp_path).run()
+    assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.5
+    again = evaluate(air.load(tmp_path), dataset.held_out)
+    assert again["count_accuracy_map"] == metrics["count_accuracy_map"]

@@ -1,0 +1,53 @@
+import torch
+
+from air.visualization import ABSENT, draw_boxes, reconstruction_picture, to_rgb
+
+
+def test_to_rgb_scales_clips_and_enlarges():
+    rgb = to_rgb(torch.tensor([[[[0.0, 0.5], [1.0, 7.0]]]]), zoom=2)
+    assert rgb.shape == (1, 3, 4, 4) and rgb.dtype == torch.uint8
+    assert rgb[0, 0].tolist() == rgb[0, 2].tolist() == [[0, 0, 128, 128]] * 2 + [[255] * 4] * 2
+    colour = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+    colour[0, 1] = 77
+    assert to_rgb(colour, zoom=1).flatten().tolist() == [0, 77, 0]
+
+
+def test_boxes_lie_on_the_outermost_pixels_of_their_objects():
+    image = torch.zeros(2, 1, 8, 8)
+    boxes = torch.tensor([[[1.0, 2, 4, 6], [5, 5, 7, 7]]]).repeat(2, 1, 1)
+    drawn = draw_boxes(image, boxes, torch.tensor([[True, False], [True, True]]), ("red", "lime"), zoom=1)
+    expected = torch.zeros(8, 8, dtype=torch.uint8)
+    expected[2:6, 1:4] = 255
+    expected[3:5, 2] = 0
+    assert torch.equal(drawn[0, 0], expected) and not drawn[0, 1:].any()
+    second = drawn[1, 1].nonzero()
+    assert second.min(0).values.tolist() == [5, 5] and second.max(0).values.tolist() == [6, 6]
+
+
+def test_boxes_beyond_the_image_are_cut_off():
+    drawn = draw_boxes(torch.zeros(1, 1, 8, 8), torch.tensor([[[-3.0, -3, 20, 20]]]), torch.ones(1, 1), ("red",), 1)
+    assert drawn.shape == (1, 3, 8, 8) and drawn[0, 0, 0].min() == 255 and drawn[0, 0, 7].min() == 255
+
+
+def test_picture_shows_input_reconstruction_and_steps(make_model, scenes):
+    model = make_model().float().eval()
+    few = scenes[:4]
+    picture = reconstruction_picture(model, few)
+    zoom, padding = 3, 2
+    cell = 12 * zoom + padding
+    heading = picture.shape[1] - 4 * cell - padding
+    assert picture.shape == (3, heading + 4 * cell + padding, 5 * cell + padding) and heading > 0
+    seen = model.infer(few.images)
+
+    def at(row, column):
+        top, left = heading + padding + row * cell, padding + column * cell
+        return picture[:, top:top + 12 * zoom, left:left + 12 * zoom]
+
+    for row in range(4):
+        without_boxes = few.counts[row] == 0
+        if without_boxes:
+            assert torch.equal(at(row, 0), to_rgb(few.images[row:row + 1])[0])
+        for step in range(1, 4):
+            expected = to_rgb(seen.canvases[row:row + 1, step])[0] if step <= seen.count[row] else ABSENT
+            assert (at(row, 1 + step) == expected).all()
+    assert picture[:, :heading].any()  # there are headings
