@@ -24,23 +24,15 @@ try:
     import torch
 
     from air.checkpoints import CheckpointError, checkpoint_path, load_checkpoint
-    from air.data import DATASETS, OVERLAPS, DataError, Dataset, load_dataset
+    from air.data import DATASETS, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
+    from air.recipe import SETTINGS, STEPS, configure
     from air.training import Config, Interrupted, Trainer, TrainingError
 except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
     sys.exit(2)
 
-# One recipe for both estimators; the README says what fails without each setting.
-DEFAULTS: dict[str, Any] = {
-    "dataset": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data"), "counts": [0, 1, 2], "overlap": "none",
-    "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "baseline_lr": 1e-2, "count_prior": 1e-8, "seed": 0,
-    "device": "auto", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500}
-STEPS = {"nvil": 4000, "enumerate": 2000}
-ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}}
-EXPLORATION = {"exploration": 0.2, "exploration_steps": 1000}
-MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200],
-         "scale_prior_sd": 0.2}
+DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,27 +40,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     given = vars(parser.parse_args(argv))  # only what stands on the command line
     try:
-        device = available_device(given.get("device", DEFAULTS["device"]))
-        if "resume" in given:
-            checkpoint = load_checkpoint(given["resume"])
-            out = checkpoint_path(given["resume"]).parent
-            config = resumed_config(checkpoint, given, device)
-            dataset = load_dataset(config.dataset, config.data_root, config.counts, config.overlap)
-            print(f"resuming {out} at step {checkpoint['step']} of {config.steps}")
-        else:
-            settings = {**DEFAULTS, **given, "device": device}
-            checkpoint = None
-            dataset = load_dataset(settings["dataset"], settings["data_root"], settings["counts"], settings["overlap"])
-            config = fresh_config(settings, dataset)
-            out = fresh_folder(given.get("out"), config)
-        if config.batch_size > len(dataset.train):
-            raise ValueError(f"--batch-size {config.batch_size} exceeds the {len(dataset.train)} training scenes")
-        trainer = Trainer(config, dataset, out, checkpoint)
+        given["device"] = available_device(given.get("device", DEFAULTS["device"]))
+        trainer = resumed_run(given) if "resume" in given else fresh_run(given)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         parser.error(str(error))
 
-    print(f"{config.dataset}: {len(dataset.train)} scenes ({config.dataset_reason})")
-    print(f"{config.estimator}, {config.steps} steps of {config.batch_size} on {config.device} -> {out}")
+    config, dataset, out = trainer.config, trainer.dataset, trainer.out
+    if dataset.fell_back:
+        print(f"train.py: WARNING: training on {dataset.name}: {dataset.reason}", file=sys.stderr)
+    print(f"{dataset.name}: {len(dataset.train)} scenes" + ("" if dataset.fell_back else f" ({dataset.reason})"))
+    print(f"{config.estimator}, steps {trainer.step} to {config.steps} of {config.batch_size} images "
+          f"on {config.device}, into {out}")
     try:
         metrics = trainer.run()
     except Interrupted:
@@ -76,11 +58,53 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
-    print(f"held out, {metrics['held_out_scenes']} scenes: counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), "
-          f"box IoU {metrics['box_iou']:.3f}, AP50 {metrics['box_ap50']:.3f}, elbo {metrics['elbo']:.1f} nats "
+    print(f"held out, {metrics['held_out_scenes']} scenes: "
+          f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), box IoU {metrics['box_iou']:.3f}, "
+          f"AP50 {metrics['box_ap50']:.3f}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
-    for what, name in (("picture", "reconstructions.png"), ("metrics", "metrics.json"), ("checkpoint", "checkpoint.pt")):
-        print(f"{what + ':':12}{out / name}")
+    for what in ("reconstructions.png", "metrics.json", "checkpoint.pt"):
+        print(f"  {out / what}")
+
+
+def fresh_run(given: dict[str, Any]) -> Trainer:
+    """A new run: the recipe, and what was asked for.
+
+    Raises:
+        ValueError: the settings do not go together, or the folder asked for holds a run.
+        DataError: the data set cannot be had.
+    """
+    settings = {**DEFAULTS, **given}
+    asked = settings.pop("out", None)
+    if asked and (Path(asked) / "config.json").exists():
+        raise ValueError(f"--out {asked} already holds a run: name another folder, or go on with it: --resume {asked}")
+    dataset = load_dataset(settings.pop("dataset"), settings["data_root"], settings["counts"], settings["overlap"])
+    config = configure(dataset, **settings)
+    if config.batch_size > len(dataset.train):
+        raise ValueError(f"--batch-size {config.batch_size} exceeds the {len(dataset.train)} training scenes")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    out = Path(asked or f"runs/{dataset.name}-{config.estimator}-seed{config.seed}-{stamp}")
+    out.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, dataset, out)
+
+
+def resumed_run(given: dict[str, Any]) -> Trainer:
+    """A run taken up at its checkpoint, with its own settings but for where it runs and how long it goes.
+
+    Raises:
+        ValueError: another setting was asked for, or the run is beyond the steps asked for.
+        CheckpointError, DataError: the checkpoint or the data set cannot be had.
+    """
+    changeable = {"device", "data_root", "steps"}
+    fixed = sorted(set(given) - changeable - {"resume"})
+    if fixed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise ValueError(f"--resume goes on with the run's own settings: leave out {flags}")
+    checkpoint = load_checkpoint(given["resume"])
+    config = replace(Config(**checkpoint["config"]), **{name: given[name] for name in changeable & set(given)})
+    if config.steps < checkpoint["step"]:
+        raise ValueError(f"--steps {config.steps}: the run has already taken {checkpoint['step']}")
+    dataset = load_dataset(config.dataset, config.data_root, config.counts, config.overlap)
+    return Trainer(config, dataset, checkpoint_path(given["resume"]).parent, checkpoint)
 
 
 def available_device(name: str) -> str:
@@ -90,51 +114,6 @@ def available_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
-
-
-def fresh_config(settings: dict[str, Any], dataset: Dataset) -> Config:
-    """The configuration of a new run: the recipe and what was asked for."""
-    estimator = settings["estimator"]
-    channels, x_size = dataset.train.images.shape[1:3]
-    model = {**MODEL, "num_steps": max(settings["counts"]) + 1, "x_size": x_size, "channels": channels,
-             "count_prior": settings["count_prior"]}
-    kept = ("data_root", "overlap", "batch_size", "lr", "baseline_lr", "seed", "device", "precision", "compile",
-            "eval_every", "checkpoint_every")
-    return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=sorted(set(settings["counts"])),
-                  estimator=estimator, estimator_options=ESTIMATOR_OPTIONS[estimator], model=model,
-                  steps=settings.get("steps", STEPS[estimator]), **EXPLORATION,
-                  **{name: settings[name] for name in kept})
-
-
-def resumed_config(checkpoint: dict[str, Any], given: dict[str, Any], device: str) -> Config:
-    """The run's own configuration, with what may change: where it runs, where the data lie, how long it goes.
-
-    Raises:
-        ValueError: something else was asked for, or the run is beyond the steps asked for.
-    """
-    fixed = sorted(set(given) - {"resume", "device", "data_root", "steps"})
-    if fixed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise ValueError(f"--resume goes on with the run's own settings: leave out {flags}")
-    changed = {name: given[name] for name in ("data_root", "steps") if name in given}
-    config = replace(Config(**checkpoint["config"]), device=device, **changed)
-    if config.steps < checkpoint["step"]:
-        raise ValueError(f"--steps {config.steps}: the run has already taken {checkpoint['step']}")
-    return config
-
-
-def fresh_folder(asked: str | None, config: Config) -> Path:
-    """A folder that holds no run yet.
-
-    Raises:
-        ValueError: the one asked for does.
-    """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    out = Path(asked or f"runs/{config.dataset}-{config.estimator}-seed{config.seed}-{stamp}")
-    if (out / "config.json").exists():
-        raise ValueError(f"--out {out} already holds a run: name another folder, or go on with it: --resume {out}")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
 
 
 def build_parser() -> argparse.ArgumentParser:

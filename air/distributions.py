@@ -1,7 +1,7 @@
 """Closed forms: Normal latents with their KLs, z_pres as a distribution over counts, and the count prior.
 
 z_pres is a unary code of the count n: z_pres_t = 1 for t <= n and 0 after. Given the chain of logits of
-q(z_pres_t = 1 | z_pres_{t-1} = 1), everything about it is a function of n (DESIGN: "one rollout serves every estimator").
+q(z_pres_t = 1 | z_pres_{t-1} = 1), everything about it is a function of n.
 """
 
 import math

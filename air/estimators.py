@@ -1,6 +1,7 @@
 """Gradient estimators for the count: modules around a model, `forward(images) -> (loss, metrics)`.
 
-One rollout gives, for every n = 0..N (DESIGN: "one rollout serves every estimator"),
+Given the image, the chain of latents is only ever continued from z_pres = 1. So one rollout of all N steps gives, for
+every n = 0..N,
 
     elbo_n = log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n) - log q(n)
 
@@ -73,8 +74,9 @@ class Estimator(nn.Module):
     """A model and the way its count is learned.
 
     `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε/(N+1) in place of q(n). A branch that
-    q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on learning to explain the image.
-    q(n) itself follows the ELBO throughout, and with ε = 0 all of the gradient is the ELBO's.
+    q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on learning to explain the image,
+    the first object as much of it as it can. q(n) itself follows the ELBO throughout, and with ε = 0 all of the
+    gradient is the ELBO's.
     """
 
     exploration: Tensor
@@ -85,7 +87,7 @@ class Estimator(nn.Module):
         self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser: the model's parameters, and the baseline's, where there is one, at their own rate."""
+        """Groups for an optimiser: the model's parameters, and those of the baseline, if any, at their own rate."""
         return [{"params": list(self.model.parameters()), "lr": lr}]
 
     def explored(self, q: Tensor) -> Tensor:

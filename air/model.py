@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
 class Inference(NamedTuple):
     """What the model sees in an image, along the path of most probable count and mean latents."""
 
-    count: Tensor  # (B,) int64, the MAP count
+    count: Tensor  # type: ignore[assignment]  # (B,) int64, the MAP count; hides tuple.count
     count_probs: Tensor  # (B, N+1), q(n)
     z_pres: Tensor  # (B, N), 1 for t <= count, else 0
     z_where: Tensor  # (B, N, 3), (s, x, y)
@@ -59,6 +59,9 @@ class AIR(nn.Module):
 
     Where it departs from that class: immutable defaults, `channels`, and `count_prior`, p(n) as part of the model.
     """
+
+    z_where_loc: Tensor
+    z_where_scale: Tensor
 
     def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
                  encoder_net: Sequence[int] = (), decoder_net: Sequence[int] = (), predict_net: Sequence[int] = (),
@@ -213,9 +216,10 @@ class AIR(nn.Module):
             what_loc, what_scale = self.encode(image_to_window(images, z_where, self.window_size))
             z_what = what_loc + what_scale * noise_what
             steps.append((logit, latents, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
-        logits, history, *latent = (torch.stack(each, 1) for each in zip(*steps))
-        where = NormalLatent(*latent[:3], self.z_where_loc, self.z_where_scale)
-        what = NormalLatent(*latent[3:], images.new_zeros(()), images.new_ones(()))
+        logits, history, z_where, where_loc, where_scale, z_what, what_loc, what_scale = (
+            torch.stack(each, 1) for each in zip(*steps))  # (B, N, ...)
+        where = NormalLatent(z_where, where_loc, where_scale, self.z_where_loc, self.z_where_scale)
+        what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
         painted = self._paint(where.value, what.value)
         return Rollout(logits.squeeze(-1), {"where": where, "what": what}, history, painted,
                        self.log_likelihood(images, painted))

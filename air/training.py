@@ -5,19 +5,19 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
 from air.data import Dataset, Scenes
-from air.estimators import ESTIMATORS
+from air.estimators import ESTIMATORS, Metrics
 from air.evaluation import evaluate
 from air.files import atomic_write
 from air.logs import RunLog
@@ -82,7 +82,9 @@ class Trainer:
         self.summed = 0
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.forward: nn.Module = torch.compile(self.objective) if config.compile else self.objective
+        self.forward: Callable[[Tensor], tuple[Tensor, Metrics]] = self.objective
+        if config.compile:
+            self.forward = torch.compile(self.objective)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, evaluate on all held-out scenes, and write what config.json's folder is to hold.
@@ -101,7 +103,7 @@ class Trainer:
         try:
             with interrupt_flag() as interrupted:
                 while self.step < config.steps:
-                    log.step(self._train_step()["elbo"])
+                    log.step(self.train_step()["elbo"])
                     self.seconds = before + time.monotonic() - began
                     last = self.step == config.steps
                     if self.step % config.eval_every == 0 and not last:
@@ -121,7 +123,14 @@ class Trainer:
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
-    def _train_step(self) -> dict[str, Tensor]:
+    def train_step(self) -> dict[str, Tensor]:
+        """Take one step: forward, backward, optimiser.
+
+        Returns:
+            the objective's metrics, on the device.
+        Raises:
+            TrainingError: the loss is not finite; the step was not taken.
+        """
         self._set_schedules()
         images = self.images[self._batch_indices()]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):

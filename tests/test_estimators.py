@@ -274,3 +274,19 @@ def test_autocast_gives_nearly_the_same_loss_and_gradients(make_model, images, n
         assert loss.dtype == torch.float32
         results.append((metrics["log_likelihood"], objective.model.decode.mlp[-1].weight.grad))
     torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.05 * results[0][1].abs().max().item())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, images, name):
+    """Traced forward and backward without a break; the code that inductor makes of them is a slow test's matter."""
+    results = []
+    for compiled in (False, True):
+        objective = ESTIMATORS[name](make_model(count_prior=0.1))
+        forward = torch.compile(objective, backend="aot_eager", fullgraph=True) if compiled else objective
+        for _ in range(2):
+            objective.zero_grad()
+            torch.manual_seed(0)
+            loss, metrics = forward(images)
+            loss.backward()
+        results.append((loss, metrics, [parameter.grad for parameter in objective.parameters()]))
+    torch.testing.assert_close(results[1], results[0])

@@ -42,8 +42,8 @@ def test_iw_bound_of_one_particle_is_the_log_weight_summed_over_counts(make_mode
     bound = iw_bound(model, images, 1)
     torch.manual_seed(3)
     rollout = model.rollout(images)
-    ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value) - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1)
-                for z in rollout.latents.values())
+    ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value)
+                 - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1) for z in rollout.latents.values())
     for i in range(len(images)):
         terms = [model.count_prior.log_probs[n] + rollout.log_likelihood[i, n] + ratio[i, :n].sum() for n in range(4)]
         assert bound[i].item() == pytest.approx(torch.stack(terms).logsumexp(0).item())

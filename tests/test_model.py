@@ -31,8 +31,9 @@ def test_constructor_has_the_reference_keywords_and_defaults():
 
 
 def test_every_keyword_reaches_what_it_names():
-    model = AIR(2, 10, 4, 3, 6, encoder_net=[5], decoder_net=[8, 7], predict_net=[9], embed_net=[11], bl_predict_net=[4],
-                non_linearity="Tanh", decoder_output_bias=-1.5, decoder_output_use_sigmoid=True, baseline_scalar=5.0,
+    model = AIR(2, 10, 4, 3, 6, encoder_net=[5], decoder_net=[8, 7], predict_net=[9], embed_net=[11],
+                bl_predict_net=[4], non_linearity="Tanh", decoder_output_bias=-1.5, decoder_output_use_sigmoid=True,
+                baseline_scalar=5.0,
                 scale_prior_mean=2.0, scale_prior_sd=0.5, pos_prior_mean=0.25, pos_prior_sd=0.75, likelihood_sd=0.2)
     baseline = model.make_baseline()
     widths = [[layer.out_features for layer in net if hasattr(layer, "out_features")]

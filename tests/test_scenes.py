@@ -81,5 +81,6 @@ def test_no_room_is_an_error():
 
 def test_scenes_can_be_indexed(composed):
     few = composed[torch.tensor([3, 1])]
-    assert len(few) == 2 and torch.equal(few.images[1], composed.images[1]) and torch.equal(few.boxes[0], composed.boxes[3])
+    assert len(few) == 2
+    assert torch.equal(few.images[1], composed.images[1]) and torch.equal(few.boxes[0], composed.boxes[3])
     assert len(composed[:10]) == 10 and len(composed[composed.counts == 0]) == (composed.counts == 0).sum()

@@ -59,14 +59,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_pat
     Trainer(config, dataset, tmp_path / "whole").run()
 
     trainer = Trainer(config, dataset, tmp_path / "parts")
-    train_step = trainer._train_step
+    train_step = trainer.train_step
 
     def killed_at_seven():  # the checkpoint is of step 5; metrics.jsonl has lines of step 4 only
         if trainer.step == 7:
             raise KeyboardInterrupt
         return train_step()
 
-    trainer._train_step = killed_at_seven
+    trainer.train_step = killed_at_seven
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     torch.manual_seed(99)  # whatever another process would have
@@ -80,14 +80,14 @@ def test_what_was_logged_after_the_checkpoint_is_taken_back(make_config, dataset
     config = make_config(steps=20, checkpoint_every=10)
     Trainer(config, dataset, tmp_path / "whole").run()
     trainer = Trainer(config, dataset, tmp_path / "parts")
-    train_step = trainer._train_step
+    train_step = trainer.train_step
 
     def killed_at_seventeen():  # after the evaluations at 12 and 16, from a checkpoint of step 10
         if trainer.step == 17:
             raise KeyboardInterrupt
         return train_step()
 
-    trainer._train_step = killed_at_seventeen
+    trainer.train_step = killed_at_seventeen
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     Trainer(config, dataset, tmp_path / "parts", load_checkpoint(tmp_path / "parts")).run()
@@ -109,8 +109,8 @@ def test_what_a_run_writes(make_config, dataset, tmp_path):
     metrics = Trainer(config, dataset, tmp_path).run()
     assert Config(**json.loads((tmp_path / "config.json").read_text())) == config
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    wanted = ("count_accuracy_map count_accuracy_sampled confusion elbo log_likelihood kl_pres kl_where kl_what iw_bound "
-              "iw_particles box_iou box_ap50 steps seconds")
+    wanted = ("count_accuracy_map count_accuracy_sampled confusion elbo log_likelihood kl_pres kl_where kl_what "
+              "iw_bound iw_particles box_iou box_ap50 steps seconds")
     assert set(wanted.split()) <= set(metrics) and metrics["steps"] == 12
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
@@ -134,7 +134,7 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
     trainer = Trainer(make_config(), dataset, tmp_path)
     rates, exploration = [], []
     for _ in range(12):
-        trainer._train_step()
+        trainer.train_step()
         rates.append([group["lr"] for group in trainer.optimizer.param_groups])
         exploration.append(trainer.objective.exploration.item())
     assert rates[0] == [1e-3, 1e-2] and rates[6] == pytest.approx([5e-4, 5e-3]) and rates[-1][0] < 2e-5
@@ -155,7 +155,7 @@ def test_an_epoch_visits_each_scene_once(make_config, dataset, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(make_config, dataset, tmp_path):
     trainer = Trainer(make_config(), dataset, tmp_path)
-    train_step = trainer._train_step
+    train_step = trainer.train_step
 
     def spoilt():
         if trainer.step == 6:
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
                 trainer.model.decode.mlp[0].weight.fill_(float("nan"))
         return train_step()
 
-    trainer._train_step = spoilt
+    trainer.train_step = spoilt
     with pytest.raises(TrainingError, match=r"loss is nan at step 7; .*checkpoint.pt holds the last good step"):
         trainer.run()
     checkpoint = load_checkpoint(tmp_path)
@@ -182,14 +182,14 @@ def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_p
 
 def test_ctrl_c_saves_the_step_it_finishes(make_config, dataset, tmp_path):
     trainer = Trainer(make_config(), dataset, tmp_path)
-    train_step = trainer._train_step
+    train_step = trainer.train_step
 
     def interrupted():
         if trainer.step == 2:
             signal.raise_signal(signal.SIGINT)
         return train_step()
 
-    trainer._train_step = interrupted
+    trainer.train_step = interrupted
     with pytest.raises(Interrupted):
         trainer.run()
     assert load_checkpoint(tmp_path)["step"] == 3 and not (tmp_path / "metrics.json").exists()

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from air.data.multi_mnist import OVERLAPS, multi_mnist
+from air.data.multi_mnist import OVERLAPS, load_mnist, multi_mnist
 from air.data.scenes import DataError, Scenes
 from air.data.sprites import sprites
 
 __all__ = ["DATASETS", "OVERLAPS", "DataError", "Dataset", "Scenes", "load_dataset", "multi_mnist", "sprites"]
 
 DATASETS = ("auto", "multi-mnist", "sprites")
-HELD_OUT = 10_000  # scenes
+MNIST_TRAIN, SPRITES_TRAIN, HELD_OUT = 60_000, 20_000, 10_000  # scenes
 
 
 class Dataset(NamedTuple):
@@ -21,6 +21,7 @@ class Dataset(NamedTuple):
     reason: str
     train: Scenes
     held_out: Scenes
+    fell_back: bool = False  # "auto" did not get what it wanted
 
 
 def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2), overlap: str = "none") -> Dataset:
@@ -36,19 +37,17 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
     """
     if name not in DATASETS:
         raise DataError(f"there is no data set named {name!r}; there are {', '.join(DATASETS)}")
-    reason = "asked for by name"
+    reason, fell_back = "asked for by name", False
     if name == "auto":
         try:
-            pair = _multi_mnist_pair(root, counts, overlap)
-            return Dataset("multi-mnist", f"MNIST is under {root}", *pair)
+            load_mnist(root, train=True)
+            name, reason = "multi-mnist", f"MNIST is under {root}"
         except DataError as error:
-            name, reason = "sprites", f"no multi-MNIST: {error}"
+            name, reason, fell_back = "sprites", str(error), True
     if name == "multi-mnist":
-        return Dataset(name, reason, *_multi_mnist_pair(root, counts, overlap))
+        return Dataset(name, reason, multi_mnist(root, True, MNIST_TRAIN, counts, overlap),
+                       multi_mnist(root, False, HELD_OUT, counts, overlap))
     if overlap != "none":
-        raise DataError(f"sprites never overlap: leave out --overlap {overlap}, or use --dataset multi-mnist ({reason})")
-    return Dataset(name, reason, sprites(True, 20_000, counts), sprites(False, HELD_OUT, counts))
-
-
-def _multi_mnist_pair(root: str | Path, counts: Sequence[int], overlap: str) -> tuple[Scenes, Scenes]:
-    return (multi_mnist(root, True, 60_000, counts, overlap), multi_mnist(root, False, HELD_OUT, counts, overlap))
+        raise DataError(f"sprites never overlap: leave out --overlap {overlap}, or use --dataset multi-mnist "
+                        f"(sprites: {reason})")
+    return Dataset(name, reason, sprites(True, SPRITES_TRAIN, counts), sprites(False, HELD_OUT, counts), fell_back)

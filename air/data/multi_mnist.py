@@ -32,9 +32,9 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
         return MNIST(str(root), train=train, download=True)
     except (RuntimeError, OSError) as error:
         raise DataError(f"MNIST is not under {Path(root).resolve()} and cannot be downloaded "
-                        f"({' '.join(str(error).split())}). Put its four idx files into {Path(root) / 'MNIST' / 'raw'}, "
-                        "name the folder that holds MNIST/raw with --data-root or AIR_DATA_ROOT, or use "
-                        "--dataset sprites") from error
+                        f"({' '.join(str(error).split())}). Put its four idx files into "
+                        f"{Path(root) / 'MNIST' / 'raw'}, name the folder that holds MNIST/raw with --data-root or "
+                        "AIR_DATA_ROOT, or use --dataset sprites") from error
 
 
 def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",

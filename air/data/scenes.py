@@ -96,10 +96,10 @@ def draw_counts(rng: np.random.Generator, counts: Sequence[int], size: int) -> N
 
 def _tight_boxes(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
     """(P, C, S, S) -> (P, 4), (x0, y0, x1, y1) of each patch's non-zero pixels."""
-    lit = patches.any(1)
+    lit = np.any(patches, axis=1)  # (P, S, S)
     edges = []
     for axis in (1, 2):  # any over rows leaves columns (x), and the other way round
-        line = lit.any(axis)  # (P, S)
+        line = np.any(lit, axis=axis)  # (P, S)
         edges.append((line.argmax(-1), line.shape[-1] - line[:, ::-1].argmax(-1)))
     (x0, x1), (y0, y1) = edges
     return np.stack((x0, y0, x1, y1), -1)

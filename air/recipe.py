@@ -1,0 +1,38 @@
+"""The recipe: training settings for every data set and estimator. The README says what fails without each."""
+
+from typing import Any
+
+from air.data import Dataset
+from air.training import Config
+
+SETTINGS: dict[str, Any] = {
+    "counts": [0, 1, 2], "overlap": "none", "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "baseline_lr": 1e-2,
+    "count_prior": 1e-8, "exploration": 1.0, "exploration_steps": 1000, "seed": 0, "device": "cpu", "precision": "fp32",
+    "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
+STEPS = {"nvil": 4000, "enumerate": 2000}
+ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}}
+MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200],
+         "scale_prior_sd": 0.2}
+
+
+def configure(dataset: Dataset, **settings: Any) -> Config:
+    """The configuration of a run on a data set.
+
+    Args:
+        dataset: gives the images' size and channels.
+        settings: what departs from the recipe, by the names of SETTINGS and "steps".
+    Raises:
+        ValueError: a setting has no such name.
+    """
+    unknown = sorted(set(settings) - set(SETTINGS) - {"steps"})
+    if unknown:
+        raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(SETTINGS)}, steps")
+    chosen = {**SETTINGS, **settings}
+    estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
+    channels, x_size = dataset.train.images.shape[1:3]
+    # One step more than there are objects, so that counting one too many is possible and seen.
+    model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
+             "count_prior": chosen.pop("count_prior")}
+    steps = chosen.pop("steps", STEPS[estimator])
+    return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=counts, model=model, steps=steps,
+                  estimator_options=ESTIMATOR_OPTIONS[estimator], **chosen)

@@ -1,0 +1,205 @@
+#!/usr/bin/env python
+"""Time training steps beside the floor of the machine they run on.
+
+    python benchmarks/bench_step.py --estimator enumerate nvil nvil-without-baseline --threads 2
+    python benchmarks/bench_step.py --estimator enumerate --compile --precision bf16 --json step.json
+
+A step is the trainer's own: batch, forward, backward, optimiser. The floor is what no implementation of the same
+arithmetic can go below: the step's matrix products, each timed alone at its own shape, layout and precision, plus the
+bytes that Adam has to move over the measured bandwidth. Everything named in one command is measured in turns, so that
+whatever else the machine does falls on all alike: compare ratios, not milliseconds of different runs.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from air.data import Dataset, Scenes
+from air.recipe import configure
+from air.training import Trainer
+
+ESTIMATORS = ("nvil", "nvil-without-baseline", "enumerate")
+ADAM_PASSES = 7  # reads the parameter, its gradient and two moments; writes all of these but the gradient
+TURNS = 8
+
+
+class Product(NamedTuple):
+    """A matrix product a @ b as it occurs in a step; sizes and strides tell transposed operands apart."""
+
+    a: tuple[tuple[int, ...], tuple[int, ...]]
+    b: tuple[tuple[int, ...], tuple[int, ...]]
+    dtype: torch.dtype
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.a[0][0] * self.a[0][1] * self.b[0][1]
+
+    def ready(self, device: str) -> Callable[[], Tensor]:
+        """The product on operands of its own, to be timed."""
+        a, b = (torch.empty_strided(size, stride, dtype=self.dtype, device=device).normal_() / 50
+                for size, stride in (self.a, self.b))
+        return lambda: torch.mm(a, b)
+
+
+class ProductLog(TorchDispatchMode):
+    """Counts the matrix products of what runs inside it. Batched ones, if any, are not layers and do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: Counter[Product] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            a, b = args[-2:]
+            self.products[Product((tuple(a.shape), a.stride()), (tuple(b.shape), b.stride()), a.dtype)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Bench:
+    """The step, the inference and the floor of one estimator."""
+
+    def __init__(self, estimator: str, batch_size: int, device: str, precision: str, compiled: bool) -> None:
+        scenes = synthetic_scenes(4 * batch_size)
+        config = configure(Dataset("synthetic", "", scenes, scenes), estimator=estimator.split("-")[0],
+                           batch_size=batch_size, device=device, precision=precision, compile=compiled)
+        config.model["use_baselines"] = estimator != "nvil-without-baseline"
+        self.trainer = Trainer(config, Dataset("synthetic", "", scenes, scenes), Path())  # nothing is written
+        self.batch, self.device = self.trainer.images[:batch_size], device
+        with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            self.trainer.objective(self.batch)[0].backward()
+        self.products = log.products
+        self.parameters = sum(p.numel() for p in self.trainer.objective.parameters())
+        self.times: dict[str, list[float]] = {"step": [], "inference": [], "products": [], "optimiser": []}
+
+    def warm_up(self, steps: int) -> None:
+        """Run until allocators, caches and the compiler have settled."""
+        for _ in range(steps):
+            self.trainer.train_step()
+            self.trainer.model.infer(self.batch)
+
+    def turn(self, steps: int) -> None:
+        """One turn of measurements, in ms each."""
+        self.times["step"] += [self._time(self.trainer.train_step) for _ in range(steps)]
+        self.times["inference"] += [self._time(lambda: self.trainer.model.infer(self.batch)) for _ in range(steps)]
+        total = 0.0
+        for product, count in self.products.items():
+            run = product.ready(self.device)
+            run()
+            total += count * statistics.median(self._time(run) for _ in range(5))
+        self.times["products"].append(total)
+        p, g, out = torch.rand(3, self.parameters, device=self.device).unbind()
+        add = statistics.median(self._time(lambda: torch.add(p, g, out=out)) for _ in range(5))
+        self.times["optimiser"].append(add * ADAM_PASSES / 3)  # an addition makes 3 passes over as many bytes
+
+    def _time(self, run: Callable[[], Any]) -> float:
+        synchronize = torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        synchronize()
+        start = time.perf_counter()
+        run()
+        synchronize()
+        return 1e3 * (time.perf_counter() - start)
+
+    def results(self) -> dict[str, float]:
+        """Medians over all turns, and what follows from them."""
+        step, inference, products, optimiser = (statistics.median(times) for times in self.times.values())
+        deciles = statistics.quantiles(self.times["step"], n=10)
+        batch, flops = len(self.batch), sum(count * product.flops for product, count in self.products.items())
+        bandwidth = ADAM_PASSES * 4 * self.parameters / optimiser
+        return {"step_ms": step, "step_ms_p10": deciles[0], "step_ms_p90": deciles[-1],
+                "images_per_s": 1e3 * batch / step, "inference_ms_per_image": inference / batch,
+                "floor_ms": products + optimiser, "floor_products_ms": products, "floor_optimiser_ms": optimiser,
+                "ratio_to_floor": step / (products + optimiser), "gflop": flops / 1e9,
+                "products_gflop_per_s": flops / products / 1e6, "bandwidth_gb_per_s": bandwidth / 1e6}
+
+
+def synthetic_scenes(size: int) -> Scenes:
+    """Images of the main job's size; what they show does not change the time."""
+    images = torch.randint(0, 256, (size, 1, 50, 50), dtype=torch.uint8)
+    return Scenes(images, torch.zeros(size, dtype=torch.int64), torch.zeros(size, 2, 4), torch.full((size, 2), -1))
+
+
+def peak_memory(device: str) -> float:
+    """MiB: what the allocator held at most on CUDA, the process's largest resident set on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """What the figures were measured on, and at which commit."""
+    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+                            capture_output=True, text=True).stdout.strip()
+    chip = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    return {"device": chip, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "python": platform.python_version(), "commit": commit}
+
+
+def cpu_name() -> str:
+    """The processor's own name where /proc tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--estimator", nargs="+", default=["nvil"], choices=ESTIMATORS, help="one or more (nvil)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--steps", type=int, default=80, help="timed steps of each estimator")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a table, write the JSON."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if min(args.batch_size, args.threads, args.steps) < 1:
+        parser.error("--batch-size, --threads and --steps must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this torch sees no CUDA device")
+    torch.set_num_threads(args.threads)
+    before = peak_memory(args.device)
+    benches = {name: Bench(name, args.batch_size, args.device, args.precision, args.compile)
+               for name in args.estimator}
+    for bench in benches.values():
+        bench.warm_up(10)
+    for _ in tqdm(range(TURNS), desc="turns", disable=not sys.stderr.isatty()):
+        for bench in benches.values():
+            bench.turn(max(1, args.steps // TURNS))
+
+    settings = {name: getattr(args, name) for name in ("batch_size", "precision", "compile")}
+    report = {**machine(args.device), **settings, "peak_memory_mib": peak_memory(args.device),
+              "peak_memory_above_start_mib": peak_memory(args.device) - before,
+              "estimators": {name: bench.results() for name, bench in benches.items()}}
+    print(", ".join(f"{name} {value}" for name, value in report.items() if name != "estimators"))
+    print(f"{'':24}{'step ms (p10-p90)':>24}{'images/s':>10}{'floor ms':>10}{'ratio':>7}{'infer ms/image':>16}")
+    for name, r in report["estimators"].items():
+        spread = f"{r['step_ms']:.2f} ({r['step_ms_p10']:.2f}-{r['step_ms_p90']:.2f})"
+        print(f"{name:24}{spread:>24}{r['images_per_s']:10.0f}{r['floor_ms']:10.2f}{r['ratio_to_floor']:7.2f}"
+              f"{r['inference_ms_per_image']:16.3f}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

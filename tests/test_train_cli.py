@@ -1,0 +1,160 @@
+"""The command line, end to end, on a handful of sprites."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import air
+import train
+
+ROOT = Path(__file__).parent.parent
+SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    """The real command; only the data set is smaller."""
+    monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
+    monkeypatch.setattr("air.data.HELD_OUT", 24)
+
+
+def fails(capsys, arguments, *words):
+    """The command ends with code 2 and says what is wrong: no traceback, and no page of usage."""
+    with pytest.raises(SystemExit) as ended:
+        train.main(arguments)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and message.count("\n") == 2
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("estimator", ["nvil", "enumerate"])
+def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
+    out = tmp_path / "run"
+    train.main([*SPRITES, "--estimator", estimator, "--steps", "3", "--eval-every", "2", "--out", str(out),
+                "--counts", "0", "2"])
+    said = capsys.readouterr().out
+    assert "sprites: 64 scenes (asked for by name)" in said and "step 2/3" in said
+    for name in ("reconstructions.png", "metrics.json", "checkpoint.pt"):
+        assert f"{out / name}" in said and (out / name).exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["estimator"] == estimator and config["counts"] == [0, 2] and config["model"]["num_steps"] == 3
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["held_out_scenes"] == 24 and sum(map(sum, metrics["confusion"])) == 24
+    assert sum(metrics["confusion"][1]) == 0  # no scene with one object
+    seen = air.load(out).infer(torch.zeros(2, 3, 50, 50))
+    assert seen.count.shape == (2,)
+
+
+def test_the_default_folder_is_a_fresh_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.main([*SPRITES, "--steps", "1", "--seed", "7"])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("sprites-nvil-seed7-") and (folder / "metrics.json").exists()
+
+
+def test_auto_says_loudly_what_it_fell_back_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    out = tmp_path / "run"
+    train.main(["--batch-size", "8", "--steps", "1", "--data-root", str(tmp_path / "none"), "--out", str(out)])
+    assert "MNIST is not under" in capsys.readouterr().err
+    config = json.loads((out / "config.json").read_text())
+    assert config["dataset"] == "sprites" and "MNIST is not under" in config["dataset_reason"]
+
+
+def test_resume_takes_the_run_s_settings_and_may_go_further(tmp_path, capsys):
+    out = tmp_path / "run"
+    train.main([*SPRITES, "--steps", "2", "--lr", "5e-4", "--out", str(out)])
+    train.main(["--resume", str(out), "--steps", "4"])
+    assert "steps 2 to 4" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["lr"] == 5e-4 and config["steps"] == 4
+    assert json.loads((out / "metrics.json").read_text())["steps"] == 4
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_what_resume_refuses(tmp_path, capsys):
+    out = tmp_path / "run"
+    train.main([*SPRITES, "--steps", "2", "--out", str(out)])
+    fails(capsys, ["--resume", str(out), "--lr", "1", "--batch-size", "2"], "--batch-size, --lr")
+    fails(capsys, ["--resume", str(out), "--steps", "1"], "has already taken 2")
+    fails(capsys, ["--resume", str(tmp_path)], "no checkpoint at", str(tmp_path))
+    (out / "checkpoint.pt").write_bytes(b"damage")
+    fails(capsys, ["--resume", str(out)], "not a checkpoint that can be read")
+    fails(capsys, [*SPRITES, "--out", str(out)], "already holds a run", f"--resume {out}")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--steps", "0"], ["--steps", "0 is less than 1"]),
+    (["--batch-size", "-4"], ["--batch-size"]),
+    (["--batch-size", "x"], ["--batch-size", "whole number"]),
+    (["--lr", "0"], ["--lr", "above 0"]),
+    (["--lr", "nan"], ["--lr", "nan"]),
+    (["--counts", "-1"], ["--counts"]),
+    (["--estimator", "magic"], ["--estimator", "nvil", "enumerate"]),
+    (["--precision", "fp8"], ["--precision", "bf16"]),
+    (["--dataset", "cifar"], ["--dataset", "multi-mnist"]),
+    (["--no-such-flag"], ["--no-such-flag"]),
+    (["--dataset", "sprites", "--count-prior", "2"], ["0 < k <= 1", "2"]),
+    (["--dataset", "sprites", "--batch-size", "65"], ["65", "64 training scenes"]),
+    (["--dataset", "sprites", "--overlap", "loose"], ["sprites never overlap"]),
+    (["--dataset", "sprites", "--counts", "9"], ["no room for 9 objects"]),
+    (["--dataset", "sprites", "--out", "/proc/nowhere"], ["/proc/nowhere"]),
+])
+def test_bad_arguments(capsys, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, arguments, *words)
+
+
+def test_no_mnist_and_no_cuda(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    fails(capsys, ["--dataset", "multi-mnist", "--data-root", str(tmp_path)], "MNIST is not under", "--dataset sprites")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fails(capsys, ["--device", "cuda", "--dataset", "sprites"], "sees no CUDA device")
+
+
+def test_a_loss_that_is_not_finite_ends_the_command_in_words(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main([*SPRITES, "--steps", "60", "--lr", "1e30", "--out", str(tmp_path / "run")])
+    assert "the loss is" in str(ended.value.code) and "lower --lr" in str(ended.value.code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["nvil", "enumerate"])
+def test_a_compiled_run(tmp_path, estimator):
+    """The latents' draws differ from the plain run's, so the terms are nearly the same."""
+    terms = []
+    for flags in ([], ["--compile"]):
+        out = tmp_path / f"run{len(flags)}"
+        train.main([*SPRITES, "--estimator", estimator, "--steps", "30", "--lr", "1e-9", "--out", str(out), *flags])
+        (line,) = (out / "metrics.jsonl").read_text().splitlines()
+        terms.append([json.loads(line)["train"][name] for name in ("log_likelihood", "kl_where", "kl_what")])
+    assert terms[1] == pytest.approx(terms[0], rel=0.05)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    """A process of its own, interrupted while it trains, then resumed to the end."""
+    out, environment = tmp_path / "run", {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
+               "import train; train.main()"]
+    arguments = [*SPRITES, "--steps", "100000", "--eval-every", "1", "--out", str(out)]
+    process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and f"--resume {out}" in said
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert f"stopped at step {saved}" in said
+    train.main(["--resume", str(out), "--steps", str(saved + 2)])
+    assert json.loads((out / "metrics.json").read_text())["steps"] == saved + 2
