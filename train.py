@@ -23,7 +23,7 @@ from typing import Any
 try:
     import torch
 
-    from air.checkpoints import CheckpointError, checkpoint_path, load_checkpoint
+    from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
     from air.data import DATASETS, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
     from air.recipe import SETTINGS, STEPS, configure
@@ -56,14 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Interrupted:
         print(f"\nstopped at step {trainer.step} and saved; go on with: python train.py --resume {out}")
         sys.exit(130)
+    except KeyboardInterrupt:  # a second Ctrl-C, or one during the final evaluation
+        print(f"\ninterrupted; from the last checkpoint, go on with: python train.py --resume {out}")
+        sys.exit(130)
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
     print(f"held out, {metrics['held_out_scenes']} scenes: "
           f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), box IoU {metrics['box_iou']:.3f}, "
           f"AP50 {metrics['box_ap50']:.3f}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
-    for what in ("reconstructions.png", "metrics.json", "checkpoint.pt"):
-        print(f"  {out / what}")
+    print(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
 
 
 def fresh_run(given: dict[str, Any]) -> Trainer:

@@ -33,7 +33,7 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
         elbo, log_likelihood, kl_pres, kl_where, kl_what: nats an image, z_where and z_what drawn once, n summed out.
         mean_count: the average count under q(n).
         box_iou: mean over true objects of the IoU with the inferred box matched to it, 0 for one that was missed.
-        box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t).
+        box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t) of the draw.
         iw_bound, iw_particles: the importance-weighted bound in nats an image, and its K.
     Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
     """

@@ -21,15 +21,18 @@ class RunLog:
     def __init__(self, out: Path, start: int, steps: int) -> None:
         """Args: start: the step a resumed run goes on from; what was logged after it is taken back."""
         self.metrics_file = out / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= start]
         with atomic_write(self.metrics_file) as file:
-            file.writelines((line + "\n").encode() for line in kept)
+            file.writelines(line.encode() for line in self._lines_up_to(start))
         self.writer = SummaryWriter(str(out), purge_step=start + 1 if start else None)
         self.start, self.steps, self.began = start, steps, time.monotonic()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05)
 
-    def _lines(self) -> list[str]:
-        return self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+    def _lines_up_to(self, step: int) -> list[str]:
+        """What an earlier process logged; the last line may be cut short where that was killed."""
+        if not self.metrics_file.exists():
+            return []
+        whole = [line for line in self.metrics_file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in whole if json.loads(line)["step"] <= step]
 
     def step(self, elbo: Tensor) -> None:
         """One training step was taken."""

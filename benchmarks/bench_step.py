@@ -37,21 +37,31 @@ TURNS = 8
 
 
 class Product(NamedTuple):
-    """A matrix product a @ b as it occurs in a step; sizes and strides tell transposed operands apart."""
+    """A matrix product (m, k) @ (k, n) as it occurs in a step."""
 
-    a: tuple[tuple[int, ...], tuple[int, ...]]
-    b: tuple[tuple[int, ...], tuple[int, ...]]
+    m: int
+    k: int
+    n: int
+    transposed: tuple[bool, bool]  # which operand is laid out column by column
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> "Product":
+        transposed = a.stride(0) < a.stride(1), b.stride(0) < b.stride(1)
+        return cls(a.shape[0], a.shape[1], b.shape[1], transposed, a.dtype)
 
     @property
     def flops(self) -> int:
-        return 2 * self.a[0][0] * self.a[0][1] * self.b[0][1]
+        return 2 * self.m * self.k * self.n
 
     def ready(self, device: str) -> Callable[[], Tensor]:
         """The product on operands of its own, to be timed."""
-        a, b = (torch.empty_strided(size, stride, dtype=self.dtype, device=device).normal_() / 50
-                for size, stride in (self.a, self.b))
-        return lambda: torch.mm(a, b)
+        operands = []
+        for (rows, columns), transposed in zip(((self.m, self.k), (self.k, self.n)), self.transposed):
+            shape = (columns, rows) if transposed else (rows, columns)
+            operand = torch.randn(shape, device=device).to(self.dtype)
+            operands.append(operand.t() if transposed else operand)
+        return lambda: torch.mm(*operands)
 
 
 class ProductLog(TorchDispatchMode):
@@ -63,8 +73,7 @@ class ProductLog(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-            a, b = args[-2:]
-            self.products[Product((tuple(a.shape), a.stride()), (tuple(b.shape), b.stride()), a.dtype)] += 1
+            self.products[Product.of(*args[-2:])] += 1
         return func(*args, **(kwargs or {}))
 
 

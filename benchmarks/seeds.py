@@ -74,13 +74,18 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the seeds asked for, and print the table of all results under this name."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the folder under benchmarks/results/")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="(0 to 9)")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
     parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="train.py's")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the seeds asked for, and print the table of all results under this name."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     folder = RESULTS / args.name
     if not args.table:

@@ -75,17 +75,17 @@ def mnist_root() -> Path:
 
 @pytest.fixture(scope="session")
 def fake_mnist_root(tmp_path_factory) -> Path:
-    """A stand-in for MNIST in its own file format: filled rectangles, label = height - 8."""
+    """A stand-in for MNIST in its own file format: rectangles, label = height - 8, the test digits darker."""
     root = tmp_path_factory.mktemp("fake")
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for split, size in (("train", 300), ("t10k", 100)):
+    for split, size, level in (("train", 300, 200), ("t10k", 100, 120)):
         labels = rng.integers(0, 10, size).astype(np.uint8)
         digits = np.zeros((size, 28, 28), np.uint8)
         for digit, label in zip(digits, labels):
             top, left, width = 14 - (label + 8) // 2, rng.integers(4, 10), rng.integers(4, 14)
-            digit[top:top + label + 8, left:left + width] = 200
+            digit[top:top + label + 8, left:left + width] = level
         for name, array in ((f"{split}-images-idx3-ubyte", digits), (f"{split}-labels-idx1-ubyte", labels)):
             header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes()
             (raw / name).write_bytes(header + array.tobytes())

@@ -10,6 +10,7 @@ import air
 from air.checkpoints import load_checkpoint
 from air.data import Dataset, multi_mnist
 from air.evaluation import evaluate
+from air.recipe import configure
 from air.training import Config, Interrupted, Trainer, TrainingError, interrupt_flag
 from tests.conftest import SMALL
 
@@ -72,6 +73,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_pat
     torch.manual_seed(99)  # whatever another process would have
     checkpoint = load_checkpoint(tmp_path / "parts")
     assert checkpoint["step"] == 5
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tr')  # a line that the kill cut short
     Trainer(config, dataset, tmp_path / "parts", checkpoint).run()
     assert_identical(everything(tmp_path / "parts"), everything(tmp_path / "whole"))
 
@@ -218,15 +221,13 @@ def test_bf16_trains(make_config, dataset, tmp_path):
     assert metrics["elbo"] == pytest.approx(metrics["elbo"])  # finite
 
 
-def test_it_learns_to_count_real_digits(mnist_root, make_config, tmp_path):
-    """A few hundred steps of the main job. A model that collapsed, or that sees one object in everything, has 33%."""
+def test_it_learns_to_count_real_digits(mnist_root, tmp_path):
+    """The main job in 500 steps. A model that sees one count everywhere has 33%, one that sees only what is empty too;
+    one that splits every digit, or merges every pair, has 67%."""
     torch.set_num_threads(2)
     dataset = Dataset("multi-mnist", "", multi_mnist(mnist_root, True, 20_000), multi_mnist(mnist_root, False, 1000))
-    model = dict(num_steps=3, x_size=50, window_size=28, z_what_size=50, rnn_hidden_size=256, encoder_net=[200],
-                 decoder_net=[200], scale_prior_sd=0.2, count_prior=1e-8)
-    config = make_config(model=model, estimator="enumerate", estimator_options={}, steps=300, batch_size=64,
-                         exploration_steps=150, eval_every=300, checkpoint_every=300)
+    config = configure(dataset, estimator="enumerate", steps=500, exploration_steps=250)
     metrics = Trainer(config, dataset, tmp_path).run()
-    assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.5
+    assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.6
     again = evaluate(air.load(tmp_path), dataset.held_out)
     assert again["count_accuracy_map"] == metrics["count_accuracy_map"]

@@ -1,0 +1,70 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a script of benchmarks/ by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return lambda name: __import__(name)
+
+
+def test_the_floor_counts_the_layers_products(benchmark):
+    """A layer of 3 x 5 on a batch of 4: forward, weight gradient, and input gradient where there is one to give."""
+    layer, log = torch.nn.Linear(3, 5), benchmark("bench_step").ProductLog()
+    with log:
+        layer(torch.randn(4, 3)).sum().backward()
+        layer(torch.randn(4, 3, requires_grad=True)).sum().backward()
+        torch.bmm(torch.randn(2, 3, 4), torch.randn(2, 4, 5))
+    assert sum(log.products.values()) == 5
+    assert sum(count * product.flops for product, count in log.products.items()) == 5 * 2 * 4 * 3 * 5
+    for product in log.products:
+        product.ready("cpu")()
+
+
+def test_bench_step_measures_what_it_says(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), "--estimator", "enumerate",
+                           "nvil", "--batch-size", "2", "--steps", "8", "--threads", "1",
+                           "--json", str(tmp_path / "deep" / "step.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "deep" / "step.json").read_text())
+    assert report["batch_size"] == 2 and report["threads"] == 1 and report["peak_memory_mib"] > 100
+    for name, figures in report["estimators"].items():
+        assert name in done.stdout
+        assert figures["floor_ms"] == pytest.approx(figures["floor_products_ms"] + figures["floor_optimiser_ms"])
+        assert figures["ratio_to_floor"] == pytest.approx(figures["step_ms"] / figures["floor_ms"])
+        assert figures["ratio_to_floor"] > 1 and figures["step_ms_p10"] <= figures["step_ms"] <= figures["step_ms_p90"]
+        assert figures["images_per_s"] == pytest.approx(2e3 / figures["step_ms"])
+    gflop = {name: figures["gflop"] for name, figures in report["estimators"].items()}
+    # The baseline reads the image as well: about as much again as the model's recurrent net.
+    assert 1.5 * gflop["enumerate"] < gflop["nvil"] < 2.5 * gflop["enumerate"]
+
+
+def test_bench_step_explains_bad_arguments():
+    for arguments, word in ((["--batch-size", "0"], "at least 1"), (["--estimator", "magic"], "nvil-without-baseline")):
+        done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), *arguments],
+                              capture_output=True, text=True)
+        assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+
+
+def result(seed, accuracy):
+    metrics = None if accuracy is None else dict(
+        count_accuracy_map=accuracy, count_accuracy_sampled=accuracy, box_iou=0.5, box_ap50=0.5, elbo=600.0 + seed,
+        log_likelihood=650.0, kl_pres=1.0, kl_where=2.0, kl_what=3.0, iw_bound=610.0, steps=10, seconds=1.0)
+    return {"seed": seed, "metrics": metrics, "device": "chip", "threads": 2, "torch": "x", "commit": "c"}
+
+
+def test_the_table_keeps_failed_runs(benchmark):
+    text = benchmark("seeds").table([result(0, 0.99), result(1, 0.5), result(2, None)])
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:]]
+            for line in text.splitlines() if line.startswith("|")}
+    assert rows["0"][0] == "99.00" and rows["1"][0] == "50.00" and set(rows["2"][:-1]) == {"-"}
+    assert rows["mean"][0] == "74.50" and rows["worst"][0] == "50.00" and rows["worst"][4] == "600.0"
+    assert "1 of 3 runs" in text

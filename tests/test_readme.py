@@ -1,0 +1,58 @@
+"""The README's code runs, and its commands are ones that the programs take."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON, BASH = (re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("python", "bash"))
+COMMANDS = [shlex.split(line, comments=True) for block in BASH for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A run's folder for the blocks that load one."""
+    out = tmp_path_factory.mktemp("readme") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("air.data.SPRITES_TRAIN", 8)
+        patch.setattr("air.data.HELD_OUT", 8)
+        train.main(["--dataset", "sprites", "--batch-size", "8", "--steps", "1", "--out", str(out)])
+    return out
+
+
+def test_python_blocks_run_one_after_the_other(finished_run, monkeypatch):
+    """As written, but for a run to load that exists, and for how long the loop trains."""
+    stand_ins = {'"runs/NAME"': repr(str(finished_run)), "range(2000)": "range(2)"}
+    code = "\n".join(PYTHON)
+    for written, stand_in in stand_ins.items():
+        assert written in code
+        code = code.replace(written, stand_in)
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_blocks():
+    assert len(PYTHON) >= 3 and len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_are_taken(command, monkeypatch):
+    while "=" in command[0]:  # VARIABLE=value
+        command = command[1:]
+    if command[0] == "make":
+        assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif command[:2] == ["python", "train.py"]:
+        train.build_parser().parse_args(command[2:])
+    elif command[0] == "python":
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        script = Path(command[1])
+        assert script.parent.name == "benchmarks" and (ROOT / script).exists()
+        __import__(script.stem).build_parser().parse_args(command[2:])
+    else:
+        assert command[0] in ("tensorboard", "pip")
