@@ -63,5 +63,6 @@ class RunLog:
             self.bar.set_postfix_str(f"held out: counts right {accuracy:.2f}%")
 
     def close(self) -> None:
+        """Give back the terminal and the events file."""
         self.bar.close()
         self.writer.close()

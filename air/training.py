@@ -77,6 +77,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam([{**group, "initial_lr": group["lr"]} for group in groups], fused=True)
         self.images = dataset.train.images.to(self.device)
         self.step = 0  # steps taken
+        self.epoch, self.order = -1, torch.empty(0)  # the epoch whose permutation of the scenes is at hand
         self.seconds = 0.0  # in the loop, evaluations included
         self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation
         self.summed = 0
@@ -161,11 +162,11 @@ class Trainer:
         """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state."""
         per_epoch = len(self.images) // self.config.batch_size
         epoch, place = divmod(self.step, per_epoch)
-        if place == 0 or not hasattr(self, "_order"):
+        if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self._order = torch.randperm(len(self.images), generator=generator)
+            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
         start = place * self.config.batch_size
-        return self._order[start:start + self.config.batch_size].to(self.device)
+        return self.order[start:start + self.config.batch_size].to(self.device)
 
     # ---- what is written -------------------------------------------------------------------------------------------
 

@@ -67,11 +67,23 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             lines.append(row("sd", {key: statistics.stdev(values) for key, values in by_column.items()}))
         lines.append(row("worst", {key: min(values) for key, values in by_column.items()
                                    if key.startswith(("count", "box", "elbo", "iw"))}))
+    lines += ["", *confusion_lines(finished)]
     succeeded = sum(metrics["count_accuracy_map"] >= SUCCESS for metrics in finished)
-    lines += ["", f"{succeeded} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out scenes right."]
+    lines += [f"* {succeeded} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out scenes right."]
     first = results[0]
-    lines.append(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}.")
+    lines.append(f"* {first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}.")
     return "\n".join(lines)
+
+
+def confusion_lines(finished: Sequence[dict[str, Any]]) -> list[str]:
+    """All runs' confusion matrices, added up, a line for each true count that occurs."""
+    lines = []
+    for truth, rows in enumerate(zip(*(metrics["confusion"] for metrics in finished))):
+        counted = [sum(column) for column in zip(*rows)]
+        if any(counted):
+            seen = ", ".join(f"{n}: {times}" for n, times in enumerate(counted))
+            lines.append(f"* Scenes with {truth} objects, by MAP count, all runs: {seen}.")
+    return lines
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -57,7 +57,8 @@ def test_bench_step_explains_bad_arguments():
 def result(seed, accuracy):
     metrics = None if accuracy is None else dict(
         count_accuracy_map=accuracy, count_accuracy_sampled=accuracy, box_iou=0.5, box_ap50=0.5, elbo=600.0 + seed,
-        log_likelihood=650.0, kl_pres=1.0, kl_where=2.0, kl_what=3.0, iw_bound=610.0, steps=10, seconds=1.0)
+        log_likelihood=650.0, kl_pres=1.0, kl_where=2.0, kl_what=3.0, iw_bound=610.0, steps=10, seconds=1.0,
+        confusion=[[4 + seed, 0], [1, 2]])
     return {"seed": seed, "metrics": metrics, "device": "chip", "threads": 2, "torch": "x", "commit": "c"}
 
 
@@ -67,4 +68,4 @@ def test_the_table_keeps_failed_runs(benchmark):
             for line in text.splitlines() if line.startswith("|")}
     assert rows["0"][0] == "99.00" and rows["1"][0] == "50.00" and set(rows["2"][:-1]) == {"-"}
     assert rows["mean"][0] == "74.50" and rows["worst"][0] == "50.00" and rows["worst"][4] == "600.0"
-    assert "1 of 3 runs" in text
+    assert "1 of 3 runs" in text and "with 0 objects, by MAP count, all runs: 0: 9, 1: 0." in text
