@@ -104,7 +104,7 @@ def matched_iou(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present
     """
     iou = torch.vmap(box_iou)(boxes, true_boxes)  # (B, N, L)
     iou = iou * (present[..., :, None] & true_present[..., None, :])
-    matched = torch.zeros_like(iou[..., 0])
+    matched = iou.new_zeros(iou.shape[:2])
     image = torch.arange(len(iou), device=iou.device)
     for _ in range(min(iou.shape[1:])):
         best, pair = iou.flatten(1).max(-1)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -69,6 +71,21 @@ def test_mnist_that_cannot_be_had_names_the_ways_out(tmp_path, monkeypatch):
     for way_out in ("--data-root", "AIR_DATA_ROOT", "--dataset sprites", str(tmp_path)):
         assert way_out in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_damaged_digits_are_named(fake_mnist_root, tmp_path):
+    shutil.copytree(fake_mnist_root, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="MNIST files under .* cannot be read"):
+        load_dataset("multi-mnist", tmp_path)
+
+
+def test_scenes_do_not_depend_on_how_the_counts_are_written(fake_mnist_root, monkeypatch):
+    monkeypatch.setattr("air.data.MNIST_TRAIN", 10)
+    monkeypatch.setattr("air.data.HELD_OUT", 30)
+    one, other = (load_dataset("multi-mnist", fake_mnist_root, counts) for counts in ((2, 0, 2), (0, 2)))
+    assert_equal(one.held_out, other.held_out)
 
 
 def test_auto_falls_back_on_sprites_and_says_why(tmp_path, monkeypatch):

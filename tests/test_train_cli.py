@@ -54,6 +54,12 @@ def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     assert seen.count.shape == (2,)
 
 
+def test_scenes_without_any_object(tmp_path):
+    train.main([*SPRITES, "--counts", "0", "--steps", "1", "--out", str(tmp_path / "run")])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["box_iou"] == 0 and sum(metrics["confusion"][0]) == 24
+
+
 def test_the_default_folder_is_a_fresh_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.main([*SPRITES, "--steps", "1", "--seed", "7"])

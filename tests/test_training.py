@@ -54,47 +54,38 @@ def assert_identical(one, other):
         assert one == other
 
 
+def run_killed_at(step, trainer):
+    """The run dies, without a word, before this step."""
+    train_step = trainer.train_step
+
+    def killed():
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return train_step()
+
+    trainer.train_step = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+
+
 @pytest.mark.parametrize("estimator, options", [("nvil", {"signal_scale": 10.0}), ("enumerate", {})])
-def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_path, estimator, options):
-    config = make_config(estimator=estimator, estimator_options=options)
+@pytest.mark.parametrize("steps, every, killed_at, checkpoint_at", [
+    (12, 5, 7, 5),  # in the middle of what an evaluation averages over
+    (20, 10, 17, 10),  # after the evaluations at steps 12 and 16, which the resumed run takes back
+])
+def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_path, estimator, options, steps, every,
+                                                   killed_at, checkpoint_at):
+    config = make_config(estimator=estimator, estimator_options=options, steps=steps, checkpoint_every=every)
     Trainer(config, dataset, tmp_path / "whole").run()
-
-    trainer = Trainer(config, dataset, tmp_path / "parts")
-    train_step = trainer.train_step
-
-    def killed_at_seven():  # the checkpoint is of step 5; metrics.jsonl has lines of step 4 only
-        if trainer.step == 7:
-            raise KeyboardInterrupt
-        return train_step()
-
-    trainer.train_step = killed_at_seven
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    torch.manual_seed(99)  # whatever another process would have
-    checkpoint = load_checkpoint(tmp_path / "parts")
-    assert checkpoint["step"] == 5
-    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+    parts = tmp_path / "parts"
+    run_killed_at(killed_at, Trainer(config, dataset, parts))
+    with (parts / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tr')  # a line that the kill cut short
-    Trainer(config, dataset, tmp_path / "parts", checkpoint).run()
-    assert_identical(everything(tmp_path / "parts"), everything(tmp_path / "whole"))
-
-
-def test_what_was_logged_after_the_checkpoint_is_taken_back(make_config, dataset, tmp_path):
-    config = make_config(steps=20, checkpoint_every=10)
-    Trainer(config, dataset, tmp_path / "whole").run()
-    trainer = Trainer(config, dataset, tmp_path / "parts")
-    train_step = trainer.train_step
-
-    def killed_at_seventeen():  # after the evaluations at 12 and 16, from a checkpoint of step 10
-        if trainer.step == 17:
-            raise KeyboardInterrupt
-        return train_step()
-
-    trainer.train_step = killed_at_seventeen
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    Trainer(config, dataset, tmp_path / "parts", load_checkpoint(tmp_path / "parts")).run()
-    assert_identical(everything(tmp_path / "parts"), everything(tmp_path / "whole"))
+    torch.manual_seed(99)  # whatever another process would have
+    checkpoint = load_checkpoint(parts)
+    assert checkpoint["step"] == checkpoint_at
+    Trainer(config, dataset, parts, checkpoint).run()
+    assert_identical(everything(parts), everything(tmp_path / "whole"))
 
 
 def test_the_seed_decides(make_config, dataset, tmp_path):

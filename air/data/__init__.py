@@ -37,6 +37,7 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
     """
     if name not in DATASETS:
         raise DataError(f"there is no data set named {name!r}; there are {', '.join(DATASETS)}")
+    counts = sorted(set(counts))  # the scenes depend on which counts occur, not on how they were written
     reason, fell_back = "asked for by name", False
     if name == "auto":
         try:

@@ -22,12 +22,14 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
     """MNIST's training or test digits, downloaded where `root` does not hold them.
 
     Raises:
-        DataError: they are neither there nor can they be downloaded.
+        DataError: they are damaged, or neither there nor can they be downloaded.
     """
     try:
         return MNIST(str(root), train=train)
-    except RuntimeError:
-        pass  # torchvision's word for "not there"
+    except (RuntimeError, ValueError, AssertionError, OSError, EOFError) as error:
+        if "not found" not in str(error):  # torchvision's word for "not there"
+            raise DataError(f"the MNIST files under {Path(root) / 'MNIST' / 'raw'} cannot be read "
+                            f"({' '.join(str(error).split())}): replace them") from error
     try:
         return MNIST(str(root), train=train, download=True)
     except (RuntimeError, OSError) as error:

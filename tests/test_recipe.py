@@ -1,0 +1,27 @@
+import pytest
+
+from air.data import Dataset
+from air.recipe import SETTINGS, STEPS, configure
+
+
+@pytest.fixture
+def dataset(scenes):
+    return Dataset("toy", "because", scenes, scenes)
+
+
+def test_a_run_follows_the_recipe_and_the_data(dataset):
+    config = configure(dataset, estimator="enumerate")
+    assert (config.steps, config.lr, config.exploration) == (STEPS["enumerate"], SETTINGS["lr"], 1.0)
+    assert (config.model["x_size"], config.model["channels"]) == (12, 1) and config.dataset_reason == "because"
+    assert config.model["count_prior"] == SETTINGS["count_prior"]
+    assert configure(dataset).estimator_options == {"signal_scale": 10.0}  # nvil's
+
+
+def test_one_step_more_than_there_are_objects(dataset):
+    config = configure(dataset, counts=[4, 0, 4], steps=7)
+    assert config.model["num_steps"] == 5 and config.counts == [0, 4] and config.steps == 7
+
+
+def test_settings_that_do_not_exist_are_named(dataset):
+    with pytest.raises(ValueError, match="no setting named learning_rate"):
+        configure(dataset, learning_rate=1.0)
