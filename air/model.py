@@ -61,8 +61,8 @@ class AIR(nn.Module):
     Where it departs from that class: immutable defaults, `channels`, and `count_prior`, p(n) as part of the model.
     """
 
-    z_where_loc: Tensor
-    z_where_scale: Tensor
+    z_where_prior_loc: Tensor
+    z_where_prior_scale: Tensor
 
     def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
                  encoder_net: Sequence[int] = (), decoder_net: Sequence[int] = (), predict_net: Sequence[int] = (),
@@ -122,17 +122,16 @@ class AIR(nn.Module):
                               decoder_output_use_sigmoid, non_linearity)
         self.z_where_init = nn.Parameter(torch.zeros(1, 3))
         self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size))
-        self.register_buffer("z_where_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
-        self.register_buffer("z_where_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
+        self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
+        self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
 
     def make_baseline(self) -> Baseline:
         """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
         baseline = Baseline(RecurrentNet(*self._recurrent_sizes), *self._baseline_sizes)
-        return baseline.to(self.z_where_loc)  # its device and dtype
+        return baseline.to(self.z_where_prior_loc)  # its device and dtype
 
     # ---- generative model ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def prior(self, n: int, z_pres_prior_p: Callable[[int], float] | None = None
               ) -> tuple[tuple[list[Tensor], list[Tensor]], Tensor]:
         """Draw scenes.
@@ -146,10 +145,10 @@ class AIR(nn.Module):
         """
         prior = self.count_prior
         if z_pres_prior_p is not None:
-            prior = CountPrior.from_steps(self.num_steps, z_pres_prior_p).to(self.z_where_loc)
+            prior = CountPrior.from_steps(self.num_steps, z_pres_prior_p).to(self.z_where_prior_loc)
         z_pres = self._z_pres(prior.sample(n))  # (n, N)
-        z_where = self.z_where_loc + self.z_where_scale * self.z_where_loc.new_empty(n, self.num_steps, 3).normal_()
-        z_what = self.z_where_loc.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
+        z_where = torch.normal(self.z_where_prior_loc.expand(n, self.num_steps, 3), self.z_where_prior_scale)
+        z_what = z_where.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
         x = (self._paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
 
@@ -161,7 +160,7 @@ class AIR(nn.Module):
     def _z_pres(self, count: Tensor) -> Tensor:
         """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""
         steps = torch.arange(self.num_steps, device=count.device)
-        return (steps < count[:, None]).to(self.z_where_loc.dtype)
+        return (steps < count[:, None]).to(self.z_where_prior_loc.dtype)
 
     def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
         """log p(x | n, z_{1:n}) = Σ_pixels log Normal(x; canvas_n, likelihood_sd²) for n = 0..N.
@@ -211,7 +210,7 @@ class AIR(nn.Module):
             latents = torch.cat((z_where, z_what, ones), -1)
             state = self.rnn(image_gates, latents, state)
             logit, where_loc, where_scale = self.predict(state[0])
-            where_loc, where_scale = self.z_where_loc + where_loc, self.z_where_scale * where_scale
+            where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
             z_where = where_loc + where_scale * noise_where
             # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
             what_loc, what_scale = self.encode(image_to_window(images, z_where, self.window_size))
@@ -219,7 +218,7 @@ class AIR(nn.Module):
             steps.append((logit, latents, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
         logits, history, z_where, where_loc, where_scale, z_what, what_loc, what_scale = (
             torch.stack(each, 1) for each in zip(*steps))  # (B, N, ...)
-        where = NormalLatent(z_where, where_loc, where_scale, self.z_where_loc, self.z_where_scale)
+        where = NormalLatent(z_where, where_loc, where_scale, self.z_where_prior_loc, self.z_where_prior_scale)
         what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
         painted = self._paint(where.value, what.value)
         return Rollout(logits.squeeze(-1), {"where": where, "what": what}, history, painted,
@@ -277,5 +276,5 @@ class AIR(nn.Module):
         if flat:
             images = images[:, None]
         if images.dtype == torch.uint8:
-            return images.to(self.z_where_loc.dtype) / 255
-        return images.to(self.z_where_loc.dtype)
+            return images.to(self.z_where_prior_loc.dtype) / 255
+        return images.to(self.z_where_prior_loc.dtype)

@@ -37,7 +37,7 @@ def literal_elbo(model, image, noise):
     z_where, z_what = model.z_where_init[0], model.z_what_init[0]
     state = model.rnn.h_init, model.rnn.c_init
     log_go_on, log_stop, kl, elbos = torch.zeros(()), [], torch.zeros(()), []
-    where_prior = Normal(model.z_where_loc, model.z_where_scale)
+    where_prior = Normal(model.z_where_prior_loc, model.z_where_prior_scale)
 
     def log_likelihood():
         return Normal(canvas, model.likelihood_sd).log_prob(image).sum()
@@ -49,7 +49,7 @@ def literal_elbo(model, image, noise):
         state = cell(torch.cat((model.rnn.embed(image.flatten()), z_where, z_what, z_pres))[None], state)
         out = model.predict.mlp(state[0])[0]
         q_pres = out[0].sigmoid()
-        where = Normal(model.z_where_loc + out[1:4], model.z_where_scale * F.softplus(out[4:]))
+        where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
         z_where = where.loc + where.scale * noise[t, :3]
         s, x, y = z_where
         glimpse = resample(image, affine(torch.stack((1 / s, -x / s, -y / s))), model.window_size)

@@ -41,7 +41,8 @@ def test_every_keyword_reaches_what_it_names():
     assert widths == [[5, 6], [8, 7, 16], [9, 7], [11], [4, 1]]
     assert isinstance(model.encode.mlp[1], torch.nn.Tanh)
     assert (model.decode.bias, model.decode.use_sigmoid, baseline.scalar) == (-1.5, True, 5.0)
-    assert model.z_where_loc.tolist() == [2, 0.25, 0.25] and model.z_where_scale.tolist() == [0.5, 0.75, 0.75]
+    assert model.z_where_prior_loc.tolist() == [2, 0.25, 0.25]
+    assert model.z_where_prior_scale.tolist() == [0.5, 0.75, 0.75]
 
 
 @pytest.mark.parametrize("name", ["num_steps", "x_size", "window_size", "likelihood_sd", "scale_prior_sd"])
@@ -67,9 +68,9 @@ def test_prior_draws_scenes(make_model):
     share, p = chain.sum(1).long().bincount(minlength=4) / len(x), model.count_prior.log_probs.exp()
     assert ((share - p).abs() < 4 * (p * (1 - p) / len(x)).sqrt()).all()
     drawn = torch.cat(z_where)
-    tolerance = 4 * model.z_where_scale / len(drawn)**0.5
-    assert ((drawn.mean(0) - model.z_where_loc).abs() < tolerance).all()
-    assert ((drawn.std(0) - model.z_where_scale).abs() < tolerance).all()
+    tolerance = 4 * model.z_where_prior_scale / len(drawn)**0.5
+    assert ((drawn.mean(0) - model.z_where_prior_loc).abs() < tolerance).all()
+    assert ((drawn.std(0) - model.z_where_prior_scale).abs() < tolerance).all()
     empty = chain[:, 0] == 0
     assert (x[empty] == 0).all() and (x[~empty].abs().sum((1, 2)) > 0).float().mean() > 0.9  # some lie outside
 
@@ -80,6 +81,7 @@ def test_prior_takes_step_probabilities(make_model):
     assert torch.cat(z_pres, 1).sum(0).tolist() == [50, 50, 0]
     (_, z_pres), x = make_model(channels=3).prior(4, z_pres_prior_p=lambda t: 0.0)
     assert x.shape == (4, 3, 12, 12) and (x == 0).all()
+    assert model.prior(4)[1].requires_grad  # as in the reference
 
 
 def test_guide_draws_a_subset_without_replacement(make_model, images):
