@@ -70,8 +70,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines += ["", *confusion_lines(finished)]
     succeeded = sum(metrics["count_accuracy_map"] >= SUCCESS for metrics in finished)
     lines += [f"* {succeeded} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out scenes right."]
-    first = results[0]
-    lines.append(f"* {first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}.")
+    first, commits = results[0], ", ".join(sorted({result["commit"] for result in results}))
+    lines.append(f"* {first['device']}, {first['threads']} threads, torch {first['torch']}, commit {commits}.")
     return "\n".join(lines)
 
 
