@@ -252,6 +252,47 @@ def test_no_gradient_passes_between_baseline_and_model(make_model, images):
     assert {name.split(".")[0] for name in both} == {"model", "baseline"}
 
 
+def test_the_baseline_learns_from_its_squared_error_alone(make_model, images):
+    """What the signal is multiplied by changes the model's gradient, not the baseline's."""
+    gradients = []
+    for signal_scale in (1.0, 100.0):
+        torch.manual_seed(2)
+        objective = NVIL(make_model(), signal_scale=signal_scale)
+        torch.manual_seed(4)
+        objective(images)[0].backward()
+        gradients.append([p.grad for module in (objective.baseline, objective.model) for p in module.parameters()])
+    baseline = len(list(objective.baseline.parameters()))
+    torch.testing.assert_close(gradients[0][:baseline], gradients[1][:baseline])
+    assert any(not torch.allclose(a, b) for a, b in zip(gradients[0][baseline:], gradients[1][baseline:]))
+
+
+def test_the_reward_of_a_step_is_what_comes_from_it_on(toy_images):
+    """R_t read off the gradient of one image's logits, (z_pres_t - q_t) R_t, against the sum of single terms."""
+    model, image = Toy(False), toy_images[:1]
+    objective = NVIL(model, centre=False, normalise=False)
+    weights = torch.tensor([1.0, 0.3, 0.09], dtype=torch.float64)
+    p_count = weights / weights.sum()
+    p = torch.stack((p_count[1:].sum(), p_count[2] / p_count[1:].sum()))  # p(z_pres_t = 1 | z_pres_{t-1} = 1)
+    counts = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        objective.zero_grad()
+        loss, metrics = objective(image)
+        loss.backward()
+        count = int(metrics["mean_count"])
+        counts.add(count)
+        rollout = model.rollout(image)
+        q, kl = rollout.logits[0].sigmoid(), rollout.latents["toy"].kl()[0]
+        for t in range(min(count + 1, STEPS)):
+            reward = rollout.log_likelihood[0, count]
+            for s in range(t, min(count + 1, STEPS)):
+                there = s < count
+                reward = reward + (p[s] / q[s] if there else (1 - p[s]) / (1 - q[s])).log() - kl[s] * there
+            expected = -(float(t < count) - q[t]) * reward
+            assert model.logits.grad[t].item() == pytest.approx(expected.item())
+    assert counts == {0, 1, 2}
+
+
 def test_parameter_groups_hold_every_parameter_once(make_model):
     objective = NVIL(make_model())
     groups = objective.parameter_groups(1e-3, 1e-2)

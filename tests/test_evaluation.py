@@ -35,18 +35,22 @@ class TestAveragePrecision:
         assert average_precision(torch.zeros(0, dtype=torch.bool), torch.zeros(0), 5) == 0
 
 
-def test_iw_bound_of_one_particle_is_the_log_weight_summed_over_counts(make_model, images):
-    """Σ_n p(n) p(x|n) Π_{t<=n} p(z_t)/q(z_t), from torch's own densities."""
+@pytest.mark.parametrize("particles", [1, 3])
+def test_iw_bound_is_the_log_mean_weight_summed_over_counts(make_model, images, particles):
+    """A weight is Σ_n p(n) p(x|n) Π_{t<=n} p(z_t)/q(z_t), here from torch's own densities."""
     model = make_model(count_prior=0.4)
     torch.manual_seed(3)
-    bound = iw_bound(model, images, 1)
+    bound = iw_bound(model, images, particles)
     torch.manual_seed(3)
-    rollout = model.rollout(images)
-    ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value)
-                 - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1) for z in rollout.latents.values())
-    for i in range(len(images)):
-        terms = [model.count_prior.log_probs[n] + rollout.log_likelihood[i, n] + ratio[i, :n].sum() for n in range(4)]
-        assert bound[i].item() == pytest.approx(torch.stack(terms).logsumexp(0).item())
+    weights = torch.zeros(len(images), particles, dtype=torch.float64)
+    for k in range(particles):
+        rollout = model.rollout(images)
+        ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value)
+                     - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1) for z in rollout.latents.values())
+        for n in range(4):
+            log_weight = model.count_prior.log_probs[n] + rollout.log_likelihood[:, n] + ratio[:, :n].sum(-1)
+            weights[:, k] += log_weight.detach().exp()
+    torch.testing.assert_close(bound, weights.mean(-1).log())
 
 
 def test_iw_bound_rises_with_particles_above_the_elbo(make_model, images):
