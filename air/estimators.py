@@ -9,7 +9,8 @@ and an estimator says how the N+1 of them become a loss whose gradient is that o
 gradients are reparameterised throughout.
 
 Metrics are scalars, detached, in nats where they are not counts: `elbo, log_likelihood, kl_pres, kl_where, kl_what`
-are the ELBO and its terms averaged over the batch, `mean_count` the average count.
+are the ELBO and its terms averaged over the batch, n summed out by q(n) whatever the estimator, and `mean_count` the
+average count. NVIL adds the learning signal's deviation, `signal_sd`, and `baseline_loss` (nats²).
 """
 
 from typing import Any, NamedTuple
@@ -33,31 +34,28 @@ class Terms(NamedTuple):
     log_q: Tensor  # (B, N+1), log q(n)
     masked: bool  # whether the KLs of absent objects (t > n) are left out
 
-    @property
     def kl(self) -> dict[str, Tensor]:
         """Latent's name -> the KL that elbo_n counts, (B, N+1), or (B, 1) where it is the same for every n."""
         return self.kl_steps if self.masked else {name: kl[:, -1:] for name, kl in self.kl_steps.items()}
 
-    @property
     def explained(self) -> Tensor:
         """How well n objects explain the image, (B, N+1): log p(x | z_{1:n}) - Σ_{t<=n} KL_t."""
-        return self.log_likelihood - sum(self.kl.values())
+        return self.log_likelihood - sum(self.kl().values())
 
-    @property
     def elbo(self) -> Tensor:
         """elbo_n, (B, N+1)."""
-        return self.explained + self.log_p - self.log_q
+        return self.explained() + self.log_p - self.log_q
 
-    def per_image(self, weight: Tensor) -> Metrics:
-        """The ELBO and its terms, (B,) each, under a weight over counts (B, N+1): q(n), or 1 at a drawn n."""
-        counts = torch.arange(weight.shape[-1], device=weight.device)
-        terms = {"elbo": self.elbo, "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
-                 **{f"kl_{name}": kl for name, kl in self.kl.items()}, "mean_count": counts}
-        return {name: (weight * term).sum(-1).detach() for name, term in terms.items()}
+    def per_image(self, q: Tensor) -> Metrics:
+        """The ELBO and its terms, (B,) each, with n summed out by q(n), (B, N+1)."""
+        counts = torch.arange(q.shape[-1], device=q.device)
+        terms = {"elbo": self.elbo(), "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
+                 **{f"kl_{name}": kl for name, kl in self.kl().items()}, "mean_count": counts}
+        return {name: (q * term).sum(-1).detach() for name, term in terms.items()}
 
-    def metrics(self, weight: Tensor) -> Metrics:
+    def metrics(self, q: Tensor) -> Metrics:
         """`per_image`, averaged over the batch."""
-        return {name: value.mean() for name, value in self.per_image(weight).items()}
+        return {name: value.mean() for name, value in self.per_image(q).items()}
 
 
 def elbo_terms(model: AIR, rollout: Rollout) -> Terms:
@@ -104,7 +102,7 @@ class Enumerate(Estimator):
         q = terms.log_q.exp()  # (B, N+1)
         # Exploration moves the weights of likelihoods and KLs by a constant share: q's own gradient is that of q·elbo.
         explored = q + (self.explored(q) - q).detach()  # (B, N+1)
-        branches = explored * terms.explained + q * (terms.log_p - terms.log_q)
+        branches = explored * terms.explained() + q * (terms.log_p - terms.log_q)
         return -branches.sum(-1).mean(), terms.metrics(q)
 
 
@@ -157,13 +155,12 @@ class NVIL(Estimator):
         weight = reached * importance  # (B, N)
 
         # ∇ -log q(n) has mean 0: it would add noise to the pathwise part, and a bias while n is not drawn from q.
-        elbo = (terms.explained + (terms.log_p - terms.log_q).detach()).gather(-1, count)  # (B, 1), elbo_n
+        elbo = (terms.explained() + (terms.log_p - terms.log_q).detach()).gather(-1, count)  # (B, 1), elbo_n
         reward = elbo.detach() - self._decided(terms, rollout.logits)  # R_t, (B, N)
         signal, metrics, baseline_loss = self._learning_signal(reward, weight, images, rollout.history)
         log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
         score = (weight * log_q_steps * signal).sum(-1)  # (B,)
-        one_hot = torch.zeros_like(q).scatter(-1, count, 1.0)
-        return baseline_loss - (elbo.squeeze(-1) + score).mean(), terms.metrics(one_hot) | metrics
+        return baseline_loss - (elbo.squeeze(-1) + score).mean(), {**terms.metrics(q), **metrics}
 
     @staticmethod
     def _decided(terms: Terms, logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tests.literal import literal_elbo
 def test_rollout_elbo_equals_the_literal_one(make_model, images, channels):
     model, images = make_model(channels=channels), images.expand(-1, channels, -1, -1)
     torch.manual_seed(7)
-    elbo = elbo_terms(model, model.rollout(images)).elbo  # (B, N+1)
+    elbo = elbo_terms(model, model.rollout(images)).elbo()  # (B, N+1)
     torch.manual_seed(7)
     noise = torch.empty(5, 3, 7, dtype=torch.float64).normal_()
     for i in range(len(images)):
