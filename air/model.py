@@ -90,8 +90,8 @@ class AIR(nn.Module):
             scale_prior_mean, scale_prior_sd, pos_prior_mean, pos_prior_sd: Normal prior of z_where = (s, x, y).
             likelihood_sd: of a pixel, in intensities.
             channels: C.
-            count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. Training wants a small k (1e-4): with the
-                default one digit is soon explained by two objects.
+            count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. The default is that of the reference's
+                training script. Training wants a small k (1e-8), or one digit is soon explained by two objects.
         Raises:
             ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
         """
