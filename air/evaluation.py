@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -87,7 +88,7 @@ def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
         rollout = model.rollout(images)
         log_ratio = torch.stack([latent.log_ratio() for latent in rollout.latents.values()]).sum(0)  # (B, N)
         log_joint = model.count_prior.log_probs + rollout.log_likelihood  # (B, N+1)
-        log_weights.append((log_joint + torch.nn.functional.pad(log_ratio.cumsum(-1), (1, 0))).logsumexp(-1))
+        log_weights.append((log_joint + F.pad(log_ratio.cumsum(-1), (1, 0))).logsumexp(-1))
     return torch.stack(log_weights).logsumexp(0) - math.log(particles)
 
 
