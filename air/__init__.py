@@ -2,8 +2,8 @@
 
 from air import pairing  # noqa: F401  first, so that a torchvision that does not load is named as such
 from air.checkpoints import load
-from air.estimators import ESTIMATORS, NVIL, Enumerate
+from air.estimators import ESTIMATORS, NVIL, VIMCO, Enumerate
 from air.model import AIR
 
-__all__ = ["AIR", "ESTIMATORS", "NVIL", "Enumerate", "load"]
+__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "load"]
 __version__ = "0.1.0"

@@ -104,6 +104,15 @@ class CountPrior(nn.Module):
             raise ValueError(f"z_pres_prior_p must give probabilities in [0, 1], got {p.tolist()}")
         return cls(F.pad(p.log().cumsum(-1), (1, 0)) + F.pad((1 - p).log(), (0, 1)))
 
+    def follow(self, counts: Tensor, rate: float = 0.01) -> None:
+        """Empirical Bayes: p(n) moves towards how often the counts occur, which is the p(n) of the highest ELBO.
+
+        Args:
+            counts: (N+1,), q(n) averaged over images.
+            rate: of the way, in (0, 1].
+        """
+        self.log_probs.copy_(self.log_probs.exp().lerp(counts, rate).log())
+
     def sample(self, size: int) -> Tensor:
         """(size,) int64 counts drawn from p(n)."""
         return torch.multinomial(self.log_probs.exp(), size, replacement=True)

@@ -5,14 +5,26 @@ every n = 0..N,
 
     elbo_n = log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n) - log q(n)
 
-and an estimator says how the N+1 of them become a loss whose gradient is that of Σ_n q(n) elbo_n. The latents' own
-gradients are reparameterised throughout.
+and an estimator says how the N+1 of them become a loss whose gradient is that of Σ_n q(n) elbo_n. With K > 1 particles
+(K rollouts an image, `elbo_n` with the draws' own log p(z_t) - log q(z_t) in place of -KL_t: log w_k below) it is that
+of the importance-weighted bound
+
+    E log 1/K Σ_k w_k(n_k),   n_k ~ q(n | particle k),   log w_k(n) = elbo_n of particle k
+
+which is the same thing for K = 1. The latents' own gradients are reparameterised throughout. What an estimator has to
+find is the gradient of the counts' probabilities, Σ_k ∇q_k(n_k) / q_k(n_k) times a learning signal:
+
+    signal_k = log 1/K Σ_j w_j - share_k - control variate,   share_k = w_k / Σ_j w_j (from ∇ -log q in log w_k)
 
 Metrics are scalars, detached, in nats where they are not counts: `elbo, log_likelihood, kl_pres, kl_where, kl_what`
-are the ELBO and its terms averaged over the batch, n summed out by q(n) whatever the estimator, and `mean_count` the
-average count. NVIL adds the learning signal's deviation, `signal_sd`, and `baseline_loss` (nats²).
+are the ELBO and its terms averaged over the batch and the particles, n summed out by q(n) whatever the estimator,
+`mean_count` the average count, `share_n` how often it is n and, for K > 1, `bound` the importance-weighted bound. NVIL
+adds the learning signal's deviation, `signal_sd`, and `baseline_loss` (nats²); VIMCO `signal_sd`.
+
+Source: Burda et al. (2016), eq. 8, for the bound.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +35,14 @@ from air.distributions import log_at_least, log_count_probs
 from air.model import AIR, Rollout
 
 Metrics = dict[str, Tensor]
+MAX_COMBINATIONS = 100_000  # of K counts, that Enumerate sums over
 
 
 class Terms(NamedTuple):
     """The ELBO's terms for each count n = 0..N, in nats."""
 
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n})
-    kl_steps: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t
+    kl_steps: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t)
     log_p: Tensor  # (N+1,), log p(n)
     log_q: Tensor  # (B, N+1), log q(n)
     masked: bool  # whether the KLs of absent objects (t > n) are left out
@@ -54,16 +67,21 @@ class Terms(NamedTuple):
         return {name: (q * term).sum(-1).detach() for name, term in terms.items()}
 
     def metrics(self, q: Tensor) -> Metrics:
-        """`per_image`, averaged over the batch."""
-        return {name: value.mean() for name, value in self.per_image(q).items()}
+        """`per_image`, averaged over the batch, and how often each count occurs by q(n), `share_0` to `share_N`."""
+        shares = {f"share_{n}": share for n, share in enumerate(q.detach().mean(0))}
+        return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
 
 
-def elbo_terms(model: AIR, rollout: Rollout) -> Terms:
+def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False) -> Terms:
     """Collect the terms of elbo_n from a rollout.
 
     With `use_masking=False` the KLs of absent objects count as well, as in the reference: then every Σ runs to N.
+
+    Args:
+        sampled: in place of each KL, log q - log p at the draw, whose mean it is: elbo_n is a log importance weight.
     """
-    kl_steps = {name: F.pad(latent.kl().cumsum(-1), (1, 0)) for name, latent in rollout.latents.items()}
+    kl_steps = {name: F.pad((-latent.log_ratio() if sampled else latent.kl()).cumsum(-1), (1, 0))
+                for name, latent in rollout.latents.items()}
     return Terms(rollout.log_likelihood, kl_steps, model.count_prior.log_probs, log_count_probs(rollout.logits),
                  model.use_masking)
 
@@ -73,15 +91,23 @@ class Estimator(nn.Module):
 
     `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε/(N+1) in place of q(n). A branch that
     q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on learning to explain the image,
-    the first object as much of it as it can. q(n) itself follows the ELBO throughout, and with ε = 0 all of the
-    gradient is the ELBO's.
+    the first object as much of it as it can. q(n) itself follows the bound throughout, and with ε = 0 all of the
+    gradient is the bound's.
     """
 
     exploration: Tensor
 
-    def __init__(self, model: AIR, exploration: float = 0.0) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1) -> None:
+        """Args: exploration: ε, a buffer that a training loop lets fall to 0; particles: K.
+
+        Raises:
+            ValueError: there is no particle.
+        """
         super().__init__()
+        if particles < 1:
+            raise ValueError(f"an estimator needs at least one particle, got {particles}")
         self.model = model
+        self.particles = particles
         self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
@@ -89,24 +115,84 @@ class Estimator(nn.Module):
         return [{"params": list(self.model.parameters()), "lr": lr}]
 
     def explored(self, q: Tensor) -> Tensor:
-        """(1-ε) q(n) + ε/(N+1): (B, N+1) -> (B, N+1)."""
+        """(1-ε) q(n) + ε/(N+1): (..., N+1) -> (..., N+1)."""
         return torch.lerp(q, torch.full_like(q, 1 / q.shape[-1]), self.exploration)
+
+    def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
+        """K particles an image, and their terms: the KLs in closed form where the bound allows, for K = 1."""
+        rollout = self.model.rollout(images, particles=self.particles)
+        return rollout, elbo_terms(self.model, rollout, sampled=self.particles > 1)
+
+    def _metrics(self, terms: Terms, bound: Tensor) -> Metrics:
+        metrics = terms.metrics(terms.log_q.detach().exp())
+        return metrics if self.particles == 1 else {**metrics, "bound": bound.detach().mean()}
 
 
 class Enumerate(Estimator):
-    """Σ_n q(n) elbo_n, differentiated as it stands: exact in n, no score function, no baseline."""
+    """The bound's mean over the counts, differentiated as it stands: exact in n, no score function, no baseline.
+
+    With K particles that is a sum over the (N+1)^K combinations of their counts.
+    """
+
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1) -> None:
+        """Raises ValueError: the combinations are more than MAX_COMBINATIONS."""
+        super().__init__(model, exploration, particles)
+        combinations = (model.num_steps + 1)**particles
+        if combinations > MAX_COMBINATIONS:
+            raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} = {combinations} "
+                             f"combinations of counts, at most {MAX_COMBINATIONS}: use fewer particles, or vimco")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
-        terms = elbo_terms(self.model, self.model.rollout(images))
-        q = terms.log_q.exp()  # (B, N+1)
-        # Exploration moves the weights of likelihoods and KLs by a constant share: q's own gradient is that of q·elbo.
-        explored = q + (self.explored(q) - q).detach()  # (B, N+1)
-        branches = explored * terms.explained() + q * (terms.log_p - terms.log_q)
-        return -branches.sum(-1).mean(), terms.metrics(q)
+        _, terms = self._rollout(images)
+        q = terms.log_q.detach().exp()  # (B K, N+1)
+        mixture = self.explored(q)
+        # 0 but for its gradient, ∇q / mixture: while exploring, n is weighted as if drawn from the mixture, and q's
+        # own gradient by what that leaves out.
+        importance = q / mixture.clamp(min=torch.finfo(q.dtype).tiny) * (terms.log_q - terms.log_q.detach())
+        log_w = terms.explained() + terms.log_p - terms.log_q.detach() - importance
+        bound, probability, score = log_w.new_tensor(-math.inf), log_w.new_ones(()), log_w.new_zeros(())
+        for k in range(self.particles):  # an axis of counts more each time: (B, N+1, ..., N+1)
+            axes = (len(images), *[1] * k, -1)
+            bound = torch.logaddexp(bound[..., None], log_w[k::self.particles].reshape(axes))
+            probability = probability[..., None] * mixture[k::self.particles].reshape(axes)
+            score = score[..., None] + importance[k::self.particles].reshape(axes)
+        bound = bound - math.log(self.particles)
+        mean_bound = (probability * (bound + score * bound.detach())).flatten(1).sum(-1)  # (B,)
+        return -mean_bound.mean(), self._metrics(terms, mean_bound)
 
 
-class NVIL(Estimator):
+class SampledCount(Estimator):
+    """Draws each particle's count; what its probability's gradient is multiplied by is for the heirs to say.
+
+    While exploration ε > 0, n is drawn from (1-ε) q(n) + ε/(N+1), which is what the pathwise part wants, and the
+    score-function part carries the importance weight of q(n).
+    """
+
+    def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:
+        """The counts drawn, and the importance weights of q(n), which are 1 where ε = 0: (B K, 1) each."""
+        q = terms.log_q.detach().exp()
+        mixture = self.explored(q)
+        # The inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
+        count = (mixture.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)
+        return count, (q / mixture).gather(-1, count)
+
+    def _bound(self, terms: Terms, count: Tensor) -> tuple[Tensor, Tensor]:
+        """log w_k and the bound at the drawn counts, (B, K) and (B,), with the pathwise gradients.
+
+        That of -log q(n) is left to the learning signal: it would add noise, and a bias while n is not drawn from q.
+        """
+        log_w = terms.explained() + (terms.log_p - terms.log_q).detach()  # (B K, N+1)
+        log_w = log_w.gather(-1, count).view(-1, self.particles)
+        return log_w, log_w.logsumexp(-1) - math.log(self.particles)
+
+    @staticmethod
+    def _reward(log_w: Tensor, bound: Tensor) -> Tensor:
+        """The learning signal without a control variate, (B, K), but for a constant that makes it log w for K = 1."""
+        return (bound[:, None] - (log_w.softmax(-1) - 1 / log_w.shape[-1])).detach()
+
+
+class NVIL(SampledCount):
     """Sample n; elbo_n is the pathwise part, Σ_t log q(z_pres_t) · stop_grad(signal_t) the score-function part.
 
     The learning signal of step t is R_t - b_t, where R_t is what elbo_n owes to step t and those after it, and b_t a
@@ -115,8 +201,7 @@ class NVIL(Estimator):
     known before z_pres_t is drawn, so they leave the mean gradient as it is; dividing and multiplying rescale the
     score-function part against the pathwise part. With those two off, the mean gradient is that of Enumerate.
 
-    While exploration ε > 0, n is drawn from (1-ε) q(n) + ε/(N+1), which is what the pathwise part wants, and the
-    score-function part carries the importance weight of q(n).
+    With K particles, R_t is the bound's own signal, whatever the step, and each particle has its b_t.
 
     Source: Mnih & Gregor (2014), section 2.3 and algorithm 1 (the running moments are those from before the batch, so
     that no signal is compared with itself); Eslami et al. (2016), section 2.3.
@@ -126,10 +211,10 @@ class NVIL(Estimator):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, centre: bool = True, normalise: bool = True,
-                 signal_scale: float = 1.0) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, centre: bool = True,
+                 normalise: bool = True, signal_scale: float = 1.0) -> None:
         """Args: model: `use_baselines=False` in its constructor means no learned baseline."""
-        super().__init__(model, exploration)
+        super().__init__(model, exploration, particles)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
         unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch
@@ -143,24 +228,20 @@ class NVIL(Estimator):
         `metrics["elbo"]` is.
         """
         images = self.model.as_images(images)
-        rollout = self.model.rollout(images)
-        terms = elbo_terms(self.model, rollout)
-        q = terms.log_q.detach().exp()  # (B, N+1)
-        explored = self.explored(q)
-        # The inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
-        count = (explored.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)  # (B, 1)
-        importance = (q / explored).gather(-1, count)  # (B, 1), 1 where ε = 0
+        rollout, terms = self._rollout(images)
+        count, importance = self._draw(terms)  # (B K, 1) each
+        log_w, bound = self._bound(terms, count)
         steps = torch.arange(self.model.num_steps, device=count.device)
-        z_pres, reached = steps < count, steps <= count  # (B, N): step t is drawn where z_pres_{t-1} = 1
-        weight = reached * importance  # (B, N)
+        z_pres, reached = steps < count, steps <= count  # (B K, N): step t is drawn where z_pres_{t-1} = 1
+        weight = reached * importance  # (B K, N)
 
-        # ∇ -log q(n) has mean 0: it would add noise to the pathwise part, and a bias while n is not drawn from q.
-        elbo = (terms.explained() + (terms.log_p - terms.log_q).detach()).gather(-1, count)  # (B, 1), elbo_n
-        reward = elbo.detach() - self._decided(terms, rollout.logits)  # R_t, (B, N)
+        reward = self._reward(log_w, bound).view(-1, 1).expand_as(weight)  # R_t, (B K, N)
+        if self.particles == 1:
+            reward = reward - self._decided(terms, rollout.logits)
         signal, metrics, baseline_loss = self._learning_signal(reward, weight, images, rollout.history)
         log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
-        score = (weight * log_q_steps * signal).sum(-1)  # (B,)
-        return baseline_loss - (elbo.squeeze(-1) + score).mean(), {**terms.metrics(q), **metrics}
+        score = (weight * log_q_steps * signal).sum() / len(images)
+        return baseline_loss - bound.mean() - score, {**self._metrics(terms, bound), **metrics}
 
     @staticmethod
     def _decided(terms: Terms, logits: Tensor) -> Tensor:
@@ -171,7 +252,7 @@ class NVIL(Estimator):
 
     def _learning_signal(self, reward: Tensor, weight: Tensor, images: Tensor, history: Tensor
                          ) -> tuple[Tensor, Metrics, Tensor]:
-        """R_t, (B, N) -> the learning signal (B, N), its metrics, and the baseline's loss (masked squared error)."""
+        """R_t, (B K, N) -> the learning signal (B K, N), its metrics, the baseline's loss (masked squared error)."""
         residual = reward  # R_t - b_t
         if self.baseline is not None:
             residual = reward - self.baseline(images, history.detach())
@@ -191,7 +272,7 @@ class NVIL(Estimator):
             signal = signal / variance.sqrt().clamp(min=1)
         baseline_loss = residual.new_zeros(())
         if self.baseline is not None:
-            baseline_loss = (weight * residual.square()).sum(-1).mean()
+            baseline_loss = (weight * residual.square()).sum() / len(images)
         metrics = {"signal_sd": batch_variance.sqrt(), "baseline_loss": baseline_loss.detach()}
         return signal, metrics, baseline_loss
 
@@ -202,4 +283,42 @@ class NVIL(Estimator):
         return groups
 
 
-ESTIMATORS: dict[str, type[Estimator]] = {"nvil": NVIL, "enumerate": Enumerate}
+class VIMCO(SampledCount):
+    """K particles that serve as one another's control variate: no baseline to learn.
+
+    Particle k's signal is what it adds to the bound: log 1/K Σ_j w_j less the same with w_k replaced by the geometric
+    mean of the others.
+
+    Source: Mnih & Rezende (2016), eq. 8-10.
+    """
+
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 5) -> None:
+        """Raises ValueError: there is no other particle to compare with."""
+        if particles < 2:
+            raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
+        super().__init__(model, exploration, particles)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
+        """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
+
+        The loss holds the score-function term: its value is not the bound, `metrics["bound"]` is.
+        """
+        _, terms = self._rollout(images)
+        count, importance = self._draw(terms)  # (B K, 1) each
+        log_w, bound = self._bound(terms, count)  # (B, K), (B,)
+        signal = self._reward(log_w, bound) - leave_one_out(log_w.detach())  # (B, K)
+        log_q = terms.log_q.gather(-1, count)  # (B K, 1)
+        score = (importance * log_q).view_as(signal) * signal  # (B, K)
+        return -(bound + score.sum(-1)).mean(), {**self._metrics(terms, bound), "signal_sd": signal.std()}
+
+
+def leave_one_out(log_w: Tensor) -> Tensor:
+    """log 1/K Σ_j w_j with w_k replaced by the geometric mean of the others, for every k: (B, K) -> (B, K)."""
+    particles = log_w.shape[-1]
+    others = (log_w.sum(-1, keepdim=True) - log_w) / (particles - 1)  # log of the geometric mean, (B, K)
+    replaced = torch.where(torch.eye(particles, dtype=torch.bool, device=log_w.device), others[..., None],
+                           log_w[..., None, :])  # (B, k, j)
+    return replaced.logsumexp(-1) - math.log(particles)
+
+
+ESTIMATORS: dict[str, type[Estimator]] = {"nvil": NVIL, "enumerate": Enumerate, "vimco": VIMCO}

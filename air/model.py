@@ -186,7 +186,7 @@ class AIR(nn.Module):
 
     # ---- inference network ---------------------------------------------------------------------------------------
 
-    def rollout(self, images: Tensor, at_mean: bool = False) -> Rollout:
+    def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
         """Run all N steps of the guide with z_pres = 1, and paint what they found.
 
         Given the image, the chain is only ever continued from z_pres = 1, so this holds all that any estimator needs.
@@ -194,17 +194,21 @@ class AIR(nn.Module):
         Args:
             images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
             at_mean: take each Normal's loc in place of a draw.
+            particles: K independent draws an image, folded into the batch: row b K + k is the k-th of image b.
+        Returns:
+            The rollout of B K rows; the recurrent net has read each image once.
         Raises:
             ValueError: the images are not of the model's size.
         """
         images = self.as_images(images)
+        image_gates, state = self.rnn.read(images, particles)
+        images = images.repeat_interleave(particles, 0)
         batch = len(images)
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
         ones = images.new_ones(batch, 1)
         z_where, z_what = self.z_where_init.expand(batch, -1), self.z_what_init.expand(batch, -1)
-        image_gates, state = self.rnn.read(images)
         steps = []
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
             latents = torch.cat((z_where, z_what, ones), -1)

@@ -100,10 +100,11 @@ class RecurrentNet(nn.Module):
         self.h_init = nn.Parameter(torch.zeros(1, hidden_size))
         self.c_init = nn.Parameter(torch.zeros(1, hidden_size))
 
-    def read(self, images: Tensor) -> tuple[Tensor, State]:
-        """Images (B, C, H, W) -> their part of the gates (B, 4R), and the state before the first step."""
-        gates = self.image_gates(self.embed(images.flatten(1)))
-        size = (len(images), -1)
+    def read(self, images: Tensor, particles: int = 1) -> tuple[Tensor, State]:
+        """Images (B, C, H, W) -> their part of the gates, K times over (B K, 4R), and the state before the first step.
+        """
+        gates = self.image_gates(self.embed(images.flatten(1))).repeat_interleave(particles, 0)
+        size = (len(gates), -1)
         return gates, (self.h_init.expand(size), self.c_init.expand(size))
 
     def forward(self, image_gates: Tensor, latents: Tensor, state: State) -> State:
@@ -130,8 +131,9 @@ class Baseline(nn.Module):
         self.scalar = 1.0 if scalar is None else scalar
 
     def forward(self, images: Tensor, history: Tensor) -> Tensor:
-        """Images (B, C, H, W) and what the steps read besides, (B, N, L) -> b_t (B, N) in nats."""
-        image_gates, state = self.rnn.read(images)
+        """Images (B, C, H, W) and what the steps of K particles each read besides, (B K, N, L) -> b_t (B K, N), nats.
+        """
+        image_gates, state = self.rnn.read(images, len(history) // len(images))
         outputs = []
         for latents in history.unbind(1):
             state = self.rnn(image_gates, latents, state)

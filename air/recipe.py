@@ -7,10 +7,13 @@ from air.training import Config
 
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "baseline_lr": 1e-2,
-    "count_prior": 1e-8, "exploration": 1.0, "exploration_steps": 1000, "seed": 0, "device": "cpu", "precision": "fp32",
-    "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
-STEPS = {"nvil": 4000, "enumerate": 2000}
-ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}}
+    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_steps": 1000, "seed": 0,
+    "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
+    "data_root": "data"}
+STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 4000}
+PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
+ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}, "vimco": {}}
+PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200],
          "scale_prior_sd": 0.2}
 
@@ -20,13 +23,14 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
 
     Args:
         dataset: gives the images' size and channels.
-        settings: what departs from the recipe, by the names of SETTINGS and "steps".
+        settings: what departs from the recipe, by the names of SETTINGS, "steps" and "particles".
     Raises:
         ValueError: a setting has no such name.
     """
-    unknown = sorted(set(settings) - set(SETTINGS) - {"steps"})
+    unknown = sorted(set(settings) - set(SETTINGS) - {"steps", "particles"})
     if unknown:
-        raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(SETTINGS)}, steps")
+        raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(SETTINGS)}, steps, "
+                         "particles")
     chosen = {**SETTINGS, **settings}
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
     channels, x_size = dataset.train.images.shape[1:3]
@@ -34,5 +38,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
              "count_prior": chosen.pop("count_prior")}
     steps = chosen.pop("steps", STEPS[estimator])
+    options = {**ESTIMATOR_OPTIONS[estimator], "particles": chosen.pop("particles", PARTICLES[estimator])}
+    learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
     return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=counts, model=model, steps=steps,
-                  estimator_options=ESTIMATOR_OPTIONS[estimator], **chosen)
+                  estimator_options=options, learn_count_prior_from=learn_from, **chosen)

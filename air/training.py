@@ -55,6 +55,7 @@ class Config:
     baseline_lr: float  # of the baseline, likewise
     exploration: float  # at the first step; falls to 0 along a line
     exploration_steps: int
+    learn_count_prior_from: int | None  # the step from which on p(n) follows q(n); None: it stays as it is
     seed: int
     device: str
     precision: str
@@ -144,6 +145,9 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.config.learn_count_prior_from is not None and self.step >= self.config.learn_count_prior_from:
+            shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
+            self.model.count_prior.follow(torch.stack(shares))
         self.step += 1
         self.summed += 1
         for name, value in metrics.items():

@@ -31,7 +31,7 @@ from air.data import Dataset, Scenes
 from air.recipe import configure
 from air.training import Trainer
 
-ESTIMATORS = ("nvil", "nvil-without-baseline", "enumerate")
+ESTIMATORS = ("nvil", "nvil-without-baseline", "enumerate", "vimco")
 ADAM_PASSES = 7  # reads the parameter, its gradient and two moments; writes all of these but the gradient
 TURNS = 8
 
@@ -80,14 +80,15 @@ class ProductLog(TorchDispatchMode):
 class Bench:
     """The step, the inference and the floor of one estimator."""
 
-    def __init__(self, estimator: str, batch_size: int, device: str, precision: str, compiled: bool) -> None:
+    def __init__(self, estimator: str, batch_size: int, device: str, **settings: Any) -> None:
+        """Args: settings: of the recipe."""
         scenes = synthetic_scenes(4 * batch_size)
         config = configure(Dataset("synthetic", "", scenes, scenes), estimator=estimator.split("-")[0],
-                           batch_size=batch_size, device=device, precision=precision, compile=compiled)
+                           batch_size=batch_size, device=device, **settings)
         config.model["use_baselines"] = estimator != "nvil-without-baseline"
         self.trainer = Trainer(config, Dataset("synthetic", "", scenes, scenes), Path())  # nothing is written
         self.batch, self.device = self.trainer.images[:batch_size], device
-        with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             self.trainer.objective(self.batch)[0].backward()
         self.products = log.products
         self.parameters = sum(p.numel() for p in self.trainer.objective.parameters())
@@ -155,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--particles", type=int, metavar="K", help="of the bound (the recipe's)")
     parser.add_argument("--steps", type=int, default=80, help="timed steps of each estimator")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     return parser
@@ -170,15 +172,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--device cuda: this torch sees no CUDA device")
     torch.set_num_threads(args.threads)
     before = peak_memory(args.device)
-    benches = {name: Bench(name, args.batch_size, args.device, args.precision, args.compile)
-               for name in args.estimator}
+    settings = {name: getattr(args, name) for name in ("batch_size", "precision", "compile", "particles")
+                if getattr(args, name) is not None}
+    try:
+        benches = {name: Bench(name, device=args.device, **settings) for name in args.estimator}
+    except ValueError as error:
+        parser.error(str(error))
     for bench in benches.values():
         bench.warm_up(10)
     for _ in tqdm(range(TURNS), desc="turns", disable=not sys.stderr.isatty()):
         for bench in benches.values():
             bench.turn(max(1, args.steps // TURNS))
 
-    settings = {name: getattr(args, name) for name in ("batch_size", "precision", "compile")}
     report = {**machine(args.device), **settings, "peak_memory_mib": peak_memory(args.device),
               "peak_memory_above_start_mib": peak_memory(args.device) - before,
               "estimators": {name: bench.results() for name, bench in benches.items()}}

@@ -90,3 +90,9 @@ def fake_mnist_root(tmp_path_factory) -> Path:
             header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes()
             (raw / name).write_bytes(header + array.tobytes())
     return root
+
+
+@pytest.fixture
+def toy_images():
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)

@@ -48,7 +48,8 @@ def test_bench_step_measures_what_it_says(tmp_path):
 
 
 def test_bench_step_explains_bad_arguments():
-    for arguments, word in ((["--batch-size", "0"], "at least 1"), (["--estimator", "magic"], "nvil-without-baseline")):
+    for arguments, word in ((["--batch-size", "0"], "at least 1"), (["--estimator", "magic"], "nvil-without-baseline"),
+                            (["--estimator", "vimco", "--particles", "1"], "at least 2")):
         done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), *arguments],
                               capture_output=True, text=True)
         assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr

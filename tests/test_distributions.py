@@ -90,3 +90,15 @@ def test_prior_samples_follow_p():
     share = prior.sample(size).bincount(minlength=4) / size
     p = prior.log_probs.exp()
     assert ((share - p).abs() < 4 * (p * (1 - p) / size).sqrt()).all()
+
+
+def test_a_prior_that_follows_the_counts_ends_where_they_are():
+    prior = CountPrior.geometric(3, 1e-8).double()
+    counts = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
+    prior.follow(counts, rate=0.25)
+    torch.testing.assert_close(prior.log_probs.exp(), 0.75 * CountPrior.geometric(3, 1e-8).double().log_probs.exp()
+                               + 0.25 * counts)
+    for _ in range(100):
+        prior.follow(counts, rate=0.25)
+    torch.testing.assert_close(prior.log_probs.exp(), counts)
+    assert prior.log_probs.isfinite().all()  # what never occurs stays possible

@@ -2,73 +2,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from toy import STEPS, Toy, exact_gradient, gradient
 
 from air import ESTIMATORS, NVIL, Enumerate
-from air.distributions import CountPrior, NormalLatent
 from air.estimators import elbo_terms
-from air.model import Rollout
-from air.networks import Baseline, RecurrentNet
-
-STEPS = 2
-
-
-class Toy(nn.Module):
-    """A model with fixed latents, whose expectation over the count can be summed: every parameter is a plain number."""
-
-    num_steps = STEPS
-    use_masking = True
-
-    def __init__(self, use_baselines: bool) -> None:
-        super().__init__()
-        torch.manual_seed(5)
-        self.use_baselines = use_baselines
-        self.count_prior = CountPrior.geometric(STEPS, 0.3).double()
-        self.logits = nn.Parameter(torch.tensor([0.4, -0.7], dtype=torch.float64))
-        self.fit = nn.Parameter(torch.tensor([-3.0, 1.0, 2.5], dtype=torch.float64))
-        self.loc = nn.Parameter(torch.tensor([[0.3, -0.2], [1.1, 0.4]], dtype=torch.float64))
-
-    def as_images(self, images):
-        return images
-
-    def make_baseline(self):
-        return Baseline(RecurrentNet(4, None, 2, 5, "ReLU"), 5, [], "ReLU", None).double()
-
-    def rollout(self, images):
-        batch = len(images)
-        brightness = images.mean((1, 2, 3))[:, None]
-        one = torch.ones((), dtype=torch.float64)
-        loc = self.loc.expand(batch, -1, -1)
-        latent = NormalLatent(loc, loc, one, 0 * one, 2 * one)
-        return Rollout(self.logits + brightness, {"toy": latent}, loc, torch.zeros(batch, STEPS, 1, 2, 2),
-                       self.fit * (1 + brightness))
-
-
-def gradient(objective, images):
-    """The model's gradient, flat."""
-    objective.zero_grad()
-    objective(images)[0].backward()
-    return torch.cat([parameter.grad.flatten() for parameter in objective.model.parameters()])
-
-
-def exact_gradient(images):
-    """Of -Σ_n q(n) elbo_n, with q(n) written out as a product."""
-    model = Toy(False)
-    rollout = model.rollout(images)
-    p = rollout.logits.sigmoid()
-    q = torch.stack((1 - p[:, 0], p[:, 0] * (1 - p[:, 1]), p[:, 0] * p[:, 1]), 1)
-    kl = (torch.log(torch.tensor(2.0)) + (1 + model.loc**2) / 8 - 0.5).sum(-1)  # KL(N(loc, 1) || N(0, 4)), by step
-    kl = torch.stack((0 * kl[0], kl[0], kl[0] + kl[1]))
-    weights = torch.tensor([1.0, 0.3, 0.09], dtype=torch.float64)
-    elbo = rollout.log_likelihood - kl + (weights / weights.sum()).log() - q.log()
-    (-(q * elbo).sum(-1).mean()).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-
-@pytest.fixture
-def toy_images():
-    generator = torch.Generator().manual_seed(2)
-    return torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):

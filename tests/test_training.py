@@ -20,8 +20,9 @@ def make_config():
     def make(**kwargs):
         settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
                         estimator="nvil", estimator_options={"signal_scale": 10.0}, model=dict(SMALL, count_prior=0.01),
-                        steps=12, batch_size=8, lr=1e-3, baseline_lr=1e-2, exploration=0.2, exploration_steps=6, seed=3,
-                        device="cpu", precision="fp32", compile=False, eval_every=4, checkpoint_every=5)
+                        steps=12, batch_size=8, lr=1e-3, baseline_lr=1e-2, exploration=0.2, exploration_steps=6,
+                        learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
+                        eval_every=4, checkpoint_every=5)
         return Config(**{**settings, **kwargs})
     return make
 
@@ -68,14 +69,16 @@ def run_killed_at(step, trainer):
         trainer.run()
 
 
-@pytest.mark.parametrize("estimator, options", [("nvil", {"signal_scale": 10.0}), ("enumerate", {})])
+@pytest.mark.parametrize("estimator, options", [("nvil", {"signal_scale": 10.0}), ("enumerate", {}),
+                                                ("vimco", {"particles": 2})])
 @pytest.mark.parametrize("steps, every, killed_at, checkpoint_at", [
     (12, 5, 7, 5),  # in the middle of what an evaluation averages over
     (20, 10, 17, 10),  # after the evaluations at steps 12 and 16, which the resumed run takes back
 ])
 def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_path, estimator, options, steps, every,
                                                    killed_at, checkpoint_at):
-    config = make_config(estimator=estimator, estimator_options=options, steps=steps, checkpoint_every=every)
+    config = make_config(estimator=estimator, estimator_options=options, steps=steps, checkpoint_every=every,
+                         learn_count_prior_from=6 if estimator == "vimco" else None)
     Trainer(config, dataset, tmp_path / "whole").run()
     parts = tmp_path / "parts"
     run_killed_at(killed_at, Trainer(config, dataset, parts))
@@ -133,6 +136,19 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
         exploration.append(trainer.objective.exploration.item())
     assert rates[0] == [1e-3, 1e-2] and rates[6] == pytest.approx([5e-4, 5e-3]) and rates[-1][0] < 2e-5
     assert exploration[0] == pytest.approx(0.2) and exploration[3] == pytest.approx(0.1) and exploration[6:] == [0] * 6
+
+
+def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(learn_count_prior_from=3), dataset, tmp_path)
+    prior = trainer.model.count_prior.log_probs.exp
+    fixed = prior()
+    for _ in range(3):
+        trainer.train_step()
+    torch.testing.assert_close(prior(), fixed)
+    metrics = trainer.train_step()
+    shares = torch.stack([metrics[f"share_{n}"] for n in range(4)])
+    torch.testing.assert_close(shares.sum().item(), 1.0)
+    torch.testing.assert_close(prior(), 0.99 * fixed + 0.01 * shares)
 
 
 def test_an_epoch_visits_each_scene_once(make_config, dataset, tmp_path):

@@ -1,0 +1,148 @@
+"""Several particles: the importance-weighted bound under every estimator, and VIMCO's control variates."""
+
+import math
+
+import pytest
+import torch
+from toy import Toy, exact_bound_gradient, flat_gradient, gradient, log_weights
+
+from air import ESTIMATORS, NVIL, VIMCO, Enumerate
+from air.estimators import leave_one_out
+from air.evaluation import iw_bound
+
+PARTICLES = 3
+SAMPLED = {"nvil": lambda **options: NVIL(Toy(), centre=False, normalise=False, **options),
+           "nvil with a baseline": lambda **options: NVIL(Toy(True), normalise=False, **options),
+           "vimco": lambda **options: VIMCO(Toy(), **options)}
+
+
+def mean_gradient(objective, images, draws=300):
+    """Mean and standard error of independent gradients, each from 150 copies of the images."""
+    objective.eval()  # nvil's moments stay where they are
+    many = images.repeat(150, 1, 1, 1)
+    torch.manual_seed(13)
+    gradients = torch.stack([gradient(objective, many) for _ in range(draws)])
+    return gradients.mean(0), gradients.std(0) / math.sqrt(draws)
+
+
+@pytest.mark.parametrize("particles", (2, PARTICLES))
+def test_enumerate_gives_the_exact_gradient_of_the_bound(toy_images, particles):
+    torch.testing.assert_close(gradient(Enumerate(Toy(), particles=particles), toy_images),
+                               exact_bound_gradient(toy_images, particles))
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_counts_give_it_in_the_mean(toy_images, name):
+    mean, standard_error = mean_gradient(SAMPLED[name](particles=PARTICLES), toy_images)
+    assert ((mean - exact_bound_gradient(toy_images, PARTICLES)).abs() < 4 * standard_error).all()
+    assert (standard_error > 0).all()
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_exploring_they_have_the_mean_gradient_of_exploring_enumerate(toy_images, name):
+    expected = gradient(Enumerate(Toy(), exploration=0.4, particles=2), toy_images)
+    mean, standard_error = mean_gradient(SAMPLED[name](particles=2, exploration=0.4), toy_images)
+    assert ((mean - expected).abs() < 4 * standard_error).all()
+    assert ((expected - exact_bound_gradient(toy_images, 2)).abs() > 8 * standard_error).any()
+
+
+def test_exploring_enumerate_weights_the_paths_by_the_mixture_and_leaves_abandoned_counts_their_gradient(toy_images):
+    objective = Enumerate(Toy(), exploration=0.3, particles=2)
+    with torch.no_grad():
+        objective.model.logits.copy_(torch.tensor([300.0, -300.0]))  # q(n != 1) underflows
+    gradient(objective, toy_images)
+    assert objective.model.logits.grad.isfinite().all() and objective.model.fit.grad[2].abs() > 0.01
+
+
+def literal_vimco(images, counts, particles):
+    """The gradient at given counts, particle by particle: Σ_k ∇log q(n_k) (L - L_{-k}) + Σ_k w_k/Σw ∇log w_k."""
+    model = Toy()
+    q, log_w = log_weights(model, images, particles)
+    loss = 0.0
+    for image in range(len(images)):
+        rows = [image * particles + k for k in range(particles)]
+        chosen = [log_w[row, counts[row]] for row in rows]
+        weights = [w.detach().exp() for w in chosen]
+        for k, row in enumerate(rows):
+            others = [chosen[j].detach() for j in range(particles) if j != k]
+            stand_in = (sum(others) / len(others)).exp()
+            without = (sum(weights) - weights[k] + stand_in) / particles
+            signal = (sum(weights) / particles).log() - without.log()
+            loss = loss - (q[row, counts[row]].log() * signal + weights[k] / sum(weights) * chosen[k]) / len(images)
+    loss.backward()
+    return flat_gradient(model)
+
+
+@pytest.mark.parametrize("particles", (2, 4))
+def test_vimco_against_a_slow_loop(toy_images, particles):
+    objective = VIMCO(Toy(), particles=particles)
+    counts = torch.randint(0, 3, (len(toy_images) * particles, 1), generator=torch.Generator().manual_seed(particles))
+    objective._draw = lambda terms: (counts, torch.ones(len(counts), 1, dtype=torch.float64))
+    expected = literal_vimco(toy_images, counts.flatten().tolist(), particles)
+    # ∇log q(n_k) / K more for every particle: a constant in the signal, of mean 0, that log w has for K = 1
+    q, _ = log_weights(model := Toy(), toy_images, particles)
+    (-q.log().gather(-1, counts).sum() / particles / len(toy_images)).backward()
+    constant = torch.cat([torch.zeros(p.shape).flatten() if p.grad is None else p.grad.flatten()
+                          for p in model.parameters()])
+    torch.testing.assert_close(gradient(objective, toy_images), expected + constant)
+
+
+def test_leave_one_out_by_hand():
+    weights = torch.tensor([[2.0, 8.0, 1.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    expected = [[(8**0.5 + 8 + 1) / 3, (2 + 2**0.5 + 1) / 3, (2 + 8 + 4) / 3], [5.0] * 3]
+    torch.testing.assert_close(leave_one_out(weights.log()).exp(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_control_variates_lower_the_variance(toy_images):
+    def variance(objective):
+        with torch.no_grad():
+            objective.model.fit.add_(10)
+        _, standard_error = mean_gradient(objective, toy_images, draws=60)
+        return standard_error[:2].square()  # of the logits
+
+    without = variance(NVIL(Toy(), particles=PARTICLES, centre=False, normalise=False))
+    assert (variance(VIMCO(Toy(), particles=PARTICLES)) < 0.1 * without).all()
+
+
+def test_the_bound_rises_with_the_particles_and_reaches_the_evaluation_s(make_model, images):
+    """The bound on drawn counts lies below the one that sums them out, and closer the more particles there are."""
+    model = make_model(count_prior=0.1)
+    many = images.repeat(300, 1, 1, 1)
+    torch.manual_seed(0)
+    bounds = {particles: Enumerate(model, particles=particles)(many)[1].get("bound") for particles in (2, 5)}
+    elbo = Enumerate(model)(many)[1]["elbo"]
+    with torch.no_grad():
+        summed_out = iw_bound(model, many, 5).mean()
+    assert elbo < bounds[2] < bounds[5] < summed_out
+
+
+@pytest.mark.parametrize("name", ["nvil", "vimco"])
+def test_the_bound_is_enumerate_s_whatever_draws_the_counts(make_model, images, name):
+    model, many = make_model(count_prior=0.1), images.repeat(600, 1, 1, 1)
+    bounds = []
+    for each in (name, "enumerate"):
+        torch.manual_seed(0)
+        bounds.append(ESTIMATORS[each](model, particles=2)(many)[1]["bound"].item())
+    assert bounds[0] == pytest.approx(bounds[1], rel=0.02)
+
+
+def test_particles_are_folded_into_the_batch_image_by_image(make_model, images):
+    model = make_model()
+    one, folded = model.rollout(images, at_mean=True), model.rollout(images, at_mean=True, particles=3)
+    torch.testing.assert_close(folded.log_likelihood, one.log_likelihood.repeat_interleave(3, 0))
+    torch.testing.assert_close(folded.logits, one.logits.repeat_interleave(3, 0))
+    drawn = model.rollout(images, particles=3)
+    first, second = drawn.latents["what"].value[:2, 0]
+    assert not torch.equal(first, second)
+    history = drawn.history
+    baseline = model.make_baseline()
+    torch.testing.assert_close(baseline(images, history)[3:6], baseline(images[1:2], history[3:6]))
+
+
+def test_bad_particles_are_named(make_model):
+    model = make_model()
+    for name, least in (("nvil", 1), ("enumerate", 1), ("vimco", 2)):
+        with pytest.raises(ValueError, match=f"at least (one|{least}).* got {least - 1}"):
+            ESTIMATORS[name](model, particles=least - 1)
+    with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 = 262144 combinations"):
+        Enumerate(model, particles=9)
