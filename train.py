@@ -11,6 +11,7 @@ Ctrl-C, and saved.
 """
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -32,6 +33,8 @@ except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
     sys.exit(2)
 
+LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise")  # of the scenes, as load_dataset takes them
+UNFLAGGED = ("exploration", "exploration_steps")  # settings that only --set reaches, besides the model's keywords
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
 
 
@@ -44,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = resumed_run(given) if "resume" in given else fresh_run(given)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         parser.error(str(error))
+    except TypeError as error:
+        if "set" not in given:
+            raise
+        parser.error(f"--set {dict(given['set'])}: {error}")
 
     config, dataset, out = trainer.config, trainer.dataset, trainer.out
     if dataset.fell_back:
@@ -75,11 +82,11 @@ def fresh_run(given: dict[str, Any]) -> Trainer:
         ValueError: the settings do not go together, or the folder asked for holds a run.
         DataError: the data set cannot be had.
     """
-    settings = {**DEFAULTS, **given}
-    asked = settings.pop("out", None)
+    settings = {**DEFAULTS, **dict(given.get("set", ())), **given}
+    asked, _ = settings.pop("out", None), settings.pop("set", None)
     if asked and (Path(asked) / "config.json").exists():
         raise ValueError(f"--out {asked} already holds a run: name another folder, or go on with it: --resume {asked}")
-    dataset = load_dataset(settings.pop("dataset"), settings["data_root"], settings["counts"], settings["overlap"])
+    dataset = load_dataset(settings.pop("dataset"), settings["data_root"], *(settings[name] for name in LAYOUT))
     config = configure(dataset, **settings)
     if config.batch_size > len(dataset.train):
         raise ValueError(f"--batch-size {config.batch_size} exceeds the {len(dataset.train)} training scenes")
@@ -105,7 +112,7 @@ def resumed_run(given: dict[str, Any]) -> Trainer:
     config = replace(Config(**checkpoint["config"]), **{name: given[name] for name in changeable & set(given)})
     if config.steps < checkpoint["step"]:
         raise ValueError(f"--steps {config.steps}: the run has already taken {checkpoint['step']}")
-    dataset = load_dataset(config.dataset, config.data_root, config.counts, config.overlap)
+    dataset = load_dataset(config.dataset, config.data_root, *(getattr(config, name) for name in LAYOUT))
     return Trainer(config, dataset, checkpoint_path(given["resume"]).parent, checkpoint)
 
 
@@ -133,6 +140,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data-root", "where MNIST lies or is downloaded to; $AIR_DATA_ROOT sets the default")
     add("--counts", "the numbers of objects that occur", nargs="+", type=whole(0), metavar="N")
     add("--overlap", "none: digits keep apart; loose: they may touch", choices=OVERLAPS)
+    add("--image-size", "of multi-mnist, in pixels a side", type=whole(8))
+    add("--object-size", "an object's side as a share of the image's: of multi-mnist's digits, and in the scale prior",
+        type=share)
+    add("--noise", "sd of multi-mnist's pixel noise, in intensities", type=nonnegative)
     add("--estimator", "how the count is learned", choices=tuple(ESTIMATORS))
     add("--steps", f"training steps (default: {', '.join(f'{n} for {name}' for name, n in STEPS.items())})",
         type=whole(1))
@@ -150,6 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint-every", "steps between checkpoints", type=whole(1))
     add("--precision", "of the networks' layers", choices=("fp32", "bf16"))
     add("--compile", "torch.compile the objective", action="store_true")
+    add("--set", "any other setting of the recipe (air/recipe.py), as JSON; model.KEYWORD is AIR's, estimator.KEYWORD "
+        "the estimator's: --set exploration=0 model.likelihood_sd=0.2", nargs="+", type=setting, metavar="NAME=VALUE")
     return parser
 
 
@@ -170,6 +183,31 @@ def positive(text: str) -> float:
     if not (0 < number < math.inf):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number
+
+
+def nonnegative(text: str) -> float:
+    """An argparse type: a finite number from 0 up."""
+    return positive(text) if float(text) else 0.0
+
+
+def share(text: str) -> float:
+    """An argparse type: a number in (0, 1]."""
+    if positive(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is more than 1")
+    return float(text)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """An argparse type: NAME=VALUE, the value as JSON, or as a string where it is none."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if name in DEFAULTS and name not in UNFLAGGED:
+        raise argparse.ArgumentTypeError(f"{name} has a flag of its own")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from air.distributions import log_at_least
 from air.estimators import elbo_terms
 from air.model import AIR
 
-CHUNK = 500  # images at a time
+CHUNK = 500  # rollouts at a time
+IW_SCENES = 1000  # the importance-weighted bound is that of the first scenes only: it takes K rollouts a scene
 
 
 @torch.no_grad()
@@ -35,7 +36,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
         mean_count: the average count under q(n).
         box_iou: mean over true objects of the IoU with the inferred box matched to it, 0 for one that was missed.
         box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t) of the draw.
-        iw_bound, iw_particles: the importance-weighted bound in nats an image, and its K.
+        iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
+            IW_SCENES scenes, its K, and how many scenes that were.
     Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
     """
     was_training, device = model.training, next(model.parameters()).device
@@ -53,21 +55,23 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
             q = terms.log_q.exp()  # (B, N+1)
             per_image = terms.per_image(q)
             per_image["count_accuracy_sampled"] = _at(q, chunk.counts.to(device))
-            if iw_particles:
-                per_image["iw_bound"] = iw_bound(model, images, iw_particles)
             for name, value in per_image.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
             confusion.index_put_((chunk.counts, inferred.count.cpu()), torch.ones((), dtype=torch.int64), True)
             present = inferred.z_pres > 0
             overlaps.append(matched_iou(inferred.boxes, present, boxes, (boxes[..., 2] > boxes[..., 0]))[present].cpu())
             scores.append(log_at_least(rollout.logits)[:, 1:][present].cpu())
+        bounds = {"iw_bound": 0.0, "iw_particles": iw_particles, "iw_scenes": min(IW_SCENES, len(scenes))}
+        for images in scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ():
+            bound = iw_bound(model, images.to(device), iw_particles)
+            bounds["iw_bound"] += bound.double().sum().item() / bounds["iw_scenes"]
     model.train(was_training)
 
     iou, score, objects = torch.cat(overlaps), torch.cat(scores), int(scenes.counts.sum())
     return {"count_accuracy_map": confusion.diagonal().sum().item() / len(scenes), "confusion": confusion.tolist(),
             **{name: total / len(scenes) for name, total in sums.items()},
             "box_iou": iou.sum().item() / max(1, objects), "box_ap50": average_precision(iou >= 0.5, score, objects),
-            **({"iw_particles": iw_particles} if iw_particles else {})}
+            **(bounds if iw_particles else {})}
 
 
 def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
@@ -83,13 +87,11 @@ def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
         (B,) in nats: log 1/K Σ_k w_k.
     Source: Burda et al. (2016), eq. 8.
     """
-    log_weights = []
-    for _ in range(particles):
-        rollout = model.rollout(images)
-        log_ratio = torch.stack([latent.log_ratio() for latent in rollout.latents.values()]).sum(0)  # (B, N)
-        log_joint = model.count_prior.log_probs + rollout.log_likelihood  # (B, N+1)
-        log_weights.append((log_joint + F.pad(log_ratio.cumsum(-1), (1, 0))).logsumexp(-1))
-    return torch.stack(log_weights).logsumexp(0) - math.log(particles)
+    rollout = model.rollout(images, particles=particles)
+    log_ratio = torch.stack([latent.log_ratio() for latent in rollout.latents.values()]).sum(0)  # (B K, N)
+    log_joint = model.count_prior.log_probs + rollout.log_likelihood  # (B K, N+1)
+    log_w = (log_joint + F.pad(log_ratio.cumsum(-1), (1, 0))).logsumexp(-1)  # (B K,)
+    return log_w.view(-1, particles).logsumexp(-1) - math.log(particles)
 
 
 def matched_iou(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tensor) -> Tensor:

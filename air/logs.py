@@ -41,10 +41,12 @@ class RunLog:
             if self.bar.n % 10 == 0:
                 self.bar.set_description(f"elbo {elbo.item():.1f}", refresh=False)
 
-    def evaluation(self, step: int, train: Mapping[str, float], held_out: Mapping[str, Any], picture: Tensor) -> None:
+    def evaluation(self, step: int, seconds: float, train: Mapping[str, float], held_out: Mapping[str, Any],
+                   picture: Tensor) -> None:
         """One line of metrics.jsonl, the same in TensorBoard, and one line or the bar's postfix for the reader."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps({"step": step, "train": dict(train), "held_out": dict(held_out)}) + "\n")
+            line = {"step": step, "seconds": seconds, "train": dict(train), "held_out": dict(held_out)}
+            file.write(json.dumps(line) + "\n")
         for group, metrics in (("train", train), ("held_out", held_out)):
             for name, value in metrics.items():
                 if isinstance(value, int | float):

@@ -1,21 +1,24 @@
 """The recipe: training settings for every data set and estimator. The README says what fails without each."""
 
+import inspect
 from typing import Any
 
-from air.data import Dataset
+from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
+from air.estimators import ESTIMATORS
+from air.model import AIR
 from air.training import Config
 
 SETTINGS: dict[str, Any] = {
-    "counts": [0, 1, 2], "overlap": "none", "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "baseline_lr": 1e-2,
-    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_steps": 1000, "seed": 0,
-    "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
-    "data_root": "data"}
+    "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
+    "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "baseline_lr": 1e-2, "count_prior": 1e-8,
+    "learn_count_prior": False, "exploration": 1.0, "exploration_steps": 1000, "seed": 0, "device": "cpu",
+    "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 4000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}, "vimco": {}}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
-MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200],
-         "scale_prior_sd": 0.2}
+MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
+SCALE_PRIOR_SPREAD = 1 / 15  # sd over mean of the scale's prior
 
 
 def configure(dataset: Dataset, **settings: Any) -> Config:
@@ -23,22 +26,39 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
 
     Args:
         dataset: gives the images' size and channels.
-        settings: what departs from the recipe, by the names of SETTINGS, "steps" and "particles".
+        settings: what departs from the recipe, by the names of SETTINGS, "steps", "particles", "model.KEYWORD" (of AIR)
+            and "estimator.KEYWORD".
     Raises:
         ValueError: a setting has no such name.
     """
-    unknown = sorted(set(settings) - set(SETTINGS) - {"steps", "particles"})
+    names = [*SETTINGS, "steps", "particles"]
+    unknown = sorted(name for name in settings if name not in names and not name.startswith(("model.", "estimator.")))
     if unknown:
-        raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(SETTINGS)}, steps, "
-                         "particles")
+        raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(names)}, "
+                         "model.KEYWORD, estimator.KEYWORD")
     chosen = {**SETTINGS, **settings}
+    keywords = {"model.": inspect.signature(AIR), "estimator.": inspect.signature(ESTIMATORS[chosen["estimator"]])}
+    for prefix, signature in keywords.items():
+        for name in (name.removeprefix(prefix) for name in settings if name.startswith(prefix)):
+            if name not in signature.parameters or name == "model":
+                raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
+    for name in ("exploration", "exploration_steps"):
+        if not isinstance(chosen[name], int | float) or chosen[name] < 0:
+            raise ValueError(f"{name} must be a number from 0 up, got {chosen[name]!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
     channels, x_size = dataset.train.images.shape[1:3]
     # One step more than there are objects, so that counting one too many is possible and seen.
     model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
-             "count_prior": chosen.pop("count_prior")}
+             "count_prior": chosen.pop("count_prior"), "scale_prior_mean": 1 / chosen["object_size"],
+             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
+    options = {**ESTIMATOR_OPTIONS[estimator], "particles": chosen.pop("particles", PARTICLES[estimator]),
+               **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])
-    options = {**ESTIMATOR_OPTIONS[estimator], "particles": chosen.pop("particles", PARTICLES[estimator])}
     learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
     return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=counts, model=model, steps=steps,
                   estimator_options=options, learn_count_prior_from=learn_from, **chosen)
+
+
+def _pop(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The settings under a prefix, taken out, the prefix left off."""
+    return {name.removeprefix(prefix): settings.pop(name) for name in list(settings) if name.startswith(prefix)}

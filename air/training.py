@@ -24,8 +24,8 @@ from air.logs import RunLog
 from air.model import AIR
 from air.visualization import reconstruction_picture
 
-IW_PARTICLES = 20  # of the final bound
-QUICK_SCENES = 2000  # held-out scenes of the evaluations on the way; the last one takes all
+IW_PARTICLES = 100  # of the final bound
+QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all
 PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
 
 
@@ -46,6 +46,9 @@ class Config:
     data_root: str
     counts: list[int]
     overlap: str
+    image_size: int
+    object_size: float
+    noise: float
     estimator: str
     estimator_options: dict[str, Any]  # keywords of the estimator
     model: dict[str, Any]  # keywords of AIR
@@ -79,7 +82,7 @@ class Trainer:
         self.images = dataset.train.images.to(self.device)
         self.step = 0  # steps taken
         self.epoch, self.order = -1, torch.empty(0)  # the epoch whose permutation of the scenes is at hand
-        self.seconds = 0.0  # in the loop, evaluations included
+        self.seconds = 0.0  # of the steps alone
         self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation
         self.summed = 0
         if checkpoint is not None:
@@ -101,12 +104,12 @@ class Trainer:
         with atomic_write(self.out / "config.json") as file:
             file.write(json.dumps(asdict(config), indent=2).encode())
         log = RunLog(self.out, self.step, config.steps)
-        before, began = self.seconds, time.monotonic()
         try:
             with interrupt_flag() as interrupted:
                 while self.step < config.steps:
+                    began = time.monotonic()
                     log.step(self.train_step()["elbo"])
-                    self.seconds = before + time.monotonic() - began
+                    self.seconds += time.monotonic() - began
                     last = self.step == config.steps
                     if self.step % config.eval_every == 0 and not last:
                         self._evaluate(log, self.dataset.held_out[:QUICK_SCENES], 0)
@@ -180,7 +183,7 @@ class Trainer:
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts > 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
         picture = reconstruction_picture(self.model, scenes[shown])
-        log.evaluation(self.step, train, held_out, picture)
+        log.evaluation(self.step, self.seconds, train, held_out, picture)
         with atomic_write(self.out / "reconstructions.png") as file:
             to_pil_image(picture).save(file, "png")
         self.sums, self.summed = {}, 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from air.distributions import log_count_probs
+from air.distributions import NormalLatent, log_count_probs
 from air.evaluation import average_precision, evaluate, iw_bound, matched_iou
 
 
@@ -46,8 +46,14 @@ def test_iw_bound_is_the_log_mean_weight_summed_over_counts(make_model, images, 
     bound = iw_bound(model, images, particles)
     torch.manual_seed(3)
     weights = torch.zeros(len(images), particles, dtype=torch.float64)
+    rollouts = model.rollout(images, particles=particles)
     for k in range(particles):
-        rollout = model.rollout(images)
+        def of_k(rows):
+            return rows.unflatten(0, (-1, particles))[:, k]
+
+        latents = {name: NormalLatent(*(of_k(x) if x.ndim == 3 else x for x in latent))
+                   for name, latent in rollouts.latents.items()}
+        rollout = rollouts._replace(latents=latents, log_likelihood=of_k(rollouts.log_likelihood))
         ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value)
                      - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1) for z in rollout.latents.values())
         for n in range(4):

@@ -43,6 +43,20 @@ def test_labels_are_the_digits(fake_mnist_root):
     assert (blur > 0).all() and (blur < 2).all() and scenes.labels.shape == (500, 1)
 
 
+def test_the_digits_size_the_canvas_and_the_noise_are_those_asked_for(fake_mnist_root):
+    """A stand-in digit's height is its label + 8 pixels at side 28, which is 28 / 1.3 pixels at the usual size."""
+    scenes = multi_mnist(fake_mnist_root, True, 400, (1,), image_size=64, object_size=0.25)
+    assert scenes.images.shape[2:] == (64, 64)
+    heights = scenes.boxes[:, 0, 3] - scenes.boxes[:, 0, 1]
+    expected = (scenes.labels[:, 0] + 8) / 1.3 * (64 * 0.25) / (50 / 3)
+    assert 0 < (heights - expected).mean() < 2
+    noisy = multi_mnist(fake_mnist_root, True, 400, (1,), image_size=64, object_size=0.25, noise=0.1)
+    assert torch.equal(noisy.boxes, scenes.boxes)
+    grey = (scenes.images > 100) & (scenes.images < 220)  # the stand-in's digits are of level 200: little is clipped
+    difference = (noisy.images.float() - scenes.images.float())[grey] / 255
+    assert difference.std().item() == pytest.approx(0.1, abs=0.005) and difference.mean().abs() < 0.01
+
+
 def test_training_and_held_out_scenes_come_from_different_digits(fake_mnist_root):
     """The stand-in's training digits are of level 200, its test digits of 120."""
     for train, level in ((True, 200), (False, 120)):

@@ -36,7 +36,7 @@ def fails(capsys, arguments, *words):
         assert word in message, message
 
 
-@pytest.mark.parametrize("estimator", ["nvil", "enumerate"])
+@pytest.mark.parametrize("estimator", ["nvil", "enumerate", "vimco"])
 def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     out = tmp_path / "run"
     train.main([*SPRITES, "--estimator", estimator, "--steps", "3", "--eval-every", "2", "--out", str(out),
@@ -52,6 +52,16 @@ def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     assert sum(metrics["confusion"][1]) == 0  # no scene with one object
     seen = air.load(out).infer(torch.zeros(2, 3, 50, 50))
     assert seen.count.shape == (2,)
+
+
+def test_set_reaches_what_has_no_flag(tmp_path):
+    out = tmp_path / "run"
+    train.main([*SPRITES, "--steps", "1", "--out", str(out), "--object-size", str(1 / 3), "--set", "exploration=0.5",
+                "model.decoder_net=[9, 8]", "model.non_linearity=Tanh", "estimator.normalise=false"])
+    config = json.loads((out / "config.json").read_text())
+    assert config["exploration"] == 0.5 and config["estimator_options"]["normalise"] is False
+    assert config["model"]["decoder_net"] == [9, 8] and config["model"]["non_linearity"] == "Tanh"
+    assert air.load(out).decode.mlp[2].out_features == 8
 
 
 def test_scenes_without_any_object(tmp_path):
@@ -112,6 +122,18 @@ def test_what_resume_refuses(tmp_path, capsys):
     (["--dataset", "sprites", "--count-prior", "2"], ["0 < k <= 1", "2"]),
     (["--dataset", "sprites", "--batch-size", "65"], ["65", "64 training scenes"]),
     (["--dataset", "sprites", "--overlap", "loose"], ["sprites never overlap"]),
+    (["--dataset", "sprites", "--noise", "0.1"], ["no noise", "--noise"]),
+    (["--object-size", "1.5"], ["--object-size", "1.5 is more than 1"]),
+    (["--noise", "-1"], ["--noise", "above 0"]),
+    (["--dataset", "sprites", "--estimator", "vimco", "--particles", "1"], ["vimco", "at least 2, got 1"]),
+    (["--dataset", "sprites", "--estimator", "enumerate", "--particles", "30"], ["combinations", "vimco"]),
+    (["--set", "exploration"], ["'exploration' is not NAME=VALUE"]),
+    (["--set", "lr=1"], ["lr has a flag of its own"]),
+    (["--dataset", "sprites", "--set", "explore=1"], ["no setting named explore", "exploration_steps"]),
+    (["--dataset", "sprites", "--set", "exploration=much"], ["exploration must be a number", "'much'"]),
+    (["--dataset", "sprites", "--set", "model.depth=1"], ["no keyword model.depth", "likelihood_sd"]),
+    (["--dataset", "sprites", "--set", "estimator.model=1"], ["no keyword estimator.model", "signal_scale"]),
+    (["--dataset", "sprites", "--set", "model.decoder_net=x"], ["--set", "decoder_net", "x"]),
     (["--dataset", "sprites", "--counts", "9"], ["no room for 9 objects"]),
     (["--dataset", "sprites", "--out", "/proc/nowhere"], ["/proc/nowhere"]),
 ])

@@ -19,6 +19,7 @@ from tests.conftest import SMALL
 def make_config():
     def make(**kwargs):
         settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
+                        image_size=12, object_size=1 / 3, noise=0.0,
                         estimator="nvil", estimator_options={"signal_scale": 10.0}, model=dict(SMALL, count_prior=0.01),
                         steps=12, batch_size=8, lr=1e-3, baseline_lr=1e-2, exploration=0.2, exploration_steps=6,
                         learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
@@ -37,7 +38,10 @@ def everything(out):
     checkpoint = load_checkpoint(out)
     metrics = json.loads((out / "metrics.json").read_text())
     del checkpoint["seconds"], metrics["seconds"]
-    return checkpoint, metrics, (out / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line.pop("seconds") for line in lines]
+    assert seconds == sorted(seconds)
+    return checkpoint, metrics, lines
 
 
 def assert_identical(one, other):

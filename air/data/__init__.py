@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from air.data.multi_mnist import OVERLAPS, load_mnist, multi_mnist
-from air.data.scenes import DataError, Scenes
+from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
 from air.data.sprites import sprites
 
-__all__ = ["DATASETS", "OVERLAPS", "DataError", "Dataset", "Scenes", "load_dataset", "multi_mnist", "sprites"]
+__all__ = ["DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "Scenes", "load_dataset",
+           "multi_mnist", "sprites"]
 
 DATASETS = ("auto", "multi-mnist", "sprites")
 MNIST_TRAIN, SPRITES_TRAIN, HELD_OUT = 60_000, 20_000, 10_000  # scenes
@@ -24,14 +25,15 @@ class Dataset(NamedTuple):
     fell_back: bool = False  # "auto" did not get what it wanted
 
 
-def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2), overlap: str = "none") -> Dataset:
+def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
+                 image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0) -> Dataset:
     """Training and held-out scenes of a data set.
 
     Args:
         name: one of DATASETS; "auto" is multi-mnist where MNIST is under `root` or can be downloaded, else sprites.
         root: where MNIST lies or is to be downloaded to.
         counts: the numbers of objects that occur, each with equal probability.
-        overlap: "none" or "loose", for multi-mnist (see `compose`).
+        overlap, image_size, object_size, noise: of multi-mnist (see there).
     Raises:
         DataError: the data set cannot be had as asked for.
     """
@@ -46,9 +48,11 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
         except DataError as error:
             name, reason, fell_back = "sprites", str(error), True
     if name == "multi-mnist":
-        return Dataset(name, reason, multi_mnist(root, True, MNIST_TRAIN, counts, overlap),
-                       multi_mnist(root, False, HELD_OUT, counts, overlap))
-    if overlap != "none":
-        raise DataError(f"sprites never overlap: leave out --overlap {overlap}, or use --dataset multi-mnist "
-                        f"(sprites: {reason})")
+        train, held_out = (multi_mnist(root, train, size, counts, overlap, image_size=image_size,
+                                       object_size=object_size, noise=noise)
+                           for train, size in ((True, MNIST_TRAIN), (False, HELD_OUT)))
+        return Dataset(name, reason, train, held_out)
+    if (overlap, image_size, object_size, noise) != ("none", IMAGE_SIZE, OBJECT_SIZE, 0):
+        raise DataError("sprites never overlap and have one size and no noise: leave out --overlap, --image-size, "
+                        f"--object-size and --noise, or use --dataset multi-mnist (sprites: {reason})")
     return Dataset(name, reason, sprites(True, SPRITES_TRAIN, counts), sprites(False, HELD_OUT, counts), fell_back)

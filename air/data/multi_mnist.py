@@ -1,4 +1,4 @@
-"""Multi-MNIST: 50 x 50 scenes of MNIST digits (Eslami et al., 2016, section 3.1)."""
+"""Multi-MNIST: scenes of MNIST digits, by default 50 x 50 pixels (Eslami et al., 2016, section 3.1)."""
 
 import zlib
 from collections.abc import Sequence
@@ -10,11 +10,13 @@ from torchvision.datasets import MNIST
 from torchvision.transforms.v2.functional import resize
 
 from air.data.cache import cached
-from air.data.scenes import DataError, Objects, Scenes, compose, draw_counts
+from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, Objects, Scenes, add_noise, compose, draw_counts
 
-IMAGE_SIZE = 50
 DIGIT_SIZE = 28
-SCALE_MEAN, SCALE_SD = 1.3, 0.1  # a digit's side is 28/s pixels, s ~ Normal(1.3, 0.1), as the reference's generator
+# A digit's image, whose side it fills to 20/28, has 28/s pixels a side, s ~ Normal(1.3, 0.1), as the reference's
+# generator: that is for the usual object's side, in pixels, and in proportion for any other.
+SCALE_MEAN, SCALE_SD = 1.3, 0.1
+USUAL_SIDE = IMAGE_SIZE * OBJECT_SIZE
 OVERLAPS = ("none", "loose")
 
 
@@ -40,7 +42,8 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
 
 
 def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
-                seed: int = 0) -> Scenes:
+                seed: int = 0, image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0
+                ) -> Scenes:
     """Scenes of digits, each count with equal probability; labels are the digits.
 
     Args:
@@ -50,26 +53,32 @@ def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] 
         counts: the numbers of digits that occur.
         overlap: see `compose`.
         seed: the same scenes for the same seed and arguments; training and held-out scenes differ for any seed.
+        image_size: H = W in pixels.
+        object_size: a digit's side as a share of the canvas's.
+        noise: see `add_noise`.
     Raises:
         DataError: MNIST cannot be had, or the digits do not fit.
     """
     mnist = load_mnist(root, train)
     digits, labels = mnist.data, mnist.targets
-    settings = {"version": 1, "train": train, "size": size, "counts": list(counts), "overlap": overlap, "seed": seed,
+    settings = {"version": 2, "train": train, "size": size, "counts": list(counts), "overlap": overlap, "seed": seed,
+                "image_size": image_size, "object_size": object_size, "noise": noise,
                 "digits": zlib.crc32(digits.numpy())}
 
     def build() -> Scenes:
         rng = np.random.default_rng((seed, train))
         drawn = draw_counts(rng, counts, size)
-        return compose(rng, _draw_digits(rng, digits, labels, int(drawn.sum())), drawn, IMAGE_SIZE, overlap)
+        patches = _draw_digits(rng, digits, labels, int(drawn.sum()), image_size * object_size, image_size)
+        return add_noise(rng, compose(rng, patches, drawn, image_size, overlap), noise)
 
     return cached("multi-mnist", settings, build)
 
 
-def _draw_digits(rng: np.random.Generator, digits: torch.Tensor, labels: torch.Tensor, size: int) -> Objects:
+def _draw_digits(rng: np.random.Generator, digits: torch.Tensor, labels: torch.Tensor, size: int, side: float,
+                 largest_side: int) -> Objects:
     chosen = rng.integers(0, len(digits), size)
-    scale = rng.normal(SCALE_MEAN, SCALE_SD, size)
-    sides = np.clip(np.rint(DIGIT_SIZE / scale), 1, IMAGE_SIZE).astype(np.int64)
+    scale = rng.normal(SCALE_MEAN, SCALE_SD, size) * (USUAL_SIDE / side)
+    sides = np.clip(np.rint(DIGIT_SIZE / scale), 1, largest_side).astype(np.int64)
     largest = int(sides.max(initial=1))
     patches = np.zeros((size, 1, largest, largest), np.uint8)
     for side in np.unique(sides):

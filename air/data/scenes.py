@@ -1,7 +1,7 @@
 """Scenes, the one container of every data set, and how objects are laid out on their canvases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor
 
 # Scenes whose objects do not fit are laid out anew; what has found no place after so many tries will not.
 MAX_TRIES = 2000
+IMAGE_SIZE = 50  # pixels, of a canvas's side
+OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
 
 
 class DataError(Exception):
@@ -87,6 +89,16 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
     labels = np.where(present[..., 0], objects.labels[member], -1)
     return Scenes(torch.from_numpy(images), torch.from_numpy(counts), torch.from_numpy(boxes).float(),
                   torch.from_numpy(labels))
+
+
+def add_noise(rng: np.random.Generator, scenes: Scenes, sd: float) -> Scenes:
+    """The scenes with Gaussian noise of this sd, in intensities, on every pixel, clipped to [0, 1]; as is for 0."""
+    if not sd:
+        return scenes
+    images = np.empty(scenes.images.shape, np.uint8)
+    for noisy, image in zip(images, scenes.images.numpy()):
+        noisy[:] = np.clip(np.rint(image + 255 * sd * rng.standard_normal(image.shape, np.float32)), 0, 255)
+    return replace(scenes, images=torch.from_numpy(images))
 
 
 def draw_counts(rng: np.random.Generator, counts: Sequence[int], size: int) -> NDArray[np.int64]:

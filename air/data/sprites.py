@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from air.data.cache import cached
-from air.data.scenes import Objects, Scenes, compose, draw_counts
+from air.data.scenes import IMAGE_SIZE, Objects, Scenes, compose, draw_counts
 
-IMAGE_SIZE = 50
 SIDES = (12, 16)  # pixels, both ends included
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue")  # one channel each
