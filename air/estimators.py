@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.distributions import log_at_least, log_count_probs
+from air.distributions import log_count_probs
 from air.model import AIR, Rollout
 
 Metrics = dict[str, Tensor]
@@ -195,13 +195,15 @@ class SampledCount(Estimator):
 class NVIL(SampledCount):
     """Sample n; elbo_n is the pathwise part, Σ_t log q(z_pres_t) · stop_grad(signal_t) the score-function part.
 
-    The learning signal of step t is R_t - b_t, where R_t is what elbo_n owes to step t and those after it, and b_t a
-    learned baseline that has seen the image and the latents before step t; then centred by a running mean, divided by
-    a running deviation (where that exceeds 1) and multiplied by `signal_scale`. The baseline and the running mean are
-    known before z_pres_t is drawn, so they leave the mean gradient as it is; dividing and multiplying rescale the
-    score-function part against the pathwise part. With those two off, the mean gradient is that of Enumerate.
+    The learning signal of step t is R_t - b_t: R_t = elbo_n - elbo_{t-1} is what going on from t - 1 objects gains, 0
+    where the chain stopped there. b_t = (1 - q_t) g_t, where the learned baseline g_t has seen the image and the
+    latents before step t, and learns R_t of the chains that went on: with a perfect one both outcomes of z_pres_t give
+    the same gradient. Then the signal is centred by a running mean, divided by a running deviation (where that exceeds
+    1) and multiplied by `signal_scale`. elbo_{t-1}, the baseline and the running mean are known before z_pres_t is
+    drawn, so they leave the mean gradient as it is; dividing and multiplying rescale the score-function part against
+    the pathwise part. With those two off, the mean gradient is that of Enumerate.
 
-    With K particles, R_t is the bound's own signal, whatever the step, and each particle has its b_t.
+    With K particles, R_t is the bound less the bound with this particle's count replaced by t - 1.
 
     Source: Mnih & Gregor (2014), section 2.3 and algorithm 1 (the running moments are those from before the batch, so
     that no signal is compared with itself); Eslami et al. (2016), section 2.3.
@@ -235,46 +237,43 @@ class NVIL(SampledCount):
         z_pres, reached = steps < count, steps <= count  # (B K, N): step t is drawn where z_pres_{t-1} = 1
         weight = reached * importance  # (B K, N)
 
-        reward = self._reward(log_w, bound).view(-1, 1).expand_as(weight)  # R_t, (B K, N)
-        if self.particles == 1:
-            reward = reward - self._decided(terms, rollout.logits)
-        signal, metrics, baseline_loss = self._learning_signal(reward, weight, images, rollout.history)
+        gain = self._gain(terms, log_w, bound)  # R_t, (B K, N)
+        foreseen, baseline_loss = self._foresee(gain, weight * z_pres, images, rollout.history)
+        signal, signal_sd = self._learning_signal(gain - (-rollout.logits.detach()).sigmoid() * foreseen, weight)
         log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
         score = (weight * log_q_steps * signal).sum() / len(images)
+        metrics = {"signal_sd": signal_sd, "baseline_loss": baseline_loss.detach()}
         return baseline_loss - bound.mean() - score, {**self._metrics(terms, bound), **metrics}
 
-    @staticmethod
-    def _decided(terms: Terms, logits: Tensor) -> Tensor:
-        """What elbo_n owes to the steps before t, for t = 1..N: (B, N). z_pres_t cannot change it."""
-        log_p = terms.log_p.flip(-1).logcumsumexp(-1).flip(-1)  # log p(n >= m), m = 0..N
-        before = log_p - log_at_least(logits) - sum(terms.kl_steps.values())
-        return before[:, :-1].detach()  # Σ_{s<t}: log p_s - log q_s - KL_s
+    def _gain(self, terms: Terms, log_w: Tensor, bound: Tensor) -> Tensor:
+        """What the bound gains by particle k's going on from step t, whatever it drew there: (B K, N), t = 1..N."""
+        stop = (terms.explained() + terms.log_p - terms.log_q)[:, :-1].detach()  # log w_k(t - 1)
+        stop = bound_with(log_w.detach(), stop.view(*log_w.shape, -1))  # (B, K, N)
+        return (self._reward(log_w, bound)[..., None] - stop).flatten(0, 1)
 
-    def _learning_signal(self, reward: Tensor, weight: Tensor, images: Tensor, history: Tensor
-                         ) -> tuple[Tensor, Metrics, Tensor]:
-        """R_t, (B K, N) -> the learning signal (B K, N), its metrics, the baseline's loss (masked squared error)."""
-        residual = reward  # R_t - b_t
-        if self.baseline is not None:
-            residual = reward - self.baseline(images, history.detach())
+    def _foresee(self, gain: Tensor, weight: Tensor, images: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        """The gain of going on that the baseline foresees, (B K, N), and its mean squared error where that was drawn.
+        """
+        if self.baseline is None:
+            return torch.zeros_like(gain), gain.new_zeros(())
+        foreseen = self.baseline(images, history.detach())
+        return foreseen.detach(), (weight * (gain - foreseen).square()).sum() / len(images)
+
+    def _learning_signal(self, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """R_t - b_t, (B K, N) -> the learning signal (B K, N), and the deviation it had before it was rescaled."""
         steps = weight.sum()
-        batch_mean = (weight * residual.detach()).sum() / steps
-        batch_variance = (weight * (residual.detach() - batch_mean).square()).sum() / steps
+        batch_mean = (weight * residual).sum() / steps
+        batch_variance = (weight * (residual - batch_mean).square()).sum() / steps
         mean = torch.where(self.mean.isnan(), batch_mean, self.mean)
         variance = torch.where(self.variance.isnan(), batch_variance, self.variance)
         if self.training:
             self.mean.copy_(mean.lerp(batch_mean, 1 - self.decay))
             self.variance.copy_(variance.lerp(batch_variance, 1 - self.decay))
 
-        if self.centre:
-            residual = residual - mean
-        signal = self.signal_scale * residual.detach()
+        signal = self.signal_scale * (residual - mean if self.centre else residual)
         if self.normalise:
             signal = signal / variance.sqrt().clamp(min=1)
-        baseline_loss = residual.new_zeros(())
-        if self.baseline is not None:
-            baseline_loss = (weight * residual.square()).sum() / len(images)
-        metrics = {"signal_sd": batch_variance.sqrt(), "baseline_loss": baseline_loss.detach()}
-        return signal, metrics, baseline_loss
+        return signal, batch_variance.sqrt()
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(lr, baseline_lr)
@@ -306,19 +305,20 @@ class VIMCO(SampledCount):
         _, terms = self._rollout(images)
         count, importance = self._draw(terms)  # (B K, 1) each
         log_w, bound = self._bound(terms, count)  # (B, K), (B,)
-        signal = self._reward(log_w, bound) - leave_one_out(log_w.detach())  # (B, K)
+        others = (log_w.sum(-1, keepdim=True) - log_w).detach() / (self.particles - 1)  # log of their geometric mean
+        signal = self._reward(log_w, bound) - bound_with(log_w.detach(), others)  # (B, K)
         log_q = terms.log_q.gather(-1, count)  # (B K, 1)
         score = (importance * log_q).view_as(signal) * signal  # (B, K)
         return -(bound + score.sum(-1)).mean(), {**self._metrics(terms, bound), "signal_sd": signal.std()}
 
 
-def leave_one_out(log_w: Tensor) -> Tensor:
-    """log 1/K Σ_j w_j with w_k replaced by the geometric mean of the others, for every k: (B, K) -> (B, K)."""
+def bound_with(log_w: Tensor, stand_in: Tensor) -> Tensor:
+    """log 1/K Σ_j w_j with log w_k replaced, for every k: (B, K) and (B, K, ...) -> (B, K, ...)."""
     particles = log_w.shape[-1]
-    others = (log_w.sum(-1, keepdim=True) - log_w) / (particles - 1)  # log of the geometric mean, (B, K)
-    replaced = torch.where(torch.eye(particles, dtype=torch.bool, device=log_w.device), others[..., None],
-                           log_w[..., None, :])  # (B, k, j)
-    return replaced.logsumexp(-1) - math.log(particles)
+    own = torch.eye(particles, dtype=torch.bool, device=log_w.device)
+    others = log_w[:, None].masked_fill(own, -math.inf).logsumexp(-1)  # (B, K)
+    others = others.reshape(*others.shape, *[1] * (stand_in.ndim - 2))
+    return torch.logaddexp(others, stand_in) - math.log(particles)
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {"nvil": NVIL, "enumerate": Enumerate, "vimco": VIMCO}

@@ -11,8 +11,9 @@ from torchvision.ops import box_iou
 from air.data.scenes import Scenes
 from air.distributions import log_at_least
 from air.estimators import elbo_terms
-from air.model import AIR
+from air.model import AIR, Inference
 
+BLANK = 0.1  # intensity
 CHUNK = 500  # rollouts at a time
 IW_SCENES = 1000  # the importance-weighted bound is that of the first scenes only: it takes K rollouts a scene
 
@@ -36,6 +37,7 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
         mean_count: the average count under q(n).
         box_iou: mean over true objects of the IoU with the inferred box matched to it, 0 for one that was missed.
         box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t) of the draw.
+        blank, split, merged, collapsed: shares of scenes with these failures, see `failures`.
         iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
             IW_SCENES scenes, its K, and how many scenes that were.
     Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
@@ -55,6 +57,7 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
             q = terms.log_q.exp()  # (B, N+1)
             per_image = terms.per_image(q)
             per_image["count_accuracy_sampled"] = _at(q, chunk.counts.to(device))
+            per_image |= failures(inferred, boxes)
             for name, value in per_image.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
             confusion.index_put_((chunk.counts, inferred.count.cpu()), torch.ones((), dtype=torch.int64), True)
@@ -72,6 +75,28 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
             **{name: total / len(scenes) for name, total in sums.items()},
             "box_iou": iou.sum().item() / max(1, objects), "box_ap50": average_precision(iou >= 0.5, score, objects),
             **(bounds if iw_particles else {})}
+
+
+def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:
+    """How counts and boxes go wrong, image by image.
+
+    Args:
+        inferred: of B images.
+        true_boxes: (B, L, 4), (x0, y0, x1, y1) in pixels; 0 where absent.
+    Returns:
+        (B,) bool each. blank: an object was counted that paints nothing brighter than BLANK; split: two objects that
+        do paint lie, each with most of its box, in one true box; merged: one object's box holds most of two true
+        boxes; collapsed: there are objects, and none was counted.
+    """
+    painted = inferred.canvases.diff(dim=1).abs().amax((2, 3, 4)) > BLANK  # (B, N)
+    counted, there = inferred.z_pres > 0, true_boxes[..., 2] > true_boxes[..., 0]  # (B, N), (B, L)
+    box, truth = inferred.boxes[:, :, None], true_boxes[:, None]  # (B, N, 1, 4), (B, 1, L, 4)
+    shared = (torch.minimum(box[..., 2:], truth[..., 2:]) - torch.maximum(box[..., :2], truth[..., :2])).clamp(min=0)
+    shared = shared.prod(-1) * (counted & painted)[..., None] * there[:, None]  # (B, N, L), in pixels²
+    inside = shared > (box[..., 2:] - box[..., :2]).prod(-1) / 2
+    holds = shared > (truth[..., 2:] - truth[..., :2]).prod(-1) / 2
+    return {"blank": (counted & ~painted).any(-1), "split": (inside.sum(1) > 1).any(-1),
+            "merged": (holds.sum(2) > 1).any(-1), "collapsed": there.any(-1) & ~counted.any(-1)}
 
 
 def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:

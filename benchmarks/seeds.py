@@ -1,51 +1,75 @@
 #!/usr/bin/env python
 """Train over several seeds and tabulate every run, the failed ones too.
 
-    python benchmarks/seeds.py --name enumerate --seeds 0 1 2 -- --dataset multi-mnist --estimator enumerate
-    python benchmarks/seeds.py --name enumerate --table
+    python benchmarks/seeds.py strict-enumerate              # the experiment's seeds, as in experiments.py
+    python benchmarks/seeds.py strict-enumerate --seeds 3 4
+    python benchmarks/seeds.py --tables                      # writes benchmarks/RESULTS.md from what was run
 
-What follows `--` goes to train.py. Each run's result is a JSON file in benchmarks/results/NAME/ with its command, seed,
-configuration, final metrics, machine and commit; the table is made from those files. A run that train.py had to stop is
-a row without figures.
+Each run's result is a JSON file in benchmarks/results/NAME/ with its command, seed, configuration, final metrics, the
+steps and seconds at which it first counted 90, 95 and 98% right, machine and commit; the tables are made from those
+files. A run that train.py had to stop is a row without figures.
 """
 
 import argparse
 import json
+import math
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import EXPERIMENTS
 from machine import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+RESULTS_FILE = Path(__file__).parent / "RESULTS.md"
+EVAL_EVERY = 100  # steps: how finely the milestones are told apart
+MILESTONES = (90, 95, 98)  # percent of the held-out scenes that an evaluation on the way takes
 SUCCESS = 0.95  # held-out MAP count accuracy
 COLUMNS = {"count_accuracy_map": ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
            "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3), "elbo": ("ELBO", 1, 1),
            "log_likelihood": ("log p(x given z)", 1, 1), "kl_pres": ("KL pres", 1, 1), "kl_where": ("KL where", 1, 1),
-           "kl_what": ("KL what", 1, 1), "iw_bound": ("IW bound", 1, 1), "steps": ("steps", 1, 0),
-           "seconds": ("s", 1, 0)}
+           "kl_what": ("KL what", 1, 1), "iw_bound": ("IW-100", 1, 1),
+           **{f"steps_to_{percent}": (f"steps to {percent}%", 1, 0) for percent in MILESTONES},
+           **{f"seconds_to_{percent}": (f"s to {percent}%", 1, 0) for percent in MILESTONES},
+           "steps": ("steps", 1, 0), "seconds": ("s", 1, 0)}
+OVERVIEW = {"sampled %": "count_accuracy_sampled", "box IoU": "box_iou", "AP50": "box_ap50", "ELBO": "elbo",
+            "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}  # means over the runs
 
 
 def run(seed: int, arguments: Sequence[str]) -> dict[str, Any]:
     """One run of train.py in a process of its own; `metrics` is None where it had to stop."""
-    command = ["train.py", *arguments, "--seed", str(seed)]
+    command = ["train.py", *arguments, "--seed", str(seed), "--eval-every", str(EVAL_EVERY)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         done = subprocess.run([sys.executable, str(ROOT / "train.py"), *command[1:], "--out", str(out)])
         if done.returncode not in (0, 1):
             sys.exit(done.returncode)  # a wrong argument, or Ctrl-C: no run
         config = json.loads((out / "config.json").read_text())
-        metrics = json.loads((out / "metrics.json").read_text()) if done.returncode == 0 else None
+        metrics = None
+        if done.returncode == 0:
+            lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
+            metrics = json.loads((out / "metrics.json").read_text()) | milestones(lines)
     for place in ("data_root", "dataset_reason"):  # of this machine, and no part of the result
         del config[place]
     return {"command": f"python {shlex.join(command)}", "seed": seed, **machine(config["device"]), "config": config,
             "metrics": metrics}
+
+
+def milestones(evaluations: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The steps and seconds of training at the first evaluation that counts so many percent right; none where none."""
+    reached: dict[str, float] = {}
+    for evaluation in evaluations:
+        for percent in MILESTONES:
+            if 100 * evaluation["held_out"]["count_accuracy_map"] >= percent:
+                reached.setdefault(f"steps_to_{percent}", evaluation["step"])
+                reached.setdefault(f"seconds_to_{percent}", evaluation["seconds"])
+    return reached
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -61,18 +85,26 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines += [row(str(result["seed"]), result["metrics"] or {}) for result in results]
     finished = [result["metrics"] for result in results if result["metrics"]]
     if finished:
-        by_column = {key: [metrics[key] for metrics in finished] for key in COLUMNS}
+        by_column = {key: [metrics[key] for metrics in finished] for key in COLUMNS
+                     if all(key in metrics for metrics in finished)}
         lines.append(row("mean", {key: statistics.mean(values) for key, values in by_column.items()}))
         if len(finished) > 1:
             lines.append(row("sd", {key: statistics.stdev(values) for key, values in by_column.items()}))
-        lines.append(row("worst", {key: min(values) for key, values in by_column.items()
-                                   if key.startswith(("count", "box", "elbo", "iw"))}))
+        lines.append(row("worst", {key: (max if "_to_" in key else min)(values) for key, values in by_column.items()
+                                   if key.startswith(("count", "box", "elbo", "iw")) or "_to_" in key}))
     lines += ["", *confusion_lines(finished)]
-    succeeded = sum(metrics["count_accuracy_map"] >= SUCCESS for metrics in finished)
-    lines += [f"* {succeeded} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out scenes right."]
-    first, commits = results[0], ", ".join(sorted({result["commit"] for result in results}))
-    lines.append(f"* {first['device']}, {first['threads']} threads, torch {first['torch']}, commit {commits}.")
+    lines += [f"* {succeeded(results)} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out scenes "
+              "right."]
+    by = " and ".join(sorted({f"{result['device']}, {result['threads']} threads, torch {result['torch']}"
+                              for result in results}))
+    commits = ", ".join(sorted({result["commit"] for result in results}))
+    lines.append(f"* {by}, commit {commits}.")
     return "\n".join(lines)
+
+
+def succeeded(results: Sequence[dict[str, Any]]) -> int:
+    """How many runs count at least SUCCESS of the held-out scenes right."""
+    return sum((result["metrics"] or {}).get("count_accuracy_map", 0) >= SUCCESS for result in results)
 
 
 def confusion_lines(finished: Sequence[dict[str, Any]]) -> list[str]:
@@ -86,29 +118,70 @@ def confusion_lines(finished: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def overview(results_by_name: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Markdown: a row an experiment."""
+    lines = ["| experiment | success | MAP %, mean | worst | steps to 98%, median | s to 98%, median | "
+             + " | ".join(OVERVIEW) + " |", "| --- |" + " --- |" * (5 + len(OVERVIEW))]
+    for name, results in results_by_name.items():
+        finished = [result["metrics"] for result in results if result["metrics"]]
+        accuracies = [100 * metrics["count_accuracy_map"] for metrics in finished] or [0.0]
+        cells = [f"{succeeded(results)}/{len(results)}", f"{statistics.mean(accuracies):.2f}", f"{min(accuracies):.2f}"]
+        for key in ("steps_to_98", "seconds_to_98"):
+            # A run that never got there counts as slower than any other.
+            median = statistics.median([(result["metrics"] or {}).get(key, math.inf) for result in results])
+            cells.append(f"{median:.0f}" if median < math.inf else "-")
+        for key in OVERVIEW.values():
+            _, scale, digits = COLUMNS[key]
+            mean = statistics.mean([metrics[key] for metrics in finished] or [math.nan])
+            cells.append(f"{scale * mean:.{digits}f}")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def load_results(name: str) -> list[dict[str, Any]]:
+    """The results of an experiment, by seed."""
+    results = [json.loads(file.read_text()) for file in (RESULTS / name).glob("seed*.json")]
+    return sorted(results, key=lambda result: result["seed"])
+
+
+def write_tables() -> str:
+    """RESULTS.md: the overview and every run."""
+    results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
+    parts = ["# Results\n\nWritten by `python benchmarks/seeds.py --tables` from the files in `benchmarks/results/`. "
+             "The columns are explained in the README.\n", overview(results_by_name)]
+    for name, results in results_by_name.items():
+        parts.append(f"\n## {name}\n\n`python benchmarks/seeds.py {name}`: `python train.py "
+                     f"{EXPERIMENTS[name].arguments}`\n\n{table(results)}")
+    text = "\n".join(parts) + "\n"
+    RESULTS_FILE.write_text(text)
+    return text
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the folder under benchmarks/results/")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="(0 to 9)")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
-    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="train.py's")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments: {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", help="(the experiment's)")
+    parser.add_argument("--tables", action="store_true", help="run nothing, write benchmarks/RESULTS.md")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the seeds asked for, and print the table of all results under this name."""
+    """Run the experiments asked for, and print the table of each."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    folder = RESULTS / args.name
-    if not args.table:
+    unknown = sorted(set(args.names) - set(EXPERIMENTS))
+    if unknown or bool(args.names) == args.tables:
+        parser.error(f"there is no experiment named {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}" if unknown
+                     else "name experiments to run, or ask for --tables")
+    if args.tables:
+        print(write_tables())
+    for name in args.names:
+        experiment, folder = EXPERIMENTS[name], RESULTS / name
         folder.mkdir(parents=True, exist_ok=True)
-        for seed in args.seeds:
-            result = run(seed, args.arguments)
+        for seed in args.seeds if args.seeds is not None else range(experiment.seeds):
+            result = run(seed, shlex.split(experiment.arguments))
             (folder / f"seed{seed}.json").write_text(json.dumps(result, indent=2) + "\n")
-    results = sorted((json.loads(file.read_text()) for file in folder.glob("seed*.json")), key=lambda r: r["seed"])
-    if not results:
-        parser.error(f"there are no results in {folder}")
-    print(table(results))
+        print(table(load_results(name)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,3 +73,53 @@ def test_the_table_keeps_failed_runs(benchmark):
     assert rows["0"][0] == "99.00" and rows["1"][0] == "50.00" and set(rows["2"][:-1]) == {"-"}
     assert rows["mean"][0] == "74.50" and rows["worst"][0] == "50.00" and rows["worst"][4] == "600.0"
     assert "1 of 3 runs" in text and "with 0 objects, by MAP count, all runs: 0: 9, 1: 0." in text
+
+
+def test_milestones_are_the_first_evaluations_that_reach_them(benchmark):
+    evaluations = [{"step": 100 * (i + 1), "seconds": 2.0 * i, "held_out": {"count_accuracy_map": accuracy}}
+                   for i, accuracy in enumerate((0.5, 0.949, 0.93, 0.95, 0.97))]
+    assert benchmark("seeds").milestones(evaluations) == {"steps_to_90": 200, "seconds_to_90": 2.0,
+                                                          "steps_to_95": 400, "seconds_to_95": 6.0}
+
+
+def test_the_overview_counts_failed_runs_as_the_slowest(benchmark):
+    fast = result(0, 0.99)
+    fast["metrics"] |= {"steps_to_98": 300, "seconds_to_98": 6.0}
+    lines = benchmark("seeds").overview({"a": [fast, result(1, 0.5), result(2, None)]}).splitlines()
+    (line,) = [line for line in lines if line.startswith("| `a`")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:6] == ["1/3", "74.50", "50.00", "-", "-"] and cells[9] == "600.5"
+
+
+def test_every_experiment_is_a_command_that_train_py_takes(benchmark):
+    for experiment in benchmark("experiments").EXPERIMENTS.values():
+        train.build_parser().parse_args(shlex.split(experiment.arguments))
+
+
+def test_seeds_explains_bad_arguments(benchmark, capsys):
+    for arguments, word in ((["magic"], "strict-enumerate"), ([], "--tables"), (["noise", "--tables"], "--tables")):
+        with pytest.raises(SystemExit) as ended:
+            benchmark("seeds").main(arguments)
+        assert ended.value.code == 2 and word in capsys.readouterr().err
+
+
+def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp_path):
+    seeds = benchmark("seeds")
+    written = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    monkeypatch.setattr(seeds, "RESULTS_FILE", tmp_path / "RESULTS.md")
+    assert seeds.write_tables() == written == (tmp_path / "RESULTS.md").read_text()
+    overview = [line for line in written.splitlines() if line.startswith("| `")]
+    readme = (ROOT / "README.md").read_text()
+    assert overview and all(line in readme for line in overview)  # the front door shows no other figures
+
+
+def test_a_gradient_s_bias_and_variance_are_told_apart(benchmark):
+    """Blocks of a known offset and noise: the estimate of the squared bias does not see the noise."""
+    squared_bias = benchmark("gradient_variance").squared_bias
+    torch.manual_seed(0)
+    for offset in (0.0, 3.0):
+        estimates = torch.tensor([squared_bias(list(torch.randn(10, 40) + offset / 40**0.5), list(torch.randn(10, 40)))
+                                  for _ in range(200)])
+        mean, error = estimates.mean(0)
+        assert mean.item() == pytest.approx(offset**2, abs=4 * (estimates[:, 0].std() / 200**0.5).item())
+        assert 0.8 < error.item() / estimates[:, 0].std().item() < 2  # too large, if anything: where there is no bias

@@ -5,7 +5,8 @@ import torch
 from torch.distributions import Normal
 
 from air.distributions import NormalLatent, log_count_probs
-from air.evaluation import average_precision, evaluate, iw_bound, matched_iou
+from air.evaluation import average_precision, evaluate, failures, iw_bound, matched_iou
+from air.model import Inference
 
 
 class TestMatching:
@@ -36,6 +37,22 @@ class TestAveragePrecision:
         assert average_precision(torch.ones(5, dtype=torch.bool), torch.rand(5), 5) == pytest.approx(1)
         assert average_precision(torch.zeros(5, dtype=torch.bool), torch.rand(5), 5) == 0
         assert average_precision(torch.zeros(0, dtype=torch.bool), torch.zeros(0), 5) == 0
+
+
+def test_failures_by_name():
+    """One scene each: right; a blank second object; one object in two halves; two objects in one; none found; empty."""
+    one, other, both = [10.0, 10, 20, 20], [22.0, 10, 32, 20], [10.0, 10, 32, 20]
+    upper, lower, none = [10.0, 10, 20, 15], [10.0, 14, 20, 20], [0.0] * 4
+    truth = torch.tensor([[one, other], [one, none], [one, none], [one, other], [one, none], [none, none]])
+    boxes = torch.tensor([[other, one], [one, upper], [upper, lower], [both, none], [none, none], [none, none]])
+    z_pres = (boxes[..., 2] > 0).float()
+    canvases = torch.zeros(6, 3, 1, 40, 40)
+    canvases[:, 1:, :, 12, 12] = 0.8
+    canvases[:, 2, :, 13, 13] = 0.8
+    canvases[1, 2, :, 13, 13] = 0.05
+    inferred = Inference(*[torch.zeros(6)] * 2, z_pres, *[torch.zeros(6)] * 2, boxes, torch.zeros(6), canvases)
+    seen = {name: where.nonzero().flatten().tolist() for name, where in failures(inferred, truth).items()}
+    assert seen == {"blank": [1], "split": [2], "merged": [3], "collapsed": [4]}
 
 
 @pytest.mark.parametrize("particles", [1, 3])
