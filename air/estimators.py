@@ -89,13 +89,15 @@ def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False) -> Terms:
 class Estimator(nn.Module):
     """A model and the way its count is learned.
 
-    `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε/(N+1) in place of q(n). A branch that
-    q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on learning to explain the image,
-    the first object as much of it as it can. q(n) itself follows the bound throughout, and with ε = 0 all of the
-    gradient is the bound's.
+    `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), u(n) ∝ 1/n and
+    u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on
+    learning to explain the image. The fewer its objects the more it counts, so that the first object learns to explain
+    as much as it can, and not an Nth. q(n) itself follows the bound throughout, and with ε = 0 all of the gradient is
+    the bound's.
     """
 
     exploration: Tensor
+    branch_weights: Tensor
 
     def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1) -> None:
         """Args: exploration: ε, a buffer that a training loop lets fall to 0; particles: K.
@@ -108,15 +110,18 @@ class Estimator(nn.Module):
             raise ValueError(f"an estimator needs at least one particle, got {particles}")
         self.model = model
         self.particles = particles
-        self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
+        counts = torch.arange(model.num_steps + 1).to(model.count_prior.log_probs)
+        counts[0] = model.num_steps
+        self.register_buffer("exploration", counts.new_tensor(exploration))
+        self.register_buffer("branch_weights", counts.reciprocal() / counts.reciprocal().sum())  # u(n), (N+1,)
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model's parameters, and those of the baseline, if any, at their own rate."""
         return [{"params": list(self.model.parameters()), "lr": lr}]
 
     def explored(self, q: Tensor) -> Tensor:
-        """(1-ε) q(n) + ε/(N+1): (..., N+1) -> (..., N+1)."""
-        return torch.lerp(q, torch.full_like(q, 1 / q.shape[-1]), self.exploration)
+        """(1-ε) q(n) + ε u(n): (..., N+1) -> (..., N+1)."""
+        return torch.lerp(q, self.branch_weights.expand_as(q), self.exploration)
 
     def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
         """K particles an image, and their terms: the KLs in closed form where the bound allows, for K = 1."""
@@ -165,7 +170,7 @@ class Enumerate(Estimator):
 class SampledCount(Estimator):
     """Draws each particle's count; what its probability's gradient is multiplied by is for the heirs to say.
 
-    While exploration ε > 0, n is drawn from (1-ε) q(n) + ε/(N+1), which is what the pathwise part wants, and the
+    While exploration ε > 0, n is drawn from (1-ε) q(n) + ε u(n), which is what the pathwise part wants, and the
     score-function part carries the importance weight of q(n).
     """
 

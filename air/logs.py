@@ -42,7 +42,7 @@ class RunLog:
                 self.bar.set_description(f"elbo {elbo.item():.1f}", refresh=False)
 
     def evaluation(self, step: int, seconds: float, train: Mapping[str, float], held_out: Mapping[str, Any],
-                   picture: Tensor) -> None:
+                   pictures: Mapping[str, Tensor]) -> None:
         """One line of metrics.jsonl, the same in TensorBoard, and one line or the bar's postfix for the reader."""
         with self.metrics_file.open("a") as file:
             line = {"step": step, "seconds": seconds, "train": dict(train), "held_out": dict(held_out)}
@@ -54,7 +54,8 @@ class RunLog:
         inferred = torch.tensor(held_out["confusion"]).sum(0)
         self.writer.add_histogram("held_out/count", torch.arange(len(inferred)).repeat_interleave(inferred), step,
                                   bins=[n - 0.5 for n in range(len(inferred) + 1)])
-        self.writer.add_image("reconstructions", picture, step)
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, step)
         self.writer.flush()
         accuracy = 100 * held_out["count_accuracy_map"]
         if self.bar.disable:

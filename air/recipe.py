@@ -18,7 +18,7 @@ PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}, "vimco": {}}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
-SCALE_PRIOR_SPREAD = 1 / 15  # sd over mean of the scale's prior
+SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
 def configure(dataset: Dataset, **settings: Any) -> Config:

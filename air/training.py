@@ -22,7 +22,7 @@ from air.evaluation import evaluate
 from air.files import atomic_write
 from air.logs import RunLog
 from air.model import AIR
-from air.visualization import reconstruction_picture
+from air.visualization import reconstruction_picture, sample_picture
 
 IW_PARTICLES = 100  # of the final bound
 QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all
@@ -182,10 +182,13 @@ class Trainer:
         train = {name: value.item() / self.summed for name, value in self.sums.items()} | self._gradient_norms()
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts > 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
-        picture = reconstruction_picture(self.model, scenes[shown])
-        log.evaluation(self.step, self.seconds, train, held_out, picture)
-        with atomic_write(self.out / "reconstructions.png") as file:
-            to_pil_image(picture).save(file, "png")
+        pictures = {"reconstructions": reconstruction_picture(self.model, scenes[shown])}
+        if self.config.learn_count_prior_from is not None:
+            pictures["samples"] = sample_picture(self.model)
+        log.evaluation(self.step, self.seconds, train, held_out, pictures)
+        for name, picture in pictures.items():
+            with atomic_write(self.out / f"{name}.png") as file:
+                to_pil_image(picture).save(file, "png")
         self.sums, self.summed = {}, 0
         return held_out
 

@@ -1,4 +1,4 @@
-"""Pictures: boxes on images, and reconstructions step by step."""
+"""Pictures: boxes on images, reconstructions step by step, and scenes drawn from the prior."""
 
 import numpy as np
 import torch
@@ -73,6 +73,17 @@ def reconstruction_picture(model: AIR, scenes: Scenes) -> Tensor:
     cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
     grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
     return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
+
+
+@torch.no_grad()
+def sample_picture(model: AIR, size: int = 24, columns: int = 8, seed: int = 0) -> Tensor:
+    """Scenes drawn from `model.prior`, with random numbers of its own: (3, height, width) uint8."""
+    device = model.z_where_prior_loc.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        _, scenes = model.prior(size)
+    images = scenes if scenes.ndim == 4 else scenes[:, None]
+    return make_grid(to_rgb(images, zoom=2), nrow=columns, padding=_PADDING, pad_value=96)
 
 
 def _heading(texts: list[str], width: int) -> Tensor:

@@ -143,7 +143,11 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
 
 
 def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_config, dataset, tmp_path):
-    trainer = Trainer(make_config(learn_count_prior_from=3), dataset, tmp_path)
+    config = make_config(learn_count_prior_from=3)
+    Trainer(config, dataset, tmp_path / "whole").run()
+    assert (tmp_path / "whole" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert EventAccumulator(str(tmp_path / "whole")).Reload().Tags()["images"] == ["reconstructions", "samples"]
+    trainer = Trainer(config, dataset, tmp_path)
     prior = trainer.model.count_prior.log_probs.exp
     fixed = prior()
     for _ in range(3):

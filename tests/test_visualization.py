@@ -1,6 +1,6 @@
 import torch
 
-from air.visualization import ABSENT, draw_boxes, reconstruction_picture, to_rgb
+from air.visualization import ABSENT, draw_boxes, reconstruction_picture, sample_picture, to_rgb
 
 
 def test_to_rgb_scales_clips_and_enlarges():
@@ -51,3 +51,15 @@ def test_picture_shows_input_reconstruction_and_steps(make_model, scenes):
             expected = to_rgb(seen.canvases[row:row + 1, step])[0] if step <= seen.count[row] else ABSENT
             assert (at(row, 1 + step) == expected).all()
     assert picture[:, :heading].any()  # there are headings
+
+
+def test_samples_are_the_prior_s_and_leave_the_random_numbers_alone(make_model):
+    model = make_model(count_prior=0.5).float()
+    state = torch.get_rng_state()
+    picture = sample_picture(model, size=6, columns=3, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    _, scenes = model.prior(6)
+    cell = 2 * 12 + 2
+    assert picture.shape == (3, 2 * cell + 2, 3 * cell + 2)
+    assert torch.equal(picture[:, 2 + cell:2 + cell + 24, 2:26], to_rgb(scenes[3:4, None], zoom=2)[0])
