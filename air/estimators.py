@@ -59,6 +59,12 @@ class Terms(NamedTuple):
         """elbo_n, (B, N+1)."""
         return self.explained() + self.log_p - self.log_q
 
+    def repeat(self, times: int) -> "Terms":
+        """The same terms several times over, along the batch."""
+        kl_steps = {name: kl.repeat(times, 1) for name, kl in self.kl_steps.items()}
+        return self._replace(log_likelihood=self.log_likelihood.repeat(times, 1), kl_steps=kl_steps,
+                             log_q=self.log_q.repeat(times, 1))
+
     def per_image(self, q: Tensor) -> Metrics:
         """The ELBO and its terms, (B,) each, with n summed out by q(n), (B, N+1)."""
         counts = torch.arange(q.shape[-1], device=q.device)
@@ -170,9 +176,17 @@ class Enumerate(Estimator):
 class SampledCount(Estimator):
     """Draws each particle's count; what its probability's gradient is multiplied by is for the heirs to say.
 
-    While exploration ε > 0, n is drawn from (1-ε) q(n) + ε u(n), which is what the pathwise part wants, and the
-    score-function part carries the importance weight of q(n).
+    A rollout costs much and a count nothing: M = `draws` counts are drawn from each, as if it had been rolled out M
+    times (M B in place of B below). While exploration ε > 0, n is drawn from (1-ε) q(n) + ε u(n), which is what the
+    pathwise part wants, and the score-function part carries the importance weight of q(n).
     """
+
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 1) -> None:
+        """Raises ValueError: nothing would be drawn."""
+        super().__init__(model, exploration, particles)
+        if draws < 1:
+            raise ValueError(f"at least one count must be drawn from a rollout, got {draws}")
+        self.draws = draws
 
     def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """The counts drawn, and the importance weights of q(n), which are 1 where ε = 0: (B K, 1) each."""
@@ -218,10 +232,10 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, centre: bool = True,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 1, centre: bool = True,
                  normalise: bool = True, signal_scale: float = 1.0) -> None:
         """Args: model: `use_baselines=False` in its constructor means no learned baseline."""
-        super().__init__(model, exploration, particles)
+        super().__init__(model, exploration, particles, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
         unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch
@@ -236,6 +250,7 @@ class NVIL(SampledCount):
         """
         images = self.model.as_images(images)
         rollout, terms = self._rollout(images)
+        terms, logits = terms.repeat(self.draws), rollout.logits.repeat(self.draws, 1)
         count, importance = self._draw(terms)  # (B K, 1) each
         log_w, bound = self._bound(terms, count)
         steps = torch.arange(self.model.num_steps, device=count.device)
@@ -244,9 +259,9 @@ class NVIL(SampledCount):
 
         gain = self._gain(terms, log_w, bound)  # R_t, (B K, N)
         foreseen, baseline_loss = self._foresee(gain, weight * z_pres, images, rollout.history)
-        signal, signal_sd = self._learning_signal(gain - (-rollout.logits.detach()).sigmoid() * foreseen, weight)
-        log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
-        score = (weight * log_q_steps * signal).sum() / len(images)
+        signal, signal_sd = self._learning_signal(gain - (-logits.detach()).sigmoid() * foreseen, weight)
+        log_q_steps = F.logsigmoid(torch.where(z_pres, logits, -logits))  # log q(z_pres_t)
+        score = (weight * log_q_steps * signal).sum() / len(bound)
         metrics = {"signal_sd": signal_sd, "baseline_loss": baseline_loss.detach()}
         return baseline_loss - bound.mean() - score, {**self._metrics(terms, bound), **metrics}
 
@@ -261,8 +276,8 @@ class NVIL(SampledCount):
         """
         if self.baseline is None:
             return torch.zeros_like(gain), gain.new_zeros(())
-        foreseen = self.baseline(images, history.detach())
-        return foreseen.detach(), (weight * (gain - foreseen).square()).sum() / len(images)
+        foreseen = self.baseline(images, history.detach()).repeat(self.draws, 1)
+        return foreseen.detach(), (weight * (gain - foreseen).square()).sum() * self.particles / len(gain)
 
     def _learning_signal(self, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """R_t - b_t, (B K, N) -> the learning signal (B K, N), and the deviation it had before it was rescaled."""
@@ -296,18 +311,18 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 5) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 5, draws: int = 1) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:
             raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
-        super().__init__(model, exploration, particles)
+        super().__init__(model, exploration, particles, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
 
         The loss holds the score-function term: its value is not the bound, `metrics["bound"]` is.
         """
-        _, terms = self._rollout(images)
+        terms = self._rollout(images)[1].repeat(self.draws)
         count, importance = self._draw(terms)  # (B K, 1) each
         log_w, bound = self._bound(terms, count)  # (B, K), (B,)
         others = (log_w.sum(-1, keepdim=True) - log_w).detach() / (self.particles - 1)  # log of their geometric mean

@@ -31,9 +31,10 @@ def test_enumerate_gives_the_exact_gradient_of_the_bound(toy_images, particles):
                                exact_bound_gradient(toy_images, particles))
 
 
+@pytest.mark.parametrize("draws", (1, 4))
 @pytest.mark.parametrize("name", SAMPLED)
-def test_sampled_counts_give_it_in_the_mean(toy_images, name):
-    mean, standard_error = mean_gradient(SAMPLED[name](particles=PARTICLES), toy_images)
+def test_sampled_counts_give_it_in_the_mean(toy_images, name, draws):
+    mean, standard_error = mean_gradient(SAMPLED[name](particles=PARTICLES, draws=draws), toy_images)
     assert ((mean - exact_bound_gradient(toy_images, PARTICLES)).abs() < 4 * standard_error).all()
     assert (standard_error > 0).all()
 
@@ -44,6 +45,12 @@ def test_exploring_they_have_the_mean_gradient_of_exploring_enumerate(toy_images
     mean, standard_error = mean_gradient(SAMPLED[name](particles=2, exploration=0.4), toy_images)
     assert ((mean - expected).abs() < 4 * standard_error).all()
     assert ((expected - exact_bound_gradient(toy_images, 2)).abs() > 8 * standard_error).any()
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_more_draws_from_a_rollout_lower_the_variance_in_proportion(toy_images, name):
+    one, four = (mean_gradient(SAMPLED[name](particles=PARTICLES, draws=draws), toy_images)[1] for draws in (1, 4))
+    torch.testing.assert_close(four.norm() / one.norm(), torch.tensor(0.5, dtype=torch.float64), rtol=0.15, atol=0)
 
 
 def test_exploring_enumerate_weights_the_paths_by_the_mixture_and_leaves_abandoned_counts_their_gradient(toy_images):
@@ -153,5 +160,7 @@ def test_bad_particles_are_named(make_model):
     for name, least in (("nvil", 1), ("enumerate", 1), ("vimco", 2)):
         with pytest.raises(ValueError, match=f"at least (one|{least}).* got {least - 1}"):
             ESTIMATORS[name](model, particles=least - 1)
+    with pytest.raises(ValueError, match="at least one count .* got 0"):
+        NVIL(model, draws=0)
     with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 = 262144 combinations"):
         Enumerate(model, particles=9)
