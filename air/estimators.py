@@ -181,7 +181,7 @@ class SampledCount(Estimator):
     pathwise part wants, and the score-function part carries the importance weight of q(n).
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 1) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 5) -> None:
         """Raises ValueError: nothing would be drawn."""
         super().__init__(model, exploration, particles)
         if draws < 1:
@@ -217,10 +217,10 @@ class NVIL(SampledCount):
     The learning signal of step t is R_t - b_t: R_t = elbo_n - elbo_{t-1} is what going on from t - 1 objects gains, 0
     where the chain stopped there. b_t = (1 - q_t) g_t, where the learned baseline g_t has seen the image and the
     latents before step t, and learns R_t of the chains that went on: with a perfect one both outcomes of z_pres_t give
-    the same gradient. Then the signal is centred by a running mean, divided by a running deviation (where that exceeds
-    1) and multiplied by `signal_scale`. elbo_{t-1}, the baseline and the running mean are known before z_pres_t is
-    drawn, so they leave the mean gradient as it is; dividing and multiplying rescale the score-function part against
-    the pathwise part. With those two off, the mean gradient is that of Enumerate.
+    the same gradient. Where asked for, the signal is then centred by a running mean, divided by a running deviation
+    (where that exceeds 1) and multiplied by `signal_scale`. elbo_{t-1}, the baseline and the running mean are known
+    before z_pres_t is drawn, so they leave the mean gradient, that of Enumerate, as it is; dividing and multiplying
+    rescale the score-function part against the pathwise part.
 
     With K particles, R_t is the bound less the bound with this particle's count replaced by t - 1.
 
@@ -232,9 +232,13 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 1, centre: bool = True,
-                 normalise: bool = True, signal_scale: float = 1.0) -> None:
-        """Args: model: `use_baselines=False` in its constructor means no learned baseline."""
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 5, centre: bool = False,
+                 normalise: bool = False, signal_scale: float = 1.0) -> None:
+        """Args:
+            model: `use_baselines=False` in its constructor means no learned baseline.
+            centre, normalise, signal_scale: what else is done to the signal, as Mnih & Gregor do. By default nothing: in
+                the mean, the gradient is that of Enumerate.
+        """
         super().__init__(model, exploration, particles, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
@@ -311,7 +315,7 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 5, draws: int = 1) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, draws: int = 5) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:
             raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")

@@ -15,7 +15,6 @@ SETTINGS: dict[str, Any] = {
     "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 4000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
-ESTIMATOR_OPTIONS: dict[str, dict[str, Any]] = {"nvil": {"signal_scale": 10.0}, "enumerate": {}, "vimco": {}}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
@@ -51,8 +50,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
              "count_prior": chosen.pop("count_prior"), "scale_prior_mean": 1 / chosen["object_size"],
              "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
-    options = {**ESTIMATOR_OPTIONS[estimator], "particles": chosen.pop("particles", PARTICLES[estimator]),
-               **_pop(chosen, "estimator.")}
+    options = {"particles": chosen.pop("particles", PARTICLES[estimator]), **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])
     learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
     return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=counts, model=model, steps=steps,

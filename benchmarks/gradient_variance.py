@@ -47,19 +47,17 @@ REFERENCE = "enumerate"
 
 def estimators(model: AIR, nvil: NVIL, particles: int) -> dict[str, Estimator]:
     """What is compared: all around the same model, none exploring; nvil with the baseline of its run."""
-    unscaled = NVIL(model, normalise=False)
-    unscaled.load_state_dict(nvil.state_dict())
-    as_trained = NVIL(model, signal_scale=nvil.signal_scale)
-    as_trained.load_state_dict(nvil.state_dict())
-    bare = [NVIL(model, particles=k, centre=False, normalise=False) for k in (1, particles)]
-    for without in bare:
-        without.baseline = None
+    several = f"K = {particles}"
     compared: dict[str, Estimator] = {
-        REFERENCE: Enumerate(model), "nvil": unscaled, "nvil, signal scaled": as_trained,
-        "nvil, no baseline": bare[0], f"{REFERENCE}, K = {particles}": Enumerate(model, particles=particles),
-        f"vimco, K = {particles}": VIMCO(model, particles=particles),
-        f"nvil, no baseline, K = {particles}": bare[1]}
-    for objective in compared.values():
+        REFERENCE: Enumerate(model), "nvil": NVIL(model), "nvil, one draw": NVIL(model, draws=1),
+        "nvil, one draw, no baseline": NVIL(model, draws=1),
+        f"{REFERENCE}, {several}": Enumerate(model, particles=particles),
+        f"vimco, {several}": VIMCO(model, particles=particles),
+        f"vimco, one draw, {several}": VIMCO(model, particles=particles, draws=1)}
+    for name, objective in compared.items():
+        if isinstance(objective, NVIL):
+            objective.load_state_dict(nvil.state_dict())
+            objective.baseline = None if "no baseline" in name else objective.baseline
         objective.eval()  # nvil's moments stay
         objective.exploration.zero_()
     return compared

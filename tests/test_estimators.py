@@ -22,7 +22,7 @@ def far_off(baseline):
 
 def nvil_gradients(images, exploration=0.0, baseline=None, centre=False, draws=400, better_fit=0.0):
     """Independent gradients of NVIL, (draws, parameters), each from 150 copies of the images."""
-    objective = NVIL(Toy(baseline is not None), exploration, centre=centre, normalise=False)
+    objective = NVIL(Toy(baseline is not None), exploration, draws=1, centre=centre)
     if baseline is not None:
         baseline(objective.baseline)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
 def test_a_trained_baseline_lowers_the_variance(toy_images):
     """Gains of ten nats an object, of which the baseline can foresee nearly all."""
     def train(baseline):
-        objective = NVIL(Toy(True), centre=False, normalise=False)
+        objective = NVIL(Toy(True), draws=1)
         optimizer = torch.optim.Adam(objective.baseline.parameters(), 3e-2)
         with torch.no_grad():
             objective.model.fit.add_(10 * torch.arange(STEPS + 1))
@@ -89,7 +89,7 @@ def test_a_trained_baseline_lowers_the_variance(toy_images):
 def test_with_a_perfect_baseline_both_outcomes_of_a_step_give_the_same_gradient(toy_images):
     """Of the last step, whose gain no later draw changes: q_t (1 - q_t) times that gain, whatever was drawn."""
     image = toy_images[:1]
-    objective = NVIL(Toy(), centre=False, normalise=False)
+    objective = NVIL(Toy(), draws=1)
     elbo = elbo_terms(objective.model, objective.model.rollout(image)).elbo().detach()
     gain = elbo[0, STEPS] - elbo[0, STEPS - 1]
 
@@ -111,7 +111,7 @@ def test_with_a_perfect_baseline_both_outcomes_of_a_step_give_the_same_gradient(
 def test_normalising_divides_the_signal_by_its_running_deviation(toy_images):
     """The score-function part shrinks by max(1, sd) and grows with signal_scale; the pathwise part stays."""
     def parts(**options):
-        objective = NVIL(Toy(False), centre=False, **options).eval()
+        objective = NVIL(Toy(False), **options).eval()
         objective.mean.zero_(), objective.variance.fill_(16.0)
         torch.manual_seed(0)
         full = gradient(objective, toy_images)
@@ -231,7 +231,7 @@ def test_the_baseline_learns_from_its_squared_error_alone(make_model, images):
 def test_the_reward_of_a_step_is_what_going_on_gains(toy_images):
     """R_t read off the gradient of one image's logits, (z_pres_t - q_t) R_t, against the sum of single terms."""
     model, image = Toy(False), toy_images[:1]
-    objective = NVIL(model, centre=False, normalise=False)
+    objective = NVIL(model, draws=1)
     weights = torch.tensor([1.0, 0.3, 0.09], dtype=torch.float64)
     p_count = weights / weights.sum()
     p = torch.stack((p_count[1:].sum(), p_count[2] / p_count[1:].sum()))  # p(z_pres_t = 1 | z_pres_{t-1} = 1)

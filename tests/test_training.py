@@ -20,7 +20,7 @@ def make_config():
     def make(**kwargs):
         settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
                         image_size=12, object_size=1 / 3, noise=0.0,
-                        estimator="nvil", estimator_options={"signal_scale": 10.0}, model=dict(SMALL, count_prior=0.01),
+                        estimator="nvil", estimator_options={"centre": True}, model=dict(SMALL, count_prior=0.01),
                         steps=12, batch_size=8, lr=1e-3, baseline_lr=1e-2, exploration=0.2, exploration_steps=6,
                         learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
                         eval_every=4, checkpoint_every=5)
@@ -73,7 +73,7 @@ def run_killed_at(step, trainer):
         trainer.run()
 
 
-@pytest.mark.parametrize("estimator, options", [("nvil", {"signal_scale": 10.0}), ("enumerate", {}),
+@pytest.mark.parametrize("estimator, options", [("nvil", {"normalise": True}), ("enumerate", {}),
                                                 ("vimco", {"particles": 2})])
 @pytest.mark.parametrize("steps, every, killed_at, checkpoint_at", [
     (12, 5, 7, 5),  # in the middle of what an evaluation averages over
