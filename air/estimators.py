@@ -236,8 +236,8 @@ class NVIL(SampledCount):
                  normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Args:
             model: `use_baselines=False` in its constructor means no learned baseline.
-            centre, normalise, signal_scale: what else is done to the signal, as Mnih & Gregor do. By default nothing: in
-                the mean, the gradient is that of Enumerate.
+            centre, normalise, signal_scale: what else is done to the signal, as Mnih & Gregor do. By default nothing:
+                in the mean, the gradient is that of Enumerate.
         """
         super().__init__(model, exploration, particles, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
