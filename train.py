@@ -34,7 +34,8 @@ except ImportError as error:
     sys.exit(2)
 
 LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise")  # of the scenes, as load_dataset takes them
-UNFLAGGED = ("exploration", "exploration_steps")  # settings that only --set reaches, besides the model's keywords
+# What only --set reaches, besides the keywords of the model and the estimator.
+UNFLAGGED = ("exploration", "exploration_steps", "final_lr")
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
 
 

@@ -1,13 +1,7 @@
 """Gradient estimators for the count: modules around a model, `forward(images) -> (loss, metrics)`.
 
-Given the image, the chain of latents is only ever continued from z_pres = 1. So one rollout of all N steps gives, for
-every n = 0..N,
-
-    elbo_n = log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n) - log q(n)
-
-and an estimator says how the N+1 of them become a loss whose gradient is that of Σ_n q(n) elbo_n. With K > 1 particles
-(K rollouts an image, `elbo_n` with the draws' own log p(z_t) - log q(z_t) in place of -KL_t: log w_k below) it is that
-of the importance-weighted bound
+A rollout gives elbo_n for every n = 0..N (`air/elbo.py`), and an estimator says how they become a loss whose gradient
+is that of Σ_n q(n) elbo_n or, with K > 1 particles, of the importance-weighted bound
 
     E log 1/K Σ_k w_k(n_k),   n_k ~ q(n | particle k),   log w_k(n) = elbo_n of particle k
 
@@ -20,94 +14,42 @@ Metrics are scalars, detached, in nats where they are not counts: `elbo, log_lik
 are the ELBO and its terms averaged over the batch and the particles, n summed out by q(n) whatever the estimator,
 `mean_count` the average count, `share_n` how often it is n and, for K > 1, `bound` the importance-weighted bound. NVIL
 adds the learning signal's deviation, `signal_sd`, and `baseline_loss` (nats²); VIMCO `signal_sd`.
-
-Source: Burda et al. (2016), eq. 8, for the bound.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.distributions import log_count_probs
+from air.elbo import Metrics, Terms, bound_with, elbo_terms
 from air.model import AIR, Rollout
 
-Metrics = dict[str, Tensor]
 MAX_COMBINATIONS = 100_000  # of K counts, that Enumerate sums over
-
-
-class Terms(NamedTuple):
-    """The ELBO's terms for each count n = 0..N, in nats."""
-
-    log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n})
-    kl_steps: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t)
-    log_p: Tensor  # (N+1,), log p(n)
-    log_q: Tensor  # (B, N+1), log q(n)
-    masked: bool  # whether the KLs of absent objects (t > n) are left out
-
-    def kl(self) -> dict[str, Tensor]:
-        """Latent's name -> the KL that elbo_n counts, (B, N+1), or (B, 1) where it is the same for every n."""
-        return self.kl_steps if self.masked else {name: kl[:, -1:] for name, kl in self.kl_steps.items()}
-
-    def explained(self) -> Tensor:
-        """How well n objects explain the image, (B, N+1): log p(x | z_{1:n}) - Σ_{t<=n} KL_t."""
-        return self.log_likelihood - sum(self.kl().values())
-
-    def elbo(self) -> Tensor:
-        """elbo_n, (B, N+1)."""
-        return self.explained() + self.log_p - self.log_q
-
-    def repeat(self, times: int) -> "Terms":
-        """The same terms several times over, along the batch."""
-        kl_steps = {name: kl.repeat(times, 1) for name, kl in self.kl_steps.items()}
-        return self._replace(log_likelihood=self.log_likelihood.repeat(times, 1), kl_steps=kl_steps,
-                             log_q=self.log_q.repeat(times, 1))
-
-    def per_image(self, q: Tensor) -> Metrics:
-        """The ELBO and its terms, (B,) each, with n summed out by q(n), (B, N+1)."""
-        counts = torch.arange(q.shape[-1], device=q.device)
-        terms = {"elbo": self.elbo(), "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
-                 **{f"kl_{name}": kl for name, kl in self.kl().items()}, "mean_count": counts}
-        return {name: (q * term).sum(-1).detach() for name, term in terms.items()}
-
-    def metrics(self, q: Tensor) -> Metrics:
-        """`per_image`, averaged over the batch, and how often each count occurs by q(n), `share_0` to `share_N`."""
-        shares = {f"share_{n}": share for n, share in enumerate(q.detach().mean(0))}
-        return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
-
-
-def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False) -> Terms:
-    """Collect the terms of elbo_n from a rollout.
-
-    With `use_masking=False` the KLs of absent objects count as well, as in the reference: then every Σ runs to N.
-
-    Args:
-        sampled: in place of each KL, log q - log p at the draw, whose mean it is: elbo_n is a log importance weight.
-    """
-    kl_steps = {name: F.pad((-latent.log_ratio() if sampled else latent.kl()).cumsum(-1), (1, 0))
-                for name, latent in rollout.latents.items()}
-    return Terms(rollout.log_likelihood, kl_steps, model.count_prior.log_probs, log_count_probs(rollout.logits),
-                 model.use_masking)
 
 
 class Estimator(nn.Module):
     """A model and the way its count is learned.
 
-    `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), u(n) ∝ 1/n and
-    u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on
-    learning to explain the image. The fewer its objects the more it counts, so that the first object learns to explain
-    as much as it can, and not an Nth. q(n) itself follows the bound throughout, and with ε = 0 all of the gradient is
-    the bound's.
+    `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), where
+    u(n) ∝ n^-slope and u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0
+    every branch goes on learning to explain the image. The fewer its objects the more it counts, so that the first
+    object learns to explain as much as it can, and not an Nth. q(n) itself follows the bound throughout, and with ε = 0
+    all of the gradient is the bound's.
     """
 
     exploration: Tensor
     branch_weights: Tensor
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1) -> None:
-        """Args: exploration: ε, a buffer that a training loop lets fall to 0; particles: K.
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0
+                 ) -> None:
+        """Build around a model.
 
+        Args:
+            exploration: ε, a buffer that a training loop lets fall to 0.
+            particles: K.
+            exploration_slope: how much more the branches with few objects count while exploring.
         Raises:
             ValueError: there is no particle.
         """
@@ -119,7 +61,7 @@ class Estimator(nn.Module):
         counts = torch.arange(model.num_steps + 1).to(model.count_prior.log_probs)
         counts[0] = model.num_steps
         self.register_buffer("exploration", counts.new_tensor(exploration))
-        self.register_buffer("branch_weights", counts.reciprocal() / counts.reciprocal().sum())  # u(n), (N+1,)
+        self.register_buffer("branch_weights", (-exploration_slope * counts.log()).softmax(-1))  # u(n), (N+1,)
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model's parameters, and those of the baseline, if any, at their own rate."""
@@ -145,9 +87,10 @@ class Enumerate(Estimator):
     With K particles that is a sum over the (N+1)^K combinations of their counts.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0
+                 ) -> None:
         """Raises ValueError: the combinations are more than MAX_COMBINATIONS."""
-        super().__init__(model, exploration, particles)
+        super().__init__(model, exploration, particles, exploration_slope)
         combinations = (model.num_steps + 1)**particles
         if combinations > MAX_COMBINATIONS:
             raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} = {combinations} "
@@ -181,9 +124,10 @@ class SampledCount(Estimator):
     pathwise part wants, and the score-function part carries the importance weight of q(n).
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 5) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0,
+                 draws: int = 5) -> None:
         """Raises ValueError: nothing would be drawn."""
-        super().__init__(model, exploration, particles)
+        super().__init__(model, exploration, particles, exploration_slope)
         if draws < 1:
             raise ValueError(f"at least one count must be drawn from a rollout, got {draws}")
         self.draws = draws
@@ -232,14 +176,14 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, draws: int = 5, centre: bool = False,
-                 normalise: bool = False, signal_scale: float = 1.0) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0,
+                 draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Args:
             model: `use_baselines=False` in its constructor means no learned baseline.
             centre, normalise, signal_scale: what else is done to the signal, as Mnih & Gregor do. By default nothing:
                 in the mean, the gradient is that of Enumerate.
         """
-        super().__init__(model, exploration, particles, draws)
+        super().__init__(model, exploration, particles, exploration_slope, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
         unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch
@@ -315,11 +259,12 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, draws: int = 5) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, exploration_slope: float = 1.0,
+                 draws: int = 5) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:
             raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
-        super().__init__(model, exploration, particles, draws)
+        super().__init__(model, exploration, particles, exploration_slope, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
@@ -334,15 +279,6 @@ class VIMCO(SampledCount):
         log_q = terms.log_q.gather(-1, count)  # (B K, 1)
         score = (importance * log_q).view_as(signal) * signal  # (B, K)
         return -(bound + score.sum(-1)).mean(), {**self._metrics(terms, bound), "signal_sd": signal.std()}
-
-
-def bound_with(log_w: Tensor, stand_in: Tensor) -> Tensor:
-    """log 1/K Σ_j w_j with log w_k replaced, for every k: (B, K) and (B, K, ...) -> (B, K, ...)."""
-    particles = log_w.shape[-1]
-    own = torch.eye(particles, dtype=torch.bool, device=log_w.device)
-    others = log_w[:, None].masked_fill(own, -math.inf).logsumexp(-1)  # (B, K)
-    others = others.reshape(*others.shape, *[1] * (stand_in.ndim - 2))
-    return torch.logaddexp(others, stand_in) - math.log(particles)
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {"nvil": NVIL, "enumerate": Enumerate, "vimco": VIMCO}

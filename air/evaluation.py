@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from air.data.scenes import Scenes
 from air.distributions import log_at_least
-from air.estimators import elbo_terms
+from air.elbo import elbo_terms
 from air.model import AIR, Inference
 
 BLANK = 0.1  # intensity

@@ -10,9 +10,10 @@ from air.training import Config
 
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
-    "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "baseline_lr": 1e-2, "count_prior": 1e-8,
-    "learn_count_prior": False, "exploration": 1.0, "exploration_steps": 1000, "seed": 0, "device": "cpu",
-    "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
+    "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
+    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_steps": 1000, "seed": 0,
+    "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
+    "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 4000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
@@ -41,7 +42,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
         for name in (name.removeprefix(prefix) for name in settings if name.startswith(prefix)):
             if name not in signature.parameters or name == "model":
                 raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
-    for name in ("exploration", "exploration_steps"):
+    for name in ("exploration", "exploration_steps", "final_lr"):
         if not isinstance(chosen[name], int | float) or chosen[name] < 0:
             raise ValueError(f"{name} must be a number from 0 up, got {chosen[name]!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))

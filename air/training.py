@@ -17,7 +17,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
 from air.data import Dataset, Scenes
-from air.estimators import ESTIMATORS, Metrics
+from air.elbo import Metrics
+from air.estimators import ESTIMATORS
 from air.evaluation import evaluate
 from air.files import atomic_write
 from air.logs import RunLog
@@ -54,7 +55,8 @@ class Config:
     model: dict[str, Any]  # keywords of AIR
     steps: int
     batch_size: int
-    lr: float  # of the model, at the first step; falls to 0 along a cosine
+    lr: float  # of the model, at the first step; falls to final_lr times that along a cosine
+    final_lr: float
     baseline_lr: float  # of the baseline, likewise
     exploration: float  # at the first step; falls to 0 along a line
     exploration_steps: int
@@ -161,7 +163,7 @@ class Trainer:
         config = self.config
         cosine = (1 + math.cos(math.pi * self.step / config.steps)) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * cosine
+            group["lr"] = group["initial_lr"] * (config.final_lr + (1 - config.final_lr) * cosine)
         remaining = max(0.0, 1 - self.step / config.exploration_steps) if config.exploration_steps else 0.0
         self.objective.exploration.fill_(config.exploration * remaining)
 

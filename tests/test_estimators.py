@@ -6,7 +6,7 @@ from torch import nn
 from toy import STEPS, Toy, exact_gradient, gradient
 
 from air import ESTIMATORS, NVIL, Enumerate
-from air.estimators import elbo_terms
+from air.elbo import elbo_terms
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):
@@ -65,6 +65,13 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
     assert fit[2].abs() < 1e-9
     assert explored_fit[2] == pytest.approx(-0.3 * 0.25 * (1 + brightness).mean())  # u = (1/2, 1, 1/2) / 2 for N = 2
     torch.testing.assert_close(explored_logits, logits)
+
+
+def test_exploration_s_slope():
+    for slope, weights in ((0.0, [1, 1, 1]), (1.0, [1, 2, 1]), (2.0, [1, 4, 1])):
+        objective = Enumerate(Toy(), exploration=1.0, exploration_slope=slope)
+        explored = objective.explored(torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64))
+        torch.testing.assert_close(explored, torch.tensor([weights], dtype=torch.float64) / sum(weights))
 
 
 def test_a_trained_baseline_lowers_the_variance(toy_images):

@@ -7,7 +7,7 @@ import torch
 from toy import Toy, exact_bound_gradient, flat_gradient, gradient, log_weights
 
 from air import ESTIMATORS, NVIL, VIMCO, Enumerate
-from air.estimators import bound_with
+from air.elbo import bound_with
 from air.evaluation import iw_bound
 
 PARTICLES = 3

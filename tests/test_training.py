@@ -21,7 +21,8 @@ def make_config():
         settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
                         image_size=12, object_size=1 / 3, noise=0.0,
                         estimator="nvil", estimator_options={"centre": True}, model=dict(SMALL, count_prior=0.01),
-                        steps=12, batch_size=8, lr=1e-3, baseline_lr=1e-2, exploration=0.2, exploration_steps=6,
+                        steps=12, batch_size=8, lr=1e-3, final_lr=0.0, baseline_lr=1e-2,
+                        exploration=0.2, exploration_steps=6,
                         learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
                         eval_every=4, checkpoint_every=5)
         return Config(**{**settings, **kwargs})
@@ -140,6 +141,14 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
         exploration.append(trainer.objective.exploration.item())
     assert rates[0] == [1e-3, 1e-2] and rates[6] == pytest.approx([5e-4, 5e-3]) and rates[-1][0] < 2e-5
     assert exploration[0] == pytest.approx(0.2) and exploration[3] == pytest.approx(0.1) and exploration[6:] == [0] * 6
+
+
+def test_the_rate_may_stay_or_fall_in_part(make_config, dataset, tmp_path):
+    for final_lr, last in ((1.0, 1e-3), (0.5, pytest.approx(5e-4, rel=0.02))):
+        trainer = Trainer(make_config(final_lr=final_lr), dataset, tmp_path)
+        for _ in range(12):
+            trainer.train_step()
+        assert trainer.optimizer.param_groups[0]["lr"] == last
 
 
 def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_config, dataset, tmp_path):

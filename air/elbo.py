@@ -1,0 +1,87 @@
+"""elbo_n and the importance-weighted bound: from a rollout to the numbers that estimators and evaluation work with.
+
+Given the image, the chain of latents is only ever continued from z_pres = 1. So one rollout of all N steps gives, for
+every n = 0..N,
+
+    elbo_n = log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n) - log q(n)
+
+With the draws' own log p(z_t) - log q(z_t) in place of -KL_t it is a log importance weight log w(n), and K particles
+give the bound log 1/K Σ_k w_k(n_k).
+
+Source: Burda et al. (2016), eq. 8, for the bound.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from air.distributions import log_count_probs
+from air.model import AIR, Rollout
+
+Metrics = dict[str, Tensor]
+
+
+class Terms(NamedTuple):
+    """The ELBO's terms for each count n = 0..N, in nats."""
+
+    log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n})
+    kl_steps: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t)
+    log_p: Tensor  # (N+1,), log p(n)
+    log_q: Tensor  # (B, N+1), log q(n)
+    masked: bool  # whether the KLs of absent objects (t > n) are left out
+
+    def kl(self) -> dict[str, Tensor]:
+        """Latent's name -> the KL that elbo_n counts, (B, N+1), or (B, 1) where it is the same for every n."""
+        return self.kl_steps if self.masked else {name: kl[:, -1:] for name, kl in self.kl_steps.items()}
+
+    def explained(self) -> Tensor:
+        """How well n objects explain the image, (B, N+1): log p(x | z_{1:n}) - Σ_{t<=n} KL_t."""
+        return self.log_likelihood - sum(self.kl().values())
+
+    def elbo(self) -> Tensor:
+        """elbo_n, (B, N+1)."""
+        return self.explained() + self.log_p - self.log_q
+
+    def repeat(self, times: int) -> "Terms":
+        """The same terms several times over, along the batch."""
+        kl_steps = {name: kl.repeat(times, 1) for name, kl in self.kl_steps.items()}
+        return self._replace(log_likelihood=self.log_likelihood.repeat(times, 1), kl_steps=kl_steps,
+                             log_q=self.log_q.repeat(times, 1))
+
+    def per_image(self, q: Tensor) -> Metrics:
+        """The ELBO and its terms, (B,) each, with n summed out by q(n), (B, N+1)."""
+        counts = torch.arange(q.shape[-1], device=q.device)
+        terms = {"elbo": self.elbo(), "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
+                 **{f"kl_{name}": kl for name, kl in self.kl().items()}, "mean_count": counts}
+        return {name: (q * term).sum(-1).detach() for name, term in terms.items()}
+
+    def metrics(self, q: Tensor) -> Metrics:
+        """`per_image`, averaged over the batch, and how often each count occurs by q(n), `share_0` to `share_N`."""
+        shares = {f"share_{n}": share for n, share in enumerate(q.detach().mean(0))}
+        return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
+
+
+def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False) -> Terms:
+    """Collect the terms of elbo_n from a rollout.
+
+    With `use_masking=False` the KLs of absent objects count as well, as in the reference: then every Σ runs to N.
+
+    Args:
+        sampled: in place of each KL, log q - log p at the draw, whose mean it is: elbo_n is a log importance weight.
+    """
+    kl_steps = {name: F.pad((-latent.log_ratio() if sampled else latent.kl()).cumsum(-1), (1, 0))
+                for name, latent in rollout.latents.items()}
+    return Terms(rollout.log_likelihood, kl_steps, model.count_prior.log_probs, log_count_probs(rollout.logits),
+                 model.use_masking)
+
+
+def bound_with(log_w: Tensor, stand_in: Tensor) -> Tensor:
+    """log 1/K Σ_j w_j with log w_k replaced, for every k: (B, K) and (B, K, ...) -> (B, K, ...)."""
+    particles = log_w.shape[-1]
+    own = torch.eye(particles, dtype=torch.bool, device=log_w.device)
+    others = log_w[:, None].masked_fill(own, -math.inf).logsumexp(-1)  # (B, K)
+    others = others.reshape(*others.shape, *[1] * (stand_in.ndim - 2))
+    return torch.logaddexp(others, stand_in) - math.log(particles)
