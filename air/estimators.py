@@ -13,7 +13,8 @@ find is the gradient of the counts' probabilities, Σ_k ∇q_k(n_k) / q_k(n_k) t
 Metrics are scalars, detached, in nats where they are not counts: `elbo, log_likelihood, kl_pres, kl_where, kl_what`
 are the ELBO and its terms averaged over the batch and the particles, n summed out by q(n) whatever the estimator,
 `mean_count` the average count, `share_n` how often it is n and, for K > 1, `bound` the importance-weighted bound. NVIL
-adds the learning signal's deviation, `signal_sd`, and `baseline_loss` (nats²); VIMCO `signal_sd`.
+adds the learning signal's deviation, `signal_sd`, `baseline_loss` (nats²) and `baseline_r2`, the share of the gains'
+variance that the baseline explains, below 0 where it is worse than a constant; VIMCO adds `signal_sd`.
 """
 
 import math
@@ -206,12 +207,13 @@ class NVIL(SampledCount):
         weight = reached * importance  # (B K, N)
 
         gain = self._gain(terms, log_w, bound)  # R_t, (B K, N)
-        foreseen, baseline_loss = self._foresee(gain, weight * z_pres, images, rollout.history)
+        foreseen, baseline = self._foresee(gain, weight * z_pres, images, rollout.history)
         signal, signal_sd = self._learning_signal(gain - (-logits.detach()).sigmoid() * foreseen, weight)
         log_q_steps = F.logsigmoid(torch.where(z_pres, logits, -logits))  # log q(z_pres_t)
         score = (weight * log_q_steps * signal).sum() / len(bound)
-        metrics = {"signal_sd": signal_sd, "baseline_loss": baseline_loss.detach()}
-        return baseline_loss - bound.mean() - score, {**self._metrics(terms, bound), **metrics}
+        metrics = {**self._metrics(terms, bound), "signal_sd": signal_sd,
+                   **{name: value.detach() for name, value in baseline.items()}}
+        return baseline["baseline_loss"] - bound.mean() - score, metrics
 
     def _gain(self, terms: Terms, log_w: Tensor, bound: Tensor) -> Tensor:
         """What the bound gains by particle k's going on from step t, whatever it drew there: (B K, N), t = 1..N."""
@@ -219,13 +221,18 @@ class NVIL(SampledCount):
         stop = bound_with(log_w.detach(), stop.view(*log_w.shape, -1))  # (B, K, N)
         return (self._reward(log_w, bound)[..., None] - stop).flatten(0, 1)
 
-    def _foresee(self, gain: Tensor, weight: Tensor, images: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-        """The gain of going on that the baseline foresees, (B K, N), and its mean squared error where that was drawn.
+    def _foresee(self, gain: Tensor, weight: Tensor, images: Tensor, history: Tensor) -> tuple[Tensor, Metrics]:
+        """The gain of going on that the baseline foresees, (B K, N), its mean squared error where going on was drawn,
+        and the share of the gain's variance there that it explains.
         """
         if self.baseline is None:
-            return torch.zeros_like(gain), gain.new_zeros(())
+            return torch.zeros_like(gain), {"baseline_loss": gain.new_zeros(())}
         foreseen = self.baseline(images, history.detach()).repeat(self.draws, 1)
-        return foreseen.detach(), (weight * (gain - foreseen).square()).sum() * self.particles / len(gain)
+        error = (weight * (gain - foreseen).square()).sum()
+        mean = (weight * gain).sum() / weight.sum().clamp(min=1)
+        variance = (weight * (gain - mean).square()).sum()
+        return foreseen.detach(), {"baseline_loss": error * self.particles / len(gain),
+                                   "baseline_r2": 1 - error / variance.clamp(min=1)}
 
     def _learning_signal(self, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """R_t - b_t, (B K, N) -> the learning signal (B K, N), and the deviation it had before it was rescaled."""

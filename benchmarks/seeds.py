@@ -3,7 +3,7 @@
 
     python benchmarks/seeds.py strict-enumerate              # the experiment's seeds, as in experiments.py
     python benchmarks/seeds.py strict-enumerate --seeds 3 4
-    python benchmarks/seeds.py --tables                      # writes benchmarks/RESULTS.md from what was run
+    python benchmarks/seeds.py --tables                      # benchmarks/RESULTS.md and docs/runs.png from what was run
 
 Each run's result is a JSON file in benchmarks/results/NAME/ with its command, seed, configuration, final metrics, the
 steps and seconds at which it first counted 90, 95 and 98% right, machine and commit; the tables are made from those
@@ -22,12 +22,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from experiments import EXPERIMENTS
 from machine import machine
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 RESULTS_FILE = Path(__file__).parent / "RESULTS.md"
+PLOT_FILE = ROOT / "docs" / "runs.png"
 EVAL_EVERY = 100  # steps: how finely the milestones are told apart
 MILESTONES = (90, 95, 98)  # percent of the held-out scenes that an evaluation on the way takes
 SUCCESS = 0.95  # held-out MAP count accuracy
@@ -138,6 +143,24 @@ def overview(results_by_name: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def plot(results_by_name: Mapping[str, Sequence[dict[str, Any]]], file: Path) -> None:
+    """Every run's accuracy, a dot each, an experiment a row; a run that train.py had to stop is a cross at the left."""
+    figure, axis = plt.subplots(figsize=(8, 0.6 + 0.32 * len(results_by_name)), layout="constrained")
+    lowest = min([99.0] + [100 * result["metrics"]["count_accuracy_map"] for results in results_by_name.values()
+                           for result in results if result["metrics"]]) - 0.2
+    for place, results in enumerate(results_by_name.values()):
+        accuracies = [100 * result["metrics"]["count_accuracy_map"] for result in results if result["metrics"]]
+        axis.scatter(accuracies, [place] * len(accuracies), s=24, alpha=0.6, linewidths=0)
+        stopped = len(results) - len(accuracies)
+        axis.scatter([lowest] * stopped, [place] * stopped, marker="x", color="black")
+    axis.set_yticks(range(len(results_by_name)), [f"{name} ({len(results)})" for name, results in results_by_name.items()])
+    axis.set(xlabel="held-out scenes counted right, MAP, %", xlim=(lowest - 0.1, 100.05))
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def load_results(name: str) -> list[dict[str, Any]]:
     """The results of an experiment, by seed."""
     results = [json.loads(file.read_text()) for file in (RESULTS / name).glob("seed*.json")]
@@ -145,7 +168,7 @@ def load_results(name: str) -> list[dict[str, Any]]:
 
 
 def write_tables() -> str:
-    """RESULTS.md: the overview and every run."""
+    """RESULTS.md, with the overview and every run, and the plot of all runs."""
     results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
     parts = ["# Results\n\nWritten by `python benchmarks/seeds.py --tables` from the files in `benchmarks/results/`. "
              "The columns are explained in the README.\n", overview(results_by_name)]
@@ -154,6 +177,7 @@ def write_tables() -> str:
                      f"{EXPERIMENTS[name].arguments}`\n\n{table(results)}")
     text = "\n".join(parts) + "\n"
     RESULTS_FILE.write_text(text)
+    plot(results_by_name, PLOT_FILE)
     return text
 
 

@@ -107,6 +107,7 @@ def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp
     seeds = benchmark("seeds")
     written = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     monkeypatch.setattr(seeds, "RESULTS_FILE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(seeds, "PLOT_FILE", tmp_path / "runs.png")
     assert seeds.write_tables() == written == (tmp_path / "RESULTS.md").read_text()
     overview = [line for line in written.splitlines() if line.startswith("| `")]
     readme = (ROOT / "README.md").read_text()

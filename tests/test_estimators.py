@@ -266,6 +266,18 @@ def test_the_reward_of_a_step_is_what_going_on_gains(toy_images):
     assert counts == {0, 1, 2}
 
 
+def test_baseline_r2_is_the_share_of_the_gains_variance_explained(toy_images):
+    """Weighing only what was drawn to go on; gains of 7 or 17 nats where another object adds 10."""
+    objective = NVIL(Toy(True), draws=1)
+    gain = torch.tensor([[7.0, 17.0], [17.0, 100.0], [7.0, 7.0]], dtype=torch.float64)
+    weight = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)  # gains 7, 17, 17, 7
+    for guess, r2 in ((12.0, 0.0), (17.0, -1.0), (7.0, -1.0)):
+        objective.baseline.forward = lambda images, history, guess=guess: torch.full_like(gain, guess)
+        _, metrics = objective._foresee(gain, weight, toy_images, torch.zeros(3, STEPS, 2, dtype=torch.float64))
+        assert metrics["baseline_r2"].item() == pytest.approx(r2)
+        assert metrics["baseline_loss"].item() == pytest.approx(sum((g - guess)**2 for g in (7, 17, 17, 7)) / 3)
+
+
 def test_parameter_groups_hold_every_parameter_once(make_model):
     objective = NVIL(make_model())
     groups = objective.parameter_groups(1e-3, 1e-2)
