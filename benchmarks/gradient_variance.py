@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from machine import machine
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,9 +35,6 @@ from air.estimators import Estimator
 from air.model import AIR
 from air.recipe import STEPS, configure
 from air.training import Trainer
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {"rnn": "recurrent net", "predict": "predict", "encode": "encoder", "decode": "decoder"}
@@ -174,7 +171,8 @@ def cell(part: dict[str, float]) -> str:
 
 def plot(moments: dict[int, dict[str, Any]], file: Path) -> None:
     """sd at equal compute, a panel a moment."""
-    figure, axes = plt.subplots(1, len(moments), figsize=(11, 3.6), sharey=True, layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(moments), sharey=True, squeeze=False)[0]
     for axis, (moment, by_estimator) in zip(axes, moments.items()):
         for offset, (name, result) in enumerate(by_estimator.items()):
             sds = [result["networks"][network]["sd"] for network in NETWORKS]

@@ -22,12 +22,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from experiments import EXPERIMENTS
 from machine import machine
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -145,7 +142,8 @@ def overview(results_by_name: Mapping[str, Sequence[dict[str, Any]]]) -> str:
 
 def plot(results_by_name: Mapping[str, Sequence[dict[str, Any]]], file: Path) -> None:
     """Every run's accuracy, a dot each, an experiment a row; a run that train.py had to stop is a cross at the left."""
-    figure, axis = plt.subplots(figsize=(8, 0.6 + 0.32 * len(results_by_name)), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 + 0.32 * len(results_by_name)), layout="constrained")
+    axis = figure.subplots()
     lowest = min([99.0] + [100 * result["metrics"]["count_accuracy_map"] for results in results_by_name.values()
                            for result in results if result["metrics"]]) - 0.2
     for place, results in enumerate(results_by_name.values()):
@@ -153,12 +151,12 @@ def plot(results_by_name: Mapping[str, Sequence[dict[str, Any]]], file: Path) ->
         axis.scatter(accuracies, [place] * len(accuracies), s=24, alpha=0.6, linewidths=0)
         stopped = len(results) - len(accuracies)
         axis.scatter([lowest] * stopped, [place] * stopped, marker="x", color="black")
-    axis.set_yticks(range(len(results_by_name)), [f"{name} ({len(results)})" for name, results in results_by_name.items()])
+    names = [f"{name} ({len(results)})" for name, results in results_by_name.items()]
+    axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="held-out scenes counted right, MAP, %", xlim=(lowest - 0.1, 100.05))
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def load_results(name: str) -> list[dict[str, Any]]:
