@@ -11,7 +11,7 @@ from air.training import Config
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
     "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
-    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_steps": 1000, "seed": 0,
+    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "seed": 0,
     "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
     "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 4000}
@@ -42,7 +42,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
         for name in (name.removeprefix(prefix) for name in settings if name.startswith(prefix)):
             if name not in signature.parameters or name == "model":
                 raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
-    for name in ("exploration", "exploration_steps", "final_lr"):
+    for name in ("exploration", "exploration_share", "final_lr"):
         if not isinstance(chosen[name], int | float) or chosen[name] < 0:
             raise ValueError(f"{name} must be a number from 0 up, got {chosen[name]!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
@@ -54,8 +54,10 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     options = {"particles": chosen.pop("particles", PARTICLES[estimator]), **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])
     learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
+    exploration_steps = round(chosen.pop("exploration_share") * steps)
     return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=counts, model=model, steps=steps,
-                  estimator_options=options, learn_count_prior_from=learn_from, **chosen)
+                  estimator_options=options, learn_count_prior_from=learn_from,
+                  exploration_steps=exploration_steps, **chosen)
 
 
 def _pop(settings: dict[str, Any], prefix: str) -> dict[str, Any]:

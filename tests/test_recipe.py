@@ -15,7 +15,7 @@ def test_a_run_follows_the_recipe_and_the_data(dataset):
     assert (config.model["x_size"], config.model["channels"]) == (12, 1) and config.dataset_reason == "because"
     assert config.model["count_prior"] == SETTINGS["count_prior"]
     assert configure(dataset).estimator_options == {"particles": 1}  # nvil's
-    assert config.learn_count_prior_from is None
+    assert config.learn_count_prior_from is None and config.exploration_steps == config.steps // 2
     config = configure(dataset, estimator="vimco", particles=7, steps=100, learn_count_prior=True)
     assert config.estimator_options == {"particles": 7} and config.learn_count_prior_from == 50
 

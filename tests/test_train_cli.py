@@ -129,7 +129,7 @@ def test_what_resume_refuses(tmp_path, capsys):
     (["--dataset", "sprites", "--estimator", "enumerate", "--particles", "30"], ["combinations", "vimco"]),
     (["--set", "exploration"], ["'exploration' is not NAME=VALUE"]),
     (["--set", "lr=1"], ["lr has a flag of its own"]),
-    (["--dataset", "sprites", "--set", "explore=1"], ["no setting named explore", "exploration_steps"]),
+    (["--dataset", "sprites", "--set", "explore=1"], ["no setting named explore", "exploration_share"]),
     (["--dataset", "sprites", "--set", "exploration=much"], ["exploration must be a number", "'much'"]),
     (["--dataset", "sprites", "--set", "model.depth=1"], ["no keyword model.depth", "likelihood_sd"]),
     (["--dataset", "sprites", "--set", "estimator.model=1"], ["no keyword estimator.model", "signal_scale"]),

@@ -250,7 +250,7 @@ def test_it_learns_to_count_real_digits(mnist_root, tmp_path):
     one that splits every digit, or merges every pair, has 67%."""
     torch.set_num_threads(2)
     dataset = Dataset("multi-mnist", "", multi_mnist(mnist_root, True, 20_000), multi_mnist(mnist_root, False, 1000))
-    config = configure(dataset, estimator="enumerate", steps=500, exploration_steps=250)
+    config = configure(dataset, estimator="enumerate", steps=500)
     metrics = Trainer(config, dataset, tmp_path).run()
     assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.6
     again = evaluate(air.load(tmp_path), dataset.held_out)
