@@ -13,19 +13,56 @@ class Experiment(NamedTuple):
     seeds: int = 10
 
 
-MULTI_MNIST = "--dataset multi-mnist --estimator"
+STRICT, SPRITES = "--dataset multi-mnist", "--dataset sprites"
+LOOSE = f"{STRICT} --overlap loose --estimator enumerate"
+
 MAIN = {
-    "strict-enumerate": Experiment(f"{MULTI_MNIST} enumerate --steps 4000"),
-    "strict-nvil": Experiment(f"{MULTI_MNIST} nvil"),
-    "strict-vimco": Experiment(f"{MULTI_MNIST} vimco"),
-    "loose-enumerate": Experiment(f"{MULTI_MNIST} enumerate --overlap loose --steps 6000"),
-    "sprites-enumerate": Experiment("--dataset sprites --estimator enumerate --steps 3000"),
+    "strict-enumerate": Experiment(f"{STRICT} --estimator enumerate --steps 4000"),
+    "strict-nvil": Experiment(f"{STRICT} --estimator nvil --steps 4000"),
+    "strict-vimco": Experiment(f"{STRICT} --estimator vimco --steps 4000"),
+    "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 3000"),
+    "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 3000", 3),
+    "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 3000", 3),
+    "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-4 --set model.likelihood_sd=0.2"),
 }
+# Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
-    "digits-12px": Experiment(f"{MULTI_MNIST} enumerate --object-size 0.24", 5),
-    "digits-9px": Experiment(f"{MULTI_MNIST} enumerate --object-size 0.186", 5),
-    "five-digits": Experiment(f"{MULTI_MNIST} enumerate --counts 0 1 2 3 4 5 --image-size 64 --object-size 0.25 "
+    "digits-12px": Experiment(f"{STRICT} --estimator enumerate --object-size 0.24", 5),
+    "digits-9px": Experiment(f"{STRICT} --estimator enumerate --object-size 0.186", 5),
+    "five-digits": Experiment(f"{STRICT} --estimator enumerate --counts 0 1 2 3 4 5 --image-size 64 --object-size 0.25 "
                               "--steps 4000", 5),
-    "noise": Experiment(f"{MULTI_MNIST} enumerate --noise 0.1", 5),
+    "noise": Experiment(f"{STRICT} --estimator enumerate --noise 0.1", 5),
 }
-EXPERIMENTS = {**MAIN, **ROBUSTNESS}
+# The recipe without one of its settings, beside the same number of steps with it.
+ABLATIONS = {
+    "sprites-short": Experiment(f"{SPRITES} --estimator enumerate --steps 1500", 3),
+    "sprites-no-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 1500 --set exploration=0", 3),
+    "sprites-even-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 1500 "
+                                           "--set estimator.exploration_slope=0", 3),
+    "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 1500 "
+                                           "--set model.scale_prior_sd=0.2", 3),
+    "strict-short": Experiment(f"{STRICT} --estimator enumerate --steps 2000", 3),
+    "strict-k-1e-4": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --count-prior 1e-4", 3),
+    "strict-k-1e-2": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --count-prior 1e-2", 3),
+    "strict-lr-3e-4": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --lr 3e-4", 3),
+    "strict-lr-3e-3": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --lr 3e-3", 3),
+    "strict-constant-lr": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --set final_lr=1", 3),
+    "strict-sigmoid-decoder": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --set "
+                                         "model.decoder_output_bias=-2 model.decoder_output_use_sigmoid=true", 3),
+    "nvil-short": Experiment(f"{STRICT} --estimator nvil --steps 2000", 3),
+    "nvil-one-draw": Experiment(f"{STRICT} --estimator nvil --steps 2000 --set estimator.draws=1", 3),
+    "nvil-no-baseline": Experiment(f"{STRICT} --estimator nvil --steps 2000 --set model.use_baselines=false", 3),
+    "nvil-slow-baseline": Experiment(f"{STRICT} --estimator nvil --steps 2000 --baseline-lr 1e-3", 3),
+    "nvil-rescaled": Experiment(f"{STRICT} --estimator nvil --steps 2000 --set estimator.centre=true "
+                                "estimator.normalise=true estimator.signal_scale=10", 3),
+}
+# What might tell touching digits apart, without labels: three seeds of what loose-enumerate is without, or with more.
+REMEDIES = {
+    "loose-sd-0.3": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4", 3),
+    "loose-sd-0.2": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4 --set model.likelihood_sd=0.2", 3),
+    "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --learn-count-prior", 3),
+    "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4 --particles 2", 3),
+}
+GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS, "The recipe without one of its settings": ABLATIONS,
+          "Touching digits": REMEDIES}
+EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

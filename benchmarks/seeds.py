@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, GROUPS, MAIN, ROBUSTNESS
 from machine import machine
 from matplotlib.figure import Figure
 
@@ -165,17 +165,27 @@ def load_results(name: str) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: result["seed"])
 
 
+def brief(results: Sequence[dict[str, Any]]) -> str:
+    """MAP accuracy in words, for a sentence; a run that train.py had to stop counts as 0."""
+    accuracies = [100 * (result["metrics"] or {}).get("count_accuracy_map", 0) for result in results]
+    return f"{statistics.mean(accuracies):.2f}% (worst {min(accuracies):.2f}%)"
+
+
 def write_tables() -> str:
-    """RESULTS.md, with the overview and every run, and the plot of all runs."""
+    """RESULTS.md, with an overview and every run, and the plot of all runs of the first two groups."""
     results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
     parts = ["# Results\n\nWritten by `python benchmarks/seeds.py --tables` from the files in `benchmarks/results/`. "
-             "The columns are explained in the README.\n", overview(results_by_name)]
+             "The columns are explained in the README."]
+    for title, group in GROUPS.items():
+        here = {name: results_by_name[name] for name in group if name in results_by_name}
+        if here:
+            parts.append(f"\n## {title}\n\n{overview(here)}")
     for name, results in results_by_name.items():
-        parts.append(f"\n## {name}\n\n`python benchmarks/seeds.py {name}`: `python train.py "
+        parts.append(f"\n### {name}\n\n`python benchmarks/seeds.py {name}`: `python train.py "
                      f"{EXPERIMENTS[name].arguments}`\n\n{table(results)}")
     text = "\n".join(parts) + "\n"
     RESULTS_FILE.write_text(text)
-    plot(results_by_name, PLOT_FILE)
+    plot({name: results_by_name[name] for name in (*MAIN, *ROBUSTNESS) if name in results_by_name}, PLOT_FILE)
     return text
 
 

@@ -109,9 +109,15 @@ def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp
     monkeypatch.setattr(seeds, "RESULTS_FILE", tmp_path / "RESULTS.md")
     monkeypatch.setattr(seeds, "PLOT_FILE", tmp_path / "runs.png")
     assert seeds.write_tables() == written == (tmp_path / "RESULTS.md").read_text()
-    overview = [line for line in written.splitlines() if line.startswith("| `")]
-    readme = (ROOT / "README.md").read_text()
-    assert overview and all(line in readme for line in overview)  # the front door shows no other figures
+    readme, experiments = (ROOT / "README.md").read_text(), benchmark("experiments")
+    for name in experiments.EXPERIMENTS:  # the front door shows all of them, and no other figures
+        results = seeds.load_results(name)
+        if not results:
+            continue
+        if name in {**experiments.MAIN, **experiments.ROBUSTNESS}:
+            assert seeds.overview({name: results}).splitlines()[-1] in readme
+        else:
+            assert f"`{name}`: {seeds.brief(results)}" in readme
 
 
 def test_a_gradient_s_bias_and_variance_are_told_apart(benchmark):
