@@ -63,6 +63,6 @@ REMEDIES = {
     "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4 --particles 2", 3),
 }
-GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS, "The recipe without one of its settings": ABLATIONS,
-          "Touching digits": REMEDIES}
+GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
+          "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}
