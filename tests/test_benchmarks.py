@@ -130,3 +130,33 @@ def test_a_gradient_s_bias_and_variance_are_told_apart(benchmark):
         mean, error = estimates.mean(0)
         assert mean.item() == pytest.approx(offset**2, abs=4 * (estimates[:, 0].std() / 200**0.5).item())
         assert 0.8 < error.item() / estimates[:, 0].std().item() < 2  # too large, if anything: where there is no bias
+
+
+def test_gradients_have_the_variance_they_were_given(benchmark):
+    """Each network is one weight whose gradient is drawn from Normal(2, 3²)."""
+    script = benchmark("gradient_variance")
+
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Module()
+            for name in script.NETWORKS:
+                self.model.add_module(name, torch.nn.Linear(1, 1, bias=False))
+
+        def forward(self, images):
+            noise = 2 + 3 * torch.randn(4)
+            return sum(n * getattr(self.model, name).weight.sum() for n, name in zip(noise, script.NETWORKS)), {}
+
+    torch.manual_seed(0)
+    drawn = script.Draws(Noisy(), torch.zeros(1), 4000)
+    for name in script.NETWORKS:
+        assert drawn.mean(name).item() == pytest.approx(2, abs=4 * 3 / 4000**0.5)
+        assert drawn.variance(name) == pytest.approx(9, rel=4 * (2 / 4000)**0.5)
+
+
+def test_gradient_variance_explains_bad_arguments(benchmark, capsys):
+    for arguments, word in ((["--draws", "5"], "--draws 20"), (["--moments", "0"], "--moments"),
+                            (["--data-root", "/nowhere"], "--data-root")):
+        with pytest.raises(SystemExit) as ended:
+            benchmark("gradient_variance").main(arguments)
+        assert ended.value.code == 2 and word in capsys.readouterr().err
