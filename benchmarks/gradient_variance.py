@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """How noisy each estimator's gradient is, and whether it is the right one in the mean, network by network.
 
-    python benchmarks/gradient_variance.py        # writes benchmarks/results/gradient-variance.json and the plot
+    python benchmarks/gradient_variance.py           # writes benchmarks/results/gradient-variance.json and the plot
+    python benchmarks/gradient_variance.py --table   # of what was measured before
 
 One nvil run of the recipe is stopped at three moments. There, on the same batch and at the same parameters, without
 exploration, each estimator's gradient is drawn many times. Of each network's part of it the table gives
@@ -19,7 +20,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def measure(trainer: Trainer, moments: Sequence[int], draws: int, particles: int
     return result
 
 
-def table(moments: dict[int, dict[str, Any]]) -> str:
+def table(moments: Mapping[Any, dict[str, Any]]) -> str:
     """Markdown: sd and, in brackets, bias by network."""
     lines = ["| step | estimator | ms | " + " | ".join(NETWORKS.values()) + " |",
              "| --- " * (3 + len(NETWORKS)) + "|"]
@@ -195,6 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "gradient-variance.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "gradient_variance.png")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the JSON file")
     return parser
 
 
@@ -202,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the JSON and the plot, print the table."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.table:
+        print(table(json.loads(args.json.read_text())["moments"]))
+        return
     if min(args.moments) < 1 or args.draws < 2 * BLOCKS or args.particles < 2:
         parser.error(f"--moments must be at least 1, --particles 2, --draws {2 * BLOCKS}")
     try:

@@ -154,7 +154,7 @@ def plot(results_by_name: Mapping[str, Sequence[dict[str, Any]]], file: Path) ->
     names = [f"{name} ({len(results)})" for name, results in results_by_name.items()]
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="held-out scenes counted right, MAP, %", xlim=(lowest - 0.1, 100.05))
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=110)
 

@@ -154,6 +154,12 @@ def test_gradients_have_the_variance_they_were_given(benchmark):
         assert drawn.variance(name) == pytest.approx(9, rel=4 * (2 / 4000)**0.5)
 
 
+def test_the_readme_s_gradients_are_those_measured(benchmark, capsys):
+    benchmark("gradient_variance").main(["--table"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1000 |")]
+    assert len(rows) == 7 and all(row in (ROOT / "README.md").read_text() for row in rows)
+
+
 def test_gradient_variance_explains_bad_arguments(benchmark, capsys):
     for arguments, word in ((["--draws", "5"], "--draws 20"), (["--moments", "0"], "--moments"),
                             (["--data-root", "/nowhere"], "--data-root")):
