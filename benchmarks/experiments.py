@@ -23,7 +23,8 @@ MAIN = {
     "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 3000"),
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 3000", 3),
     "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 3000", 3),
-    "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-4 --set model.likelihood_sd=0.2"),
+    "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                                  "model.z_what_size=15"),
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
