@@ -164,3 +164,13 @@ def test_bad_particles_are_named(make_model):
         NVIL(model, draws=0)
     with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 = 262144 combinations"):
         Enumerate(model, particles=9)
+
+
+def test_each_draw_meets_its_own_image_s_baseline(toy_images):
+    objective = NVIL(Toy(True), draws=2)
+    foreseen = torch.arange(6, dtype=torch.float64).view(3, 2)  # three images, two steps
+    objective.baseline.forward = lambda images, history: foreseen
+    gain = torch.cat((foreseen, foreseen + 1))  # the first draw of every image is as foreseen, the second 1 more
+    seen, metrics = objective._foresee(gain, torch.ones(6, 2), toy_images, torch.zeros(3, 2, 2))
+    assert torch.equal(seen, torch.cat((foreseen, foreseen)))
+    assert metrics["baseline_loss"].item() == pytest.approx(6 / 6)  # six squared errors of 1, six rows
