@@ -203,8 +203,9 @@ def setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    if name in DEFAULTS and name not in UNFLAGGED:
-        raise argparse.ArgumentTypeError(f"{name} has a flag of its own")
+    if name not in UNFLAGGED and "." not in name:
+        raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(UNFLAGGED)}, model.KEYWORD, "
+                                         "estimator.KEYWORD; others have a flag of their own")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -217,7 +217,7 @@ class NVIL(SampledCount):
 
     def _gain(self, terms: Terms, log_w: Tensor, bound: Tensor) -> Tensor:
         """What the bound gains by particle k's going on from step t, whatever it drew there: (B K, N), t = 1..N."""
-        stop = (terms.explained() + terms.log_p - terms.log_q)[:, :-1].detach()  # log w_k(t - 1)
+        stop = terms.elbo()[:, :-1].detach()  # log w_k(t - 1)
         stop = bound_with(log_w.detach(), stop.view(*log_w.shape, -1))  # (B, K, N)
         return (self._reward(log_w, bound)[..., None] - stop).flatten(0, 1)
 

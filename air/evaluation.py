@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -113,9 +112,8 @@ def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
     Source: Burda et al. (2016), eq. 8.
     """
     rollout = model.rollout(images, particles=particles)
-    log_ratio = torch.stack([latent.log_ratio() for latent in rollout.latents.values()]).sum(0)  # (B K, N)
-    log_joint = model.count_prior.log_probs + rollout.log_likelihood  # (B K, N+1)
-    log_w = (log_joint + F.pad(log_ratio.cumsum(-1), (1, 0))).logsumexp(-1)  # (B K,)
+    terms = elbo_terms(model, rollout, sampled=True)._replace(masked=True)
+    log_w = (terms.explained() + terms.log_p).logsumexp(-1)  # (B K,)
     return log_w.view(-1, particles).logsumexp(-1) - math.log(particles)
 
 

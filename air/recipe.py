@@ -18,6 +18,8 @@ STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 4000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
+NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "estimator.model", "estimator.exploration",
+              "estimator.particles"}
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -40,11 +42,16 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     keywords = {"model.": inspect.signature(AIR), "estimator.": inspect.signature(ESTIMATORS[chosen["estimator"]])}
     for prefix, signature in keywords.items():
         for name in (name.removeprefix(prefix) for name in settings if name.startswith(prefix)):
-            if name not in signature.parameters or name == "model":
+            if name not in signature.parameters:
                 raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
+            if prefix + name in NOT_TO_SET:
+                raise ValueError(f"{prefix}{name} follows from the data, or from a setting of its own")
+            kind, value = signature.parameters[name].annotation, settings[prefix + name]
+            if kind in (bool, int, float) and type(value) not in ({int, float} if kind is float else {kind}):
+                raise ValueError(f"{prefix}{name} must be of type {kind.__name__}, got {value!r}")
     for name in ("exploration", "exploration_share", "final_lr"):
-        if not isinstance(chosen[name], int | float) or chosen[name] < 0:
-            raise ValueError(f"{name} must be a number from 0 up, got {chosen[name]!r}")
+        if not isinstance(chosen[name], int | float) or not 0 <= chosen[name] <= 1:
+            raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
     channels, x_size = dataset.train.images.shape[1:3]
     # One step more than there are objects, so that counting one too many is possible and seen.

@@ -133,20 +133,18 @@ def measure(trainer: Trainer, moments: Sequence[int], draws: int, particles: int
     """Train to each moment, and measure there."""
     images = trainer.dataset.held_out.images[:trainer.config.batch_size]
     result = {}
-    bar = tqdm(total=len(moments) * 7, desc="moments x estimators")
     for moment in sorted(moments):
         while trainer.step < moment:
             trainer.train_step()
         assert isinstance(trainer.objective, NVIL)
         state = torch.get_rng_state()  # measuring does not change the run
         drawn = {}
-        for name, objective in estimators(trainer.model, trainer.objective, particles).items():
+        compared = estimators(trainer.model, trainer.objective, particles)
+        for name, objective in tqdm(compared.items(), desc=f"step {moment}"):
             drawn[name] = Draws(objective, images, draws)
-            bar.update()
         trainer.objective.train()
         torch.set_rng_state(state)
         result[moment] = figures(drawn, particles)
-    bar.close()
     return result
 
 
@@ -191,7 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="multi-mnist", choices=("multi-mnist", "sprites"))
     parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
     parser.add_argument("--moments", type=int, nargs="+", default=[250, 1000, STEPS["nvil"]], help="steps of the run")
-    parser.add_argument("--draws", type=int, default=300, help="of each gradient")
+    parser.add_argument("--draws", type=int, default=200, help="of each gradient")
     parser.add_argument("--particles", type=int, default=3, metavar="K")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "gradient-variance.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "gradient_variance.png")
