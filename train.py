@@ -27,7 +27,7 @@ try:
     from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
     from air.data import DATASETS, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
-    from air.recipe import PARTICLES, SETTINGS, STEPS, configure
+    from air.recipe import COUNT_PRIOR_PER_CHANNEL, PARTICLES, SETTINGS, STEPS, configure
     from air.training import Config, Interrupted, Trainer, TrainingError
 except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
@@ -151,7 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", "images a step", type=whole(1))
     add("--lr", "Adam's rate for the model at the start", type=positive)
     add("--baseline-lr", "Adam's rate for nvil's baseline at the start", type=positive)
-    add("--count-prior", "k of p(n) ∝ k^n, in (0, 1]", type=positive)
+    add("--count-prior", f"k of p(n) ∝ k^n, in (0, 1] (default: {COUNT_PRIOR_PER_CHANNEL} to the power of "
+        "the channels)", type=positive)
     add("--learn-count-prior", "let p(n) follow the counts inferred, from half of the steps on", action="store_true")
     add("--particles", "K of the importance-weighted bound "
         f"(default: {', '.join(f'{n} for {name}' for name, n in PARTICLES.items())})", type=whole(1))

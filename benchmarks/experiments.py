@@ -19,10 +19,10 @@ LOOSE = f"{STRICT} --overlap loose --estimator enumerate"
 MAIN = {
     "strict-enumerate": Experiment(f"{STRICT} --estimator enumerate --steps 4000"),
     "strict-nvil": Experiment(f"{STRICT} --estimator nvil --steps 4000"),
-    "strict-vimco": Experiment(f"{STRICT} --estimator vimco --steps 4000"),
-    "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 3000"),
-    "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 3000", 3),
-    "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 3000", 3),
+    "strict-vimco": Experiment(f"{STRICT} --estimator vimco --steps 3000"),
+    "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 2000"),
+    "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
+    "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
     "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                   "model.z_what_size=15"),
 }
@@ -36,11 +36,11 @@ ROBUSTNESS = {
 }
 # The recipe without one of its settings, beside the same number of steps with it.
 ABLATIONS = {
-    "sprites-short": Experiment(f"{SPRITES} --estimator enumerate --steps 1500", 3),
-    "sprites-no-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 1500 --set exploration=0", 3),
-    "sprites-even-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 1500 "
+    "sprites-k-1e-8": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --count-prior 1e-8", 3),
+    "sprites-no-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set exploration=0", 3),
+    "sprites-even-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                            "--set estimator.exploration_slope=0", 3),
-    "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 1500 "
+    "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                            "--set model.scale_prior_sd=0.2", 3),
     "strict-short": Experiment(f"{STRICT} --estimator enumerate --steps 2000", 3),
     "strict-k-1e-4": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --count-prior 1e-4", 3),
