@@ -27,7 +27,7 @@ try:
     from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
     from air.data import DATASETS, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
-    from air.recipe import COUNT_PRIOR_PER_CHANNEL, PARTICLES, SETTINGS, STEPS, configure
+    from air.recipe import PARTICLES, SETTINGS, STEPS, configure
     from air.training import Config, Interrupted, Trainer, TrainingError
 except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
     print(f"held out, {metrics['held_out_scenes']} scenes: "
-          f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), box IoU {metrics['box_iou']:.3f}, "
+          f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), "
+          f"{100 * metrics['count_accuracy_refined']:.2f}% (refined), box IoU {metrics['box_iou']:.3f}, "
           f"AP50 {metrics['box_ap50']:.3f}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
     print(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
@@ -151,8 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", "images a step", type=whole(1))
     add("--lr", "Adam's rate for the model at the start", type=positive)
     add("--baseline-lr", "Adam's rate for nvil's baseline at the start", type=positive)
-    add("--count-prior", f"k of p(n) ∝ k^n, in (0, 1] (default: {COUNT_PRIOR_PER_CHANNEL} to the power of "
-        "the channels)", type=positive)
+    add("--count-prior", "k of p(n) ∝ k^n, in (0, 1]", type=positive)
     add("--learn-count-prior", "let p(n) follow the counts inferred, from half of the steps on", action="store_true")
     add("--particles", "K of the importance-weighted bound "
         f"(default: {', '.join(f'{n} for {name}' for name, n in PARTICLES.items())})", type=whole(1))

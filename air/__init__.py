@@ -4,6 +4,7 @@ from air import pairing  # noqa: F401  first, so that a torchvision that does no
 from air.checkpoints import load
 from air.estimators import ESTIMATORS, NVIL, VIMCO, Enumerate
 from air.model import AIR
+from air.refinement import refine
 
-__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "load"]
+__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "load", "refine"]
 __version__ = "0.1.0"

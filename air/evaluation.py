@@ -11,6 +11,7 @@ from air.data.scenes import Scenes
 from air.distributions import log_at_least
 from air.elbo import elbo_terms
 from air.model import AIR, Inference
+from air.refinement import refine
 
 BLANK = 0.1  # intensity
 CHUNK = 500  # rollouts at a time
@@ -18,7 +19,8 @@ IW_SCENES = 1000  # the importance-weighted bound is that of the first scenes on
 
 
 @torch.no_grad()
-def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -> dict[str, Any]:
+def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = False, seed: int = 0
+             ) -> dict[str, Any]:
     """Measure a model on scenes it was not trained on.
 
     The random numbers it draws are its own: it neither depends on torch's global generator nor moves it.
@@ -27,10 +29,12 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
         model: put into eval mode while it is measured.
         scenes: with their true counts and boxes.
         iw_particles: K of the importance-weighted bound; 0 leaves the bound out.
+        refined: count by `refine` as well, which takes nine times as long as `infer`.
         seed: of the latents' draws.
     Returns:
         count_accuracy_map: share of scenes whose most probable count is right.
         count_accuracy_sampled: probability that a count drawn from q(n) is right.
+        count_accuracy_refined: share of scenes counted right by `refine`, where asked for.
         confusion: scenes by true count (row) and MAP count (column).
         elbo, log_likelihood, kl_pres, kl_where, kl_what: nats an image, z_where and z_what drawn once, n summed out.
         mean_count: the average count under q(n).
@@ -57,6 +61,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, seed: int = 0) -
             per_image = terms.per_image(q)
             per_image["count_accuracy_sampled"] = _at(q, chunk.counts.to(device))
             per_image |= failures(inferred, boxes)
+            if refined:
+                per_image["count_accuracy_refined"] = refine(model, images).count == chunk.counts.to(device)
             for name, value in per_image.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
             confusion.index_put_((chunk.counts, inferred.count.cpu()), torch.ones((), dtype=torch.int64), True)

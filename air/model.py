@@ -36,11 +36,6 @@ class Rollout(NamedTuple):
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
 
-    def canvases(self) -> Tensor:
-        """(B, N+1, C, H, W), canvas_n for n = 0..N."""
-        empty = torch.zeros_like(self.painted[:, :1])
-        return torch.cat((empty, self.painted), 1).cumsum(1)
-
 
 class Inference(NamedTuple):
     """What the model sees in an image, along the path of most probable count and mean latents."""
@@ -149,10 +144,10 @@ class AIR(nn.Module):
         z_pres = self._z_pres(prior.sample(n))  # (n, N)
         z_where = torch.normal(self.z_where_prior_loc.expand(n, self.num_steps, 3), self.z_where_prior_scale)
         z_what = z_where.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
-        x = (self._paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
+        x = (self.paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
 
-    def _paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
+    def paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
         """Each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
         window = self.decode(z_what.flatten(0, 1))  # (B*N, C, w, w)
         return window_to_image(window, z_where.flatten(0, 1), self.x_size).unflatten(0, z_where.shape[:2])
@@ -224,7 +219,7 @@ class AIR(nn.Module):
             torch.stack(each, 1) for each in zip(*steps))  # (B, N, ...)
         where = NormalLatent(z_where, where_loc, where_scale, self.z_where_prior_loc, self.z_where_prior_scale)
         what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
-        painted = self._paint(where.value, what.value)
+        painted = self.paint(where.value, what.value)
         return Rollout(logits.squeeze(-1), {"where": where, "what": what}, history, painted,
                        self.log_likelihood(images, painted))
 
@@ -259,15 +254,17 @@ class AIR(nn.Module):
             ValueError: the images are not of the model's size.
         """
         rollout = self.rollout(images, at_mean=True)
-        count_probs = log_count_probs(rollout.logits).exp()
+        where, what = (rollout.latents[name].value for name in ("where", "what"))
+        return self.inference(log_count_probs(rollout.logits).exp(), where, what, rollout.painted)
+
+    def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor) -> Inference:
+        """What a choice of latents says about the images: (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W)."""
         count = count_probs.argmax(-1)
         z_pres = self._z_pres(count)
-        z_where = rollout.latents["where"].value
-        canvases = rollout.canvases()
-        boxes = painted_boxes(rollout.painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
+        canvases = torch.cat((torch.zeros_like(painted[:, :1]), painted), 1).cumsum(1)
+        boxes = painted_boxes(painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
         reconstruction = canvases[torch.arange(len(count), device=count.device), count]
-        return Inference(count, count_probs, z_pres, z_where, rollout.latents["what"].value, boxes, reconstruction,
-                         canvases)
+        return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
 
     def as_images(self, images: Tensor) -> Tensor:
         """(B, H, W) or (B, C, H, W), uint8 or floating -> (B, C, H, W) in the model's dtype."""

@@ -11,14 +11,11 @@ from air.training import Config
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
     "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
-    "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "seed": 0,
+    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "seed": 0,
     "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
     "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
-# k of a grey image. What a second window gains by touching up the first one's object is summed over the channels, and
-# so must be its price.
-COUNT_PRIOR_PER_CHANNEL = 1e-8
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "estimator.model", "estimator.exploration",
@@ -31,12 +28,12 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
 
     Args:
         dataset: gives the images' size and channels.
-        settings: what departs from the recipe, by the names of SETTINGS, "steps", "particles", "count_prior",
-            "model.KEYWORD" (of AIR) and "estimator.KEYWORD".
+        settings: what departs from the recipe, by the names of SETTINGS, "steps", "particles", "model.KEYWORD" (of AIR)
+            and "estimator.KEYWORD".
     Raises:
         ValueError: a setting has no such name.
     """
-    names = [*SETTINGS, "steps", "particles", "count_prior"]
+    names = [*SETTINGS, "steps", "particles"]
     unknown = sorted(name for name in settings if name not in names and not name.startswith(("model.", "estimator.")))
     if unknown:
         raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(names)}, "
@@ -59,8 +56,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     channels, x_size = dataset.train.images.shape[1:3]
     # One step more than there are objects, so that counting one too many is possible and seen.
     model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
-             "count_prior": chosen.pop("count_prior", COUNT_PRIOR_PER_CHANNEL**channels),
-             "scale_prior_mean": 1 / chosen["object_size"],
+             "count_prior": chosen.pop("count_prior"), "scale_prior_mean": 1 / chosen["object_size"],
              "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
     options = {"particles": chosen.pop("particles", PARTICLES[estimator]), **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])

@@ -58,7 +58,7 @@ class Config:
     lr: float  # of the model, at the first step; falls to final_lr times that along a cosine
     final_lr: float
     baseline_lr: float  # of the baseline, likewise
-    exploration: float  # at the first step; falls to 0 along a line
+    exploration: float  # for half of exploration_steps; then falls to 0 along a line
     exploration_steps: int
     learn_count_prior_from: int | None  # the step from which on p(n) follows q(n); None: it stays as it is
     seed: int
@@ -114,12 +114,12 @@ class Trainer:
                     self.seconds += time.monotonic() - began
                     last = self.step == config.steps
                     if self.step % config.eval_every == 0 and not last:
-                        self._evaluate(log, self.dataset.held_out[:QUICK_SCENES], 0)
+                        self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
                     if self.step % config.checkpoint_every == 0 or last or interrupted.is_set():
                         self._save()
                     if interrupted.is_set():
                         raise Interrupted
-            metrics = self._evaluate(log, self.dataset.held_out, IW_PARTICLES)
+            metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
         finally:
             log.close()
         metrics |= {"held_out_scenes": len(self.dataset.held_out), "steps": self.step, "seconds": self.seconds,
@@ -164,8 +164,8 @@ class Trainer:
         cosine = (1 + math.cos(math.pi * self.step / config.steps)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * (config.final_lr + (1 - config.final_lr) * cosine)
-        remaining = max(0.0, 1 - self.step / config.exploration_steps) if config.exploration_steps else 0.0
-        self.objective.exploration.fill_(config.exploration * remaining)
+        remaining = 1 - self.step / config.exploration_steps if config.exploration_steps else 0.0
+        self.objective.exploration.fill_(config.exploration * min(1.0, max(0.0, 2 * remaining)))
 
     def _batch_indices(self) -> Tensor:
         """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state."""
@@ -179,8 +179,8 @@ class Trainer:
 
     # ---- what is written -------------------------------------------------------------------------------------------
 
-    def _evaluate(self, log: RunLog, scenes: Scenes, iw_particles: int) -> dict[str, Any]:
-        held_out = evaluate(self.model, scenes, iw_particles)
+    def _evaluate(self, log: RunLog, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
+        held_out = evaluate(self.model, scenes, **thorough)
         train = {name: value.item() / self.summed for name, value in self.sums.items()} | self._gradient_norms()
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts > 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))

@@ -24,7 +24,7 @@ MAIN = {
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
     "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
     "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                                  "model.z_what_size=15"),
+                                  "model.z_what_size=15 model.predict_net=[200] estimator.exploration_slope=0"),
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
@@ -36,8 +36,9 @@ ROBUSTNESS = {
 }
 # The recipe without one of its settings, beside the same number of steps with it.
 ABLATIONS = {
-    "sprites-k-1e-8": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --count-prior 1e-8", 3),
     "sprites-no-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set exploration=0", 3),
+    "sprites-short-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
+                                            "--set exploration_share=0.25", 3),
     "sprites-even-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                            "--set estimator.exploration_slope=0", 3),
     "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
@@ -57,12 +58,16 @@ ABLATIONS = {
     "nvil-rescaled": Experiment(f"{STRICT} --estimator nvil --steps 2000 --set estimator.centre=true "
                                 "estimator.normalise=true estimator.signal_scale=10", 3),
 }
-# What might tell touching digits apart, without labels: three seeds of what loose-enumerate is without, or with more.
+# What might tell touching digits apart, without labels: step by step to what loose-enumerate has, and beside it.
 REMEDIES = {
-    "loose-sd-0.3": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4", 3),
-    "loose-sd-0.2": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4 --set model.likelihood_sd=0.2", 3),
-    "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --learn-count-prior", 3),
-    "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-4 --particles 2", 3),
+    "loose-recipe": Experiment(f"{LOOSE} --steps 3000", 3),
+    "loose-sd-0.2": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2", 3),
+    "loose-small-code": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                                   "model.z_what_size=15", 3),
+    "loose-all": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                            "model.z_what_size=15 model.predict_net=[200] estimator.exploration_slope=0", 3),
+    "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
+    "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES}

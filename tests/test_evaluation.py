@@ -7,6 +7,7 @@ from torch.distributions import Normal
 from air.distributions import NormalLatent, log_count_probs
 from air.evaluation import average_precision, evaluate, failures, iw_bound, matched_iou
 from air.model import Inference
+from air.refinement import refine
 
 
 class TestMatching:
@@ -95,9 +96,11 @@ def test_iw_bound_rises_with_particles_above_the_elbo(make_model, images):
 
 def test_measures_agree_with_counting_by_hand(make_model, scenes):
     model = make_model(count_prior=0.3).float()
-    metrics = evaluate(model, scenes, iw_particles=2)
+    metrics = evaluate(model, scenes, iw_particles=2, refined=True)
     seen = model.eval().infer(scenes.images)
     assert metrics["count_accuracy_map"] == pytest.approx((seen.count == scenes.counts).float().mean().item())
+    again = refine(model, scenes.images)
+    assert metrics["count_accuracy_refined"] == pytest.approx((again.count == scenes.counts).float().mean().item())
     confusion = torch.tensor(metrics["confusion"])
     assert confusion.shape == (4, 4) and confusion.sum() == len(scenes)
     for truth in range(4):

@@ -1,10 +1,7 @@
-import math
-from dataclasses import replace
-
 import pytest
 
 from air.data import Dataset
-from air.recipe import COUNT_PRIOR_PER_CHANNEL, SETTINGS, STEPS, configure
+from air.recipe import SETTINGS, STEPS, configure
 
 
 @pytest.fixture
@@ -16,18 +13,11 @@ def test_a_run_follows_the_recipe_and_the_data(dataset):
     config = configure(dataset, estimator="enumerate")
     assert (config.steps, config.lr, config.exploration) == (STEPS["enumerate"], SETTINGS["lr"], 1.0)
     assert (config.model["x_size"], config.model["channels"]) == (12, 1) and config.dataset_reason == "because"
-    assert config.model["count_prior"] == COUNT_PRIOR_PER_CHANNEL
+    assert config.model["count_prior"] == SETTINGS["count_prior"]
     assert configure(dataset).estimator_options == {"particles": 1}  # nvil's
     assert config.learn_count_prior_from is None and config.exploration_steps == config.steps // 2
     config = configure(dataset, estimator="vimco", particles=7, steps=100, learn_count_prior=True)
     assert config.estimator_options == {"particles": 7} and config.learn_count_prior_from == 50
-
-
-def test_a_colour_image_charges_each_channel_for_an_object(dataset, scenes):
-    colour = replace(scenes, images=scenes.images.repeat(1, 3, 1, 1))
-    k = configure(dataset._replace(train=colour)).model["count_prior"]
-    assert math.log(k) == pytest.approx(3 * math.log(COUNT_PRIOR_PER_CHANNEL))
-    assert configure(dataset._replace(train=colour), count_prior=0.1).model["count_prior"] == 0.1
 
 
 def test_one_step_more_than_there_are_objects(dataset):

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from air import refine
+from air.spatial import invert_z_where
+
+
+@pytest.fixture
+def framed(images):
+    """(5, 1, 12, 12), black for three pixels at each side: nothing is lost or made up when they are shifted by two."""
+    framed = torch.zeros_like(images)
+    framed[..., 3:-3, 3:-3] = images[..., 3:-3, 3:-3]
+    return framed
+
+
+def look(model, image, right, down):
+    """One look at one image, by torch.roll: each count's bound, and the latents moved back; a loop's body."""
+    rollout = model.rollout(image.roll((down, right), (-2, -1))[None], at_mean=True)
+    where, what = rollout.latents["where"], rollout.latents["what"]
+    size, centre = invert_z_where(where.value).split((1, 2), -1)
+    centre = centre - torch.tensor([right, down]) / 6  # a pixel is 2/12 of the canvas's [-1, 1]
+    z_where = invert_z_where(torch.cat((size, centre), -1))
+    kl = where._replace(loc=z_where, value=z_where).kl() + what.kl()
+    bound = torch.stack([model.count_prior.log_probs[n] - kl[0, :n].sum() for n in range(model.num_steps + 1)])
+    painted = model.paint(z_where, what.value)
+    return bound + model.log_likelihood(image[None], painted)[0], z_where[0], what.value[0], painted[0]
+
+
+@torch.no_grad()
+def test_the_best_of_nine_looks_counts(make_model, framed):
+    # Its guide is at random, but a window reaches over most of the image, and k is such that counts differ.
+    model = make_model(scale_prior_mean=1.5, count_prior=0.9)
+    seen = refine(model, framed)
+    looks = [[look(model, image, right, down) for right in (-2, 0, 2) for down in (-2, 0, 2)] for image in framed]
+    chosen = set()
+    for b, of_image in enumerate(looks):
+        best = torch.stack([bound for bound, _, _, _ in of_image]).max(0).values
+        torch.testing.assert_close(seen.count_probs[b], best.softmax(0))
+        assert seen.count[b] == best.argmax()
+        at_count = torch.stack([bound[seen.count[b]] for bound, _, _, _ in of_image]).argmax()
+        _, z_where, z_what, painted = of_image[at_count]
+        torch.testing.assert_close(seen.z_where[b], z_where)
+        torch.testing.assert_close(seen.z_what[b], z_what)
+        torch.testing.assert_close(seen.reconstruction[b], painted[:seen.count[b]].sum(0))
+        chosen.add(at_count.item())
+    assert len(chosen) > 1  # not always the same look
+
+
+@torch.no_grad()
+def test_what_a_shifted_copy_shows_is_painted_where_it_is(make_model, framed):
+    """A guide that finds its object in the shifted copy finds the image's own: painting moves with the shift."""
+    model = make_model(scale_prior_mean=4.0, scale_prior_sd=0.05)  # windows of three pixels, far from the border
+    for right, down in ((2, 0), (0, -2), (-2, 2)):
+        rollout = model.rollout(framed.roll((down, right), (-2, -1)), at_mean=True)
+        for b, image in enumerate(framed):
+            _, _, _, painted = look(model, image, right, down)
+            inside = rollout.painted[b].roll((-down, -right), (-2, -1))[..., 2:-2, 2:-2]
+            torch.testing.assert_close(painted[..., 2:-2, 2:-2], inside)
+
+
+def test_takes_what_infer_takes(make_model):
+    model = make_model().float()
+    seen = refine(model, torch.randint(0, 256, (2, 12, 12), dtype=torch.uint8))
+    assert seen.count.shape == (2,) and len(seen.canvases) == 2
+    with pytest.raises(ValueError, match="expected images of shape"):
+        refine(model, torch.zeros(2, 1, 12, 13))
+    for pixels in (0, 12):
+        with pytest.raises(ValueError, match="at least 1 pixel and less than 12"):
+            refine(model, torch.zeros(2, 1, 12, 12), pixels)
