@@ -34,35 +34,38 @@ class Estimator(nn.Module):
     """A model and the way its count is learned.
 
     `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), where
-    u(n) ∝ n^-slope and u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0
-    every branch goes on learning to explain the image. The fewer its objects the more it counts, so that the first
-    object learns to explain as much as it can, and not an Nth. q(n) itself follows the bound throughout, and with ε = 0
-    all of the gradient is the bound's.
+    u(n) ∝ decay^n and u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0
+    every branch goes on learning to explain the image. Below 1/2, the decay lets a branch outweigh all those with more
+    objects together. So a window always gains by taking an object over from a later one, though the two paint it twice
+    for a while, and the first explains as much as it can. q(n) itself follows the bound throughout, and with ε = 0 all
+    of the gradient is the bound's.
     """
 
     exploration: Tensor
     branch_weights: Tensor
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3
                  ) -> None:
         """Build around a model.
 
         Args:
             exploration: ε, a buffer that a training loop lets fall to 0.
             particles: K.
-            exploration_slope: how much more the branches with few objects count while exploring.
+            exploration_decay: u(n+1) over u(n), in (0, 1].
         Raises:
-            ValueError: there is no particle.
+            ValueError: there is no particle, or the decay is not in (0, 1].
         """
         super().__init__()
         if particles < 1:
             raise ValueError(f"an estimator needs at least one particle, got {particles}")
+        if not 0 < exploration_decay <= 1:
+            raise ValueError(f"exploration_decay must satisfy 0 < decay <= 1, got {exploration_decay}")
         self.model = model
         self.particles = particles
         counts = torch.arange(model.num_steps + 1).to(model.count_prior.log_probs)
         counts[0] = model.num_steps
         self.register_buffer("exploration", counts.new_tensor(exploration))
-        self.register_buffer("branch_weights", (-exploration_slope * counts.log()).softmax(-1))  # u(n), (N+1,)
+        self.register_buffer("branch_weights", (counts * math.log(exploration_decay)).softmax(-1))  # u(n), (N+1,)
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model's parameters, and those of the baseline, if any, at their own rate."""
@@ -88,10 +91,10 @@ class Enumerate(Estimator):
     With K particles that is a sum over the (N+1)^K combinations of their counts.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3
                  ) -> None:
         """Raises ValueError: the combinations are more than MAX_COMBINATIONS."""
-        super().__init__(model, exploration, particles, exploration_slope)
+        super().__init__(model, exploration, particles, exploration_decay)
         combinations = (model.num_steps + 1)**particles
         if combinations > MAX_COMBINATIONS:
             raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} = {combinations} "
@@ -125,10 +128,10 @@ class SampledCount(Estimator):
     pathwise part wants, and the score-function part carries the importance weight of q(n).
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3,
                  draws: int = 5) -> None:
         """Raises ValueError: nothing would be drawn."""
-        super().__init__(model, exploration, particles, exploration_slope)
+        super().__init__(model, exploration, particles, exploration_decay)
         if draws < 1:
             raise ValueError(f"at least one count must be drawn from a rollout, got {draws}")
         self.draws = draws
@@ -177,14 +180,14 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_slope: float = 1.0,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3,
                  draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Args:
             model: `use_baselines=False` in its constructor means no learned baseline.
             centre, normalise, signal_scale: what else is done to the signal, as Mnih & Gregor do. By default nothing:
                 in the mean, the gradient is that of Enumerate.
         """
-        super().__init__(model, exploration, particles, exploration_slope, draws)
+        super().__init__(model, exploration, particles, exploration_decay, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
         unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch
@@ -266,12 +269,12 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, exploration_slope: float = 1.0,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, exploration_decay: float = 1 / 3,
                  draws: int = 5) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:
             raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
-        super().__init__(model, exploration, particles, exploration_slope, draws)
+        super().__init__(model, exploration, particles, exploration_decay, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.

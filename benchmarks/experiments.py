@@ -24,7 +24,7 @@ MAIN = {
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
     "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
     "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                                  "model.z_what_size=15 model.predict_net=[200] estimator.exploration_slope=0"),
+                                  "model.z_what_size=15 model.predict_net=[200] estimator.exploration_decay=1"),
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
@@ -40,7 +40,7 @@ ABLATIONS = {
     "sprites-short-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                             "--set exploration_share=0.25", 3),
     "sprites-even-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
-                                           "--set estimator.exploration_slope=0", 3),
+                                           "--set estimator.exploration_decay=1", 3),
     "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                            "--set model.scale_prior_sd=0.2", 3),
     "strict-short": Experiment(f"{STRICT} --estimator enumerate --steps 2000", 3),
@@ -65,7 +65,7 @@ REMEDIES = {
     "loose-small-code": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                    "model.z_what_size=15", 3),
     "loose-all": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                            "model.z_what_size=15 model.predict_net=[200] estimator.exploration_slope=0", 3),
+                            "model.z_what_size=15 model.predict_net=[200] estimator.exploration_decay=1", 3),
     "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }

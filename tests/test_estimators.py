@@ -63,13 +63,13 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
     (fit, logits), (explored_fit, explored_logits) = abandoned(0.0), abandoned(0.3)
     brightness = toy_images.mean((1, 2, 3))
     assert fit[2].abs() < 1e-9
-    assert explored_fit[2] == pytest.approx(-0.3 * 0.25 * (1 + brightness).mean())  # u = (1/2, 1, 1/2) / 2 for N = 2
+    assert explored_fit[2] == pytest.approx(-0.3 * 0.2 * (1 + brightness).mean())  # u = (1, 3, 1) / 5 for N = 2
     torch.testing.assert_close(explored_logits, logits)
 
 
-def test_exploration_s_slope():
-    for slope, weights in ((0.0, [1, 1, 1]), (1.0, [1, 2, 1]), (2.0, [1, 4, 1])):
-        objective = Enumerate(Toy(), exploration=1.0, exploration_slope=slope)
+def test_exploration_s_decay():
+    for decay, weights in ((1, [1, 1, 1]), (0.5, [1, 2, 1]), (0.25, [1, 4, 1])):
+        objective = Enumerate(Toy(), exploration=1.0, exploration_decay=decay)
         explored = objective.explored(torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64))
         torch.testing.assert_close(explored, torch.tensor([weights], dtype=torch.float64) / sum(weights))
 
