@@ -72,6 +72,9 @@ def test_exploration_s_decay():
         objective = Enumerate(Toy(), exploration=1.0, exploration_decay=decay)
         explored = objective.explored(torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64))
         torch.testing.assert_close(explored, torch.tensor([weights], dtype=torch.float64) / sum(weights))
+    for decay in (0, 1.5):
+        with pytest.raises(ValueError, match=f"0 < decay <= 1, got {decay}"):
+            Enumerate(Toy(), exploration_decay=decay)
 
 
 def test_a_trained_baseline_lowers_the_variance(toy_images):
