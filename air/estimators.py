@@ -36,9 +36,9 @@ class Estimator(nn.Module):
     `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), where
     u(n) ∝ decay^n and u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0
     every branch goes on learning to explain the image. Below 1/2, the decay lets a branch outweigh all those with more
-    objects together. So while ε = 1 a window gains by taking an object over from a later one, though the two paint it twice
-    for a while, and the first explains as much as it can. q(n) itself follows the bound throughout, and with ε = 0 all
-    of the gradient is the bound's.
+    objects together. So while ε = 1 a window gains by taking an object over from a later one, though the two paint it
+    twice for a while, and the first explains as much as it can. q(n) itself follows the bound throughout, and with ε =
+    0 all of the gradient is the bound's.
     """
 
     exploration: Tensor
