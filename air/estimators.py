@@ -35,7 +35,7 @@ class Estimator(nn.Module):
 
     `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), where
     u(n) ∝ decay^n and u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0
-    every branch goes on learning to explain the image. Below 1/2, the decay lets a branch outweigh all those with more
+    every branch goes on learning to explain the image. Up to 1/2, the decay lets a branch outweigh all those with more
     objects together. So while ε = 1 a window gains by taking an object over from a later one, though the two paint it
     twice for a while, and the first explains as much as it can. q(n) itself follows the bound throughout, and with ε =
     0 all of the gradient is the bound's.
@@ -44,7 +44,7 @@ class Estimator(nn.Module):
     exploration: Tensor
     branch_weights: Tensor
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2
                  ) -> None:
         """Build around a model.
 
@@ -91,7 +91,7 @@ class Enumerate(Estimator):
     With K particles that is a sum over the (N+1)^K combinations of their counts.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2
                  ) -> None:
         """Raises ValueError: the combinations are more than MAX_COMBINATIONS."""
         super().__init__(model, exploration, particles, exploration_decay)
@@ -128,7 +128,7 @@ class SampledCount(Estimator):
     pathwise part wants, and the score-function part carries the importance weight of q(n).
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2,
                  draws: int = 5) -> None:
         """Raises ValueError: nothing would be drawn."""
         super().__init__(model, exploration, particles, exploration_decay)
@@ -180,7 +180,7 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 3,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2,
                  draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Args:
             model: `use_baselines=False` in its constructor means no learned baseline.
@@ -269,7 +269,7 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, exploration_decay: float = 1 / 3,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, exploration_decay: float = 1 / 2,
                  draws: int = 5) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:

@@ -3,6 +3,7 @@
 
     python benchmarks/seeds.py strict-enumerate              # the experiment's seeds, as in experiments.py
     python benchmarks/seeds.py strict-enumerate --seeds 3 4
+    python benchmarks/seeds.py strict-enumerate --jobs 2     # two runs at a time, each with half of the threads
     python benchmarks/seeds.py --tables                      # benchmarks/RESULTS.md and docs/runs.png from what was run
 
 Each run's result is a JSON file in benchmarks/results/NAME/ with its command, seed, configuration, final metrics, the
@@ -13,15 +14,19 @@ files. A run that train.py had to stop is a row without figures.
 import argparse
 import json
 import math
+import os
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from experiments import EXPERIMENTS, GROUPS, MAIN, ROBUSTNESS
 from machine import machine
 from matplotlib.figure import Figure
@@ -45,12 +50,23 @@ OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": "count_accuracy_
             "AP50": "box_ap50", "ELBO": "elbo", "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}
 
 
+def run_and_keep(name: str, jobs: int, seed: int) -> None:
+    """One run of an experiment, into its file as soon as it is done."""
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    result = run(seed, shlex.split(EXPERIMENTS[name].arguments)) | {"jobs": jobs}
+    (folder / f"seed{seed}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
 def run(seed: int, arguments: Sequence[str]) -> dict[str, Any]:
-    """One run of train.py in a process of its own; `metrics` is None where it had to stop."""
+    """One run of train.py in a process of its own, with as many threads as torch has here; `metrics` is None where it
+    had to stop.
+    """
     command = ["train.py", *arguments, "--seed", str(seed), "--eval-every", str(EVAL_EVERY)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *command[1:], "--out", str(out)])
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *command[1:], "--out", str(out)],
+                              env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
         if done.returncode not in (0, 1):
             sys.exit(done.returncode)  # a wrong argument, or Ctrl-C: no run
         config = json.loads((out / "config.json").read_text())
@@ -98,8 +114,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines += ["", *confusion_lines(finished)]
     lines += [f"* {succeeded(results)} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out scenes "
               "right."]
-    by = " and ".join(sorted({f"{result['device']}, {result['threads']} threads, torch {result['torch']}"
-                              for result in results}))
+    by = " and ".join(sorted({f"{result['device']}, threads a run: {result['threads']}, runs at a time: "
+                              f"{result['jobs']}, torch {result['torch']}" for result in results}))
     commits = ", ".join(sorted({result["commit"] for result in results}))
     lines.append(f"* {by}, commit {commits}.")
     return "\n".join(lines)
@@ -196,6 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments: {', '.join(EXPERIMENTS)}")
     parser.add_argument("--seeds", type=int, nargs="+", help="(the experiment's)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the threads (1)")
     parser.add_argument("--tables", action="store_true", help="run nothing, write benchmarks/RESULTS.md")
     return parser
 
@@ -208,14 +225,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown or bool(args.names) == args.tables:
         parser.error(f"there is no experiment named {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}" if unknown
                      else "name experiments to run, or ask for --tables")
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
     if args.tables:
         print(write_tables())
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
     for name in args.names:
-        experiment, folder = EXPERIMENTS[name], RESULTS / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for seed in args.seeds if args.seeds is not None else range(experiment.seeds):
-            result = run(seed, shlex.split(experiment.arguments))
-            (folder / f"seed{seed}.json").write_text(json.dumps(result, indent=2) + "\n")
+        seeds = args.seeds if args.seeds is not None else range(EXPERIMENTS[name].seeds)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(partial(run_and_keep, name, args.jobs), seeds))
         print(table(load_results(name)))
 
 

@@ -2,6 +2,7 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def result(seed, accuracy):
         count_accuracy_map=accuracy, count_accuracy_sampled=accuracy, count_accuracy_refined=accuracy, box_iou=0.5,
         box_ap50=0.5, elbo=600.0 + seed, log_likelihood=650.0, kl_pres=1.0, kl_where=2.0, kl_what=3.0, iw_bound=610.0,
         steps=10, seconds=1.0, confusion=[[4 + seed, 0], [1, 2]])
-    return {"seed": seed, "metrics": metrics, "device": "chip", "threads": 2, "torch": "x", "commit": "c"}
+    return {"seed": seed, "metrics": metrics, "device": "chip", "threads": 2, "jobs": 1, "torch": "x", "commit": "c"}
 
 
 def test_the_table_keeps_failed_runs(benchmark):
@@ -97,10 +98,32 @@ def test_every_experiment_is_a_command_that_train_py_takes(benchmark):
 
 
 def test_seeds_explains_bad_arguments(benchmark, capsys):
-    for arguments, word in ((["magic"], "strict-enumerate"), ([], "--tables"), (["noise", "--tables"], "--tables")):
+    for arguments, word in ((["magic"], "strict-enumerate"), ([], "--tables"), (["noise", "--tables"], "--tables"),
+                            (["noise", "--jobs", "0"], "at least 1")):
         with pytest.raises(SystemExit) as ended:
             benchmark("seeds").main(arguments)
         assert ended.value.code == 2 and word in capsys.readouterr().err
+
+
+def test_jobs_run_at_a_time_and_share_the_threads(benchmark, monkeypatch, tmp_path, capsys):
+    seeds, together = benchmark("seeds"), threading.Barrier(2, timeout=60)
+
+    def run(seed, arguments):
+        together.wait()  # passed by two at a time only
+        return result(seed, 0.99) | {"threads": torch.get_num_threads(), "command": " ".join(arguments)}
+
+    monkeypatch.setattr(seeds, "run", run)
+    monkeypatch.setattr(seeds, "RESULTS", tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(6)
+        seeds.main(["noise", "--seeds", "3", "0", "1", "2", "--jobs", "2"])
+    finally:
+        torch.set_num_threads(threads)
+    kept = seeds.load_results("noise")
+    assert [each["seed"] for each in kept] == [0, 1, 2, 3] and "4 of 4 runs" in capsys.readouterr().out
+    assert {(each["threads"], each["jobs"]) for each in kept} == {(3, 2)}
+    assert kept[0]["command"] == benchmark("experiments").EXPERIMENTS["noise"].arguments
 
 
 def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp_path):

@@ -63,7 +63,7 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
     (fit, logits), (explored_fit, explored_logits) = abandoned(0.0), abandoned(0.3)
     brightness = toy_images.mean((1, 2, 3))
     assert fit[2].abs() < 1e-9
-    assert explored_fit[2] == pytest.approx(-0.3 * 0.2 * (1 + brightness).mean())  # u = (1, 3, 1) / 5 for N = 2
+    assert explored_fit[2] == pytest.approx(-0.3 * 0.25 * (1 + brightness).mean())  # u = (1, 2, 1) / 4 for N = 2
     torch.testing.assert_close(explored_logits, logits)
 
 
