@@ -11,7 +11,7 @@ from air.data.scenes import Scenes
 from air.distributions import log_at_least
 from air.elbo import elbo_terms
 from air.model import AIR, Inference
-from air.refinement import refine
+from air.refinement import LOOKS, refine
 
 BLANK = 0.1  # intensity
 CHUNK = 500  # rollouts at a time
@@ -62,7 +62,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
             per_image["count_accuracy_sampled"] = _at(q, chunk.counts.to(device))
             per_image |= failures(inferred, boxes)
             if refined:
-                per_image["count_accuracy_refined"] = refine(model, images).count == chunk.counts.to(device)
+                counted = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
+                per_image["count_accuracy_refined"] = counted == chunk.counts.to(device)
             for name, value in per_image.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
             confusion.index_put_((chunk.counts, inferred.count.cpu()), torch.ones((), dtype=torch.int64), True)

@@ -196,6 +196,15 @@ class AIR(nn.Module):
             ValueError: the images are not of the model's size.
         """
         images = self.as_images(images)
+        logits, latents, history = self.attend(images, at_mean, particles)
+        painted = self.paint(latents["where"].value, latents["what"].value)
+        images = images.repeat_interleave(particles, 0)
+        return Rollout(logits, latents, history, painted, self.log_likelihood(images, painted))
+
+    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
+               ) -> tuple[Tensor, dict[str, NormalLatent], Tensor]:
+        """The guide alone, with arguments as of `rollout`: the first three of a Rollout's fields."""
+        images = self.as_images(images)
         image_gates, state = self.rnn.read(images, particles)
         images = images.repeat_interleave(particles, 0)
         batch = len(images)
@@ -206,22 +215,20 @@ class AIR(nn.Module):
         z_where, z_what = self.z_where_init.expand(batch, -1), self.z_what_init.expand(batch, -1)
         steps = []
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
-            latents = torch.cat((z_where, z_what, ones), -1)
-            state = self.rnn(image_gates, latents, state)
+            read = torch.cat((z_where, z_what, ones), -1)
+            state = self.rnn(image_gates, read, state)
             logit, where_loc, where_scale = self.predict(state[0])
             where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
             z_where = where_loc + where_scale * noise_where
             # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
             what_loc, what_scale = self.encode(image_to_window(images, z_where, self.window_size))
             z_what = what_loc + what_scale * noise_what
-            steps.append((logit, latents, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
+            steps.append((logit, read, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
         logits, history, z_where, where_loc, where_scale, z_what, what_loc, what_scale = (
             torch.stack(each, 1) for each in zip(*steps))  # (B, N, ...)
         where = NormalLatent(z_where, where_loc, where_scale, self.z_where_prior_loc, self.z_where_prior_scale)
         what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
-        painted = self.paint(where.value, what.value)
-        return Rollout(logits.squeeze(-1), {"where": where, "what": what}, history, painted,
-                       self.log_likelihood(images, painted))
+        return logits.squeeze(-1), {"where": where, "what": what}, history
 
     def guide(self, images: Tensor, batch_size: int | None = None,
               z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:
@@ -240,9 +247,9 @@ class AIR(nn.Module):
             if not 0 < batch_size <= len(images):
                 raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
             images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
-        rollout = self.rollout(images)
-        z_pres = rollout.logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
-        return list(rollout.latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
+        logits, latents, _ = self.attend(images)
+        z_pres = logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
+        return list(latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
 
     @torch.no_grad()
     def infer(self, images: Tensor) -> Inference:

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from air.elbo import elbo_terms
-from air.model import AIR, Inference
+from air.model import AIR, Inference, Rollout
+
+LOOKS = 9
 
 
 @torch.no_grad()
@@ -37,21 +39,21 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
                          f"got {pixels}")
     images = model.as_images(images)
     steps = torch.tensor([-pixels, 0, pixels])
-    shifts = torch.cartesian_prod(steps, steps)  # (L, 2): to the right, down
+    shifts = torch.cartesian_prod(steps, steps)  # (L, 2), L = LOOKS: to the right, down
     bordered = F.pad(images, [pixels] * 4, mode="replicate")
     looks = torch.stack([bordered[..., pixels - down:pixels - down + model.x_size,
                                   pixels - right:pixels - right + model.x_size]
                          for right, down in shifts.tolist()], 1)  # (B, L, C, H, W)
-    rollout = model.rollout(looks.flatten(0, 1), at_mean=True)  # row b L + l: look l of image b
-    where, z_what = rollout.latents["where"], rollout.latents["what"].value
+    logits, latents, history = model.attend(looks.flatten(0, 1), at_mean=True)  # row b L + l: look l of image b
+    where, z_what = latents["where"], latents["what"].value
     moved = shifts.to(images).repeat(len(images), 1)[:, None] * (2 / model.x_size)  # (B L, 1, 2), in canvas units
     # A centre stands at -(x, y)/s, so moving it back by d adds s d.
     scale, offset = where.value.split((1, 2), -1)
     z_where = torch.cat((scale, offset + scale * moved), -1)
     painted = model.paint(z_where, z_what)  # (B L, N, C, H, W)
-    seen = rollout._replace(latents={**rollout.latents, "where": where._replace(value=z_where, loc=z_where)},
-                            log_likelihood=model.log_likelihood(images.repeat_interleave(len(shifts), 0), painted))
-    terms = elbo_terms(model, seen)
+    latents = {**latents, "where": where._replace(value=z_where, loc=z_where)}
+    log_likelihood = model.log_likelihood(images.repeat_interleave(len(shifts), 0), painted)
+    terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood))
     best, look = (terms.explained() + terms.log_p).unflatten(0, (-1, len(shifts))).max(1)  # (B, N+1)
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * len(shifts) + look.gather(1, count).squeeze(-1)

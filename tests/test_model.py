@@ -87,7 +87,7 @@ def test_prior_takes_step_probabilities(make_model):
 def test_guide_draws_a_subset_without_replacement(make_model, images):
     model = make_model()
     seen = []
-    model.rollout = lambda subset: seen.append(subset) or AIR.rollout(model, subset)
+    model.attend = lambda subset: seen.append(subset) or AIR.attend(model, subset)
     z_where, z_pres = model.guide(images[:, 0], batch_size=4, z_pres_prior_p=lambda t: 0.5)
     assert [tuple(z.shape) for z in z_where] == [(4, 3)] * 3 and [tuple(z.shape) for z in z_pres] == [(4, 1)] * 3
     originals = {i: image for i, image in enumerate(images[:, 0])}
