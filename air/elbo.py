@@ -45,6 +45,13 @@ class Terms(NamedTuple):
         """elbo_n, (B, N+1)."""
         return self.explained() + self.log_p - self.log_q
 
+    def passed_over(self) -> Tensor:
+        """Which windows explain nothing though q(n) goes on past them, (B, N): elbo_t < elbo_{t-1} but for the entropy
+        of q(n), and q(n > t) > 1/2.
+        """
+        gain = (self.explained() + self.log_p).detach().diff(dim=-1)
+        return (gain < 0) & (self.log_q.detach().exp().cumsum(-1)[:, 1:] < 0.5)
+
     def repeat(self, times: int) -> "Terms":
         """The same terms several times over, along the batch."""
         kl_steps = {name: kl.repeat(times, 1) for name, kl in self.kl_steps.items()}
@@ -59,8 +66,11 @@ class Terms(NamedTuple):
         return {name: (q * term).sum(-1).detach() for name, term in terms.items()}
 
     def metrics(self, q: Tensor) -> Metrics:
-        """`per_image`, averaged over the batch, and how often each count occurs by q(n), `share_0` to `share_N`."""
+        """`per_image`, averaged over the batch, how often each count occurs by q(n), `share_0` to `share_N`, and in how
+        many images a window is `passed_over`.
+        """
         shares = {f"share_{n}": share for n, share in enumerate(q.detach().mean(0))}
+        shares["passed_over"] = self.passed_over().any(-1).to(q.dtype).mean()
         return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
 
 

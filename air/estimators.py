@@ -12,9 +12,10 @@ find is the gradient of the counts' probabilities, Σ_k ∇q_k(n_k) / q_k(n_k) t
 
 Metrics are scalars, detached, in nats where they are not counts: `elbo, log_likelihood, kl_pres, kl_where, kl_what`
 are the ELBO and its terms averaged over the batch and the particles, n summed out by q(n) whatever the estimator,
-`mean_count` the average count, `share_n` how often it is n and, for K > 1, `bound` the importance-weighted bound. NVIL
-adds the learning signal's deviation, `signal_sd`, `baseline_loss` (nats²) and `baseline_r2`, the share of the gains'
-variance that the baseline explains, below 0 where it is worse than a constant; VIMCO adds `signal_sd`.
+`mean_count` the average count, `share_n` how often it is n, `passed_over` the share of images in which a window is
+passed over and, for K > 1, `bound` the importance-weighted bound. NVIL adds the learning signal's deviation,
+`signal_sd`, `baseline_loss` (nats²) and `baseline_r2`, the share of the gains' variance that the baseline explains,
+below 0 where it is worse than a constant; VIMCO adds `signal_sd`.
 """
 
 import math
@@ -33,47 +34,49 @@ MAX_COMBINATIONS = 100_000  # of K counts, that Enumerate sums over
 class Estimator(nn.Module):
     """A model and the way its count is learned.
 
-    `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε u(n) in place of q(n), where
-    u(n) ∝ decay^n and u(0) = u(N). A branch that q(n) has left gets no gradient and never comes back; while ε > 0
-    every branch goes on learning to explain the image. Up to 1/2, the decay lets a branch outweigh all those with more
-    objects together. So while ε = 1 a window gains by taking an object over from a later one, though the two paint it
-    twice for a while, and the first explains as much as it can. q(n) itself follows the bound throughout, and with ε =
-    0 all of the gradient is the bound's.
+    `exploration` ε weights the branches' likelihoods and KLs by (1-ε) q(n) + ε / (N+1) in place of q(n). A branch that
+    q(n) has left gets no gradient and never comes back; while ε > 0 every branch goes on learning to explain the image.
+    q(n) itself follows the bound throughout, and with ε = 0 all of the gradient is the bound's.
+
+    `rescue` is for a window that is passed over: it paints nothing, and the next one does its work. Nothing moves it,
+    since what it painted would be painted twice, in every branch but its own. So in an image where that happens
+    (`Terms.passed_over`) the first such window is trained as the last one: its branch gets a share `rescue` of the
+    weight, whatever ε is, until it pays.
     """
 
     exploration: Tensor
-    branch_weights: Tensor
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2
-                 ) -> None:
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0) -> None:
         """Build around a model.
 
         Args:
             exploration: ε, a buffer that a training loop lets fall to 0.
             particles: K.
-            exploration_decay: u(n+1) over u(n), in (0, 1].
+            rescue: of an image's weight, to the branch of a window that is passed over; less than 1.
         Raises:
-            ValueError: there is no particle, or the decay is not in (0, 1].
+            ValueError: there is no particle, or the rescue would leave nothing to q(n).
         """
         super().__init__()
         if particles < 1:
             raise ValueError(f"an estimator needs at least one particle, got {particles}")
-        if not 0 < exploration_decay <= 1:
-            raise ValueError(f"exploration_decay must satisfy 0 < decay <= 1, got {exploration_decay}")
+        if not 0 <= rescue < 1:
+            raise ValueError(f"rescue must satisfy 0 <= rescue < 1, got {rescue}")
         self.model = model
         self.particles = particles
-        counts = torch.arange(model.num_steps + 1).to(model.count_prior.log_probs)
-        counts[0] = model.num_steps
-        self.register_buffer("exploration", counts.new_tensor(exploration))
-        self.register_buffer("branch_weights", (counts * math.log(exploration_decay)).softmax(-1))  # u(n), (N+1,)
+        self.rescue = rescue
+        self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model's parameters, and those of the baseline, if any, at their own rate."""
         return [{"params": list(self.model.parameters()), "lr": lr}]
 
-    def explored(self, q: Tensor) -> Tensor:
-        """(1-ε) q(n) + ε u(n): (..., N+1) -> (..., N+1)."""
-        return torch.lerp(q, self.branch_weights.expand_as(q), self.exploration)
+    def branch_weights(self, terms: Terms) -> Tensor:
+        """What the branches n = 0..N count for, (B K, N+1): q(n) where nothing is explored."""
+        q = terms.log_q.detach().exp()
+        weights = q.lerp(torch.full_like(q, 1 / q.shape[-1]), self.exploration)
+        passed_over = terms.passed_over()  # (B K, N)
+        own = F.one_hot(passed_over.int().argmax(-1) + 1, q.shape[-1]).to(q)  # the first such window's branch
+        return weights.lerp(own, self.rescue * passed_over.any(-1, keepdim=True).to(q))
 
     def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
         """K particles an image, and their terms: the KLs in closed form where the bound allows, for K = 1."""
@@ -91,10 +94,10 @@ class Enumerate(Estimator):
     With K particles that is a sum over the (N+1)^K combinations of their counts.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0
                  ) -> None:
         """Raises ValueError: the combinations are more than MAX_COMBINATIONS."""
-        super().__init__(model, exploration, particles, exploration_decay)
+        super().__init__(model, exploration, particles, rescue)
         combinations = (model.num_steps + 1)**particles
         if combinations > MAX_COMBINATIONS:
             raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} = {combinations} "
@@ -103,8 +106,7 @@ class Enumerate(Estimator):
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
         _, terms = self._rollout(images)
-        q = terms.log_q.detach().exp()  # (B K, N+1)
-        mixture = self.explored(q)
+        q, mixture = terms.log_q.detach().exp(), self.branch_weights(terms)  # (B K, N+1)
         # 0 but for its gradient, ∇q / mixture: while exploring, n is weighted as if drawn from the mixture, and q's
         # own gradient by what that leaves out.
         importance = q / mixture.clamp(min=torch.finfo(q.dtype).tiny) * (terms.log_q - terms.log_q.detach())
@@ -124,22 +126,21 @@ class SampledCount(Estimator):
     """Draws each particle's count; what its probability's gradient is multiplied by is for the heirs to say.
 
     A rollout costs much and a count nothing: M = `draws` counts are drawn from each, as if it had been rolled out M
-    times (M B in place of B below). While exploration ε > 0, n is drawn from (1-ε) q(n) + ε u(n), which is what the
-    pathwise part wants, and the score-function part carries the importance weight of q(n).
+    times (M B in place of B below). While exploring, n is drawn by the branches' weights, which is what the pathwise
+    part wants, and the score-function part carries the importance weight of q(n).
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0,
                  draws: int = 5) -> None:
         """Raises ValueError: nothing would be drawn."""
-        super().__init__(model, exploration, particles, exploration_decay)
+        super().__init__(model, exploration, particles, rescue)
         if draws < 1:
             raise ValueError(f"at least one count must be drawn from a rollout, got {draws}")
         self.draws = draws
 
     def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:
-        """The counts drawn, and the importance weights of q(n), which are 1 where ε = 0: (B K, 1) each."""
-        q = terms.log_q.detach().exp()
-        mixture = self.explored(q)
+        """The counts drawn, and the importance weights of q(n), 1 where nothing is explored: (B K, 1) each."""
+        q, mixture = terms.log_q.detach().exp(), self.branch_weights(terms)
         # The inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
         count = (mixture.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)
         return count, (q / mixture).gather(-1, count)
@@ -180,14 +181,14 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, exploration_decay: float = 1 / 2,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0,
                  draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Args:
             model: `use_baselines=False` in its constructor means no learned baseline.
             centre, normalise, signal_scale: what else is done to the signal, as Mnih & Gregor do. By default nothing:
                 in the mean, the gradient is that of Enumerate.
         """
-        super().__init__(model, exploration, particles, exploration_decay, draws)
+        super().__init__(model, exploration, particles, rescue, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
         unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch
@@ -269,12 +270,12 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, exploration_decay: float = 1 / 2,
+    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, rescue: float = 0.0,
                  draws: int = 5) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:
             raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
-        super().__init__(model, exploration, particles, exploration_decay, draws)
+        super().__init__(model, exploration, particles, rescue, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.

@@ -11,15 +11,15 @@ from air.training import Config
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
     "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
-    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "seed": 0,
-    "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
+    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8,
+    "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
     "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "estimator.model", "estimator.exploration",
-              "estimator.particles"}
+              "estimator.particles", "estimator.rescue"}
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -49,7 +49,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
             kind, value = signature.parameters[name].annotation, settings[prefix + name]
             if kind in (bool, int, float) and type(value) not in ({int, float} if kind is float else {kind}):
                 raise ValueError(f"{prefix}{name} must be of type {kind.__name__}, got {value!r}")
-    for name in ("exploration", "exploration_share", "final_lr"):
+    for name in ("exploration", "exploration_share", "rescue", "final_lr"):
         if not isinstance(chosen[name], int | float) or not 0 <= chosen[name] <= 1:
             raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
@@ -58,7 +58,8 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
              "count_prior": chosen.pop("count_prior"), "scale_prior_mean": 1 / chosen["object_size"],
              "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
-    options = {"particles": chosen.pop("particles", PARTICLES[estimator]), **_pop(chosen, "estimator.")}
+    options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
+               **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])
     learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
     exploration_steps = round(chosen.pop("exploration_share") * steps)

@@ -23,8 +23,8 @@ MAIN = {
     "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 2000"),
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
     "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
-    "loose-enumerate": Experiment(f"{LOOSE} --steps 6000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                                  "model.z_what_size=15 model.predict_net=[200] estimator.exploration_decay=1"),
+    "loose-enumerate": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                                  "model.z_what_size=15 model.predict_net=[200]"),
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
@@ -39,8 +39,7 @@ ABLATIONS = {
     "sprites-no-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set exploration=0", 3),
     "sprites-short-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                             "--set exploration_share=0.25", 3),
-    "sprites-even-exploration": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
-                                           "--set estimator.exploration_decay=1", 3),
+    "sprites-no-rescue": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set rescue=0", 3),
     "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                            "--set model.scale_prior_sd=0.2", 3),
     "strict-short": Experiment(f"{STRICT} --estimator enumerate --steps 2000", 3),
@@ -65,7 +64,7 @@ REMEDIES = {
     "loose-small-code": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                    "model.z_what_size=15", 3),
     "loose-all": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                            "model.z_what_size=15 model.predict_net=[200] estimator.exploration_decay=1", 3),
+                            "model.z_what_size=15 model.predict_net=[200]", 3),
     "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }

@@ -137,6 +137,8 @@ def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp
         results = seeds.load_results(name)
         if not results:
             continue
+        for kept in results:
+            assert shlex.split(kept["command"])[2:-4] == shlex.split(experiments.EXPERIMENTS[name].arguments)
         if name in {**experiments.MAIN, **experiments.ROBUSTNESS}:
             assert seeds.overview({name: results}).splitlines()[-1] in readme
         else:

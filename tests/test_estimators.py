@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from toy import STEPS, Toy, exact_gradient, gradient
 
-from air import ESTIMATORS, NVIL, Enumerate
-from air.elbo import elbo_terms
+from air import ESTIMATORS, NVIL, VIMCO, Enumerate
+from air.elbo import Terms, elbo_terms
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):
@@ -63,18 +63,52 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
     (fit, logits), (explored_fit, explored_logits) = abandoned(0.0), abandoned(0.3)
     brightness = toy_images.mean((1, 2, 3))
     assert fit[2].abs() < 1e-9
-    assert explored_fit[2] == pytest.approx(-0.3 * 0.25 * (1 + brightness).mean())  # u = (1, 2, 1) / 4 for N = 2
+    assert explored_fit[2] == pytest.approx(-0.3 / 3 * (1 + brightness).mean())
     torch.testing.assert_close(explored_logits, logits)
 
 
-def test_exploration_s_decay():
-    for decay, weights in ((1, [1, 1, 1]), (0.5, [1, 2, 1]), (0.25, [1, 4, 1])):
-        objective = Enumerate(Toy(), exploration=1.0, exploration_decay=decay)
-        explored = objective.explored(torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64))
-        torch.testing.assert_close(explored, torch.tensor([weights], dtype=torch.float64) / sum(weights))
-    for decay in (0, 1.5):
-        with pytest.raises(ValueError, match=f"0 < decay <= 1, got {decay}"):
-            Enumerate(Toy(), exploration_decay=decay)
+def terms_of(elbo_but_for_entropy, q):
+    """One image, no KL and an even p(n)."""
+    log_likelihood, q = (torch.tensor([each], dtype=torch.float64) for each in (elbo_but_for_entropy, q))
+    return Terms(log_likelihood, {"where": 0 * log_likelihood}, log_likelihood.new_zeros(q.shape[-1]), q.log(), True)
+
+
+def test_a_window_is_passed_over_where_it_does_not_pay_and_q_goes_on():
+    assert terms_of([0, -5, 90, 80], [0.1, 0.2, 0.6, 0.1]).passed_over().tolist() == [[True, False, False]]
+    assert terms_of([0, 50, 40, 90], [0.1, 0.1, 0.2, 0.6]).passed_over().tolist() == [[False, True, False]]
+    assert terms_of([0, -5, 90, 80], [0.1, 0.5, 0.4, 0.0]).passed_over().tolist() == [[False, False, False]]  # q stops
+    assert terms_of([0, 50, 90, 80], [0.0, 0.0, 0.0, 1.0]).passed_over().tolist() == [[False, False, False]]
+
+
+def test_a_window_that_is_passed_over_is_trained_as_the_last_one():
+    objective = Enumerate(Toy(), exploration=0.5, rescue=0.8)
+    q = [0.0, 0.25, 0.25, 0.5]
+    explored = torch.tensor([[0.125, 0.25, 0.25, 0.375]], dtype=torch.float64)
+    torch.testing.assert_close(objective.branch_weights(terms_of([0, 50, 90, 80], q)), explored)
+    rescued = 0.2 * explored + 0.8 * torch.tensor([[0.0, 1, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(objective.branch_weights(terms_of([0, -50, -60, 80], q)), rescued)
+    for rescue in (-0.1, 1):
+        with pytest.raises(ValueError, match=f"0 <= rescue < 1, got {rescue}"):
+            Enumerate(Toy(), rescue=rescue)
+
+
+@pytest.mark.parametrize("sampled", [NVIL, VIMCO])
+def test_rescuing_estimators_have_one_mean_gradient(toy_images, sampled):
+    def mean_gradient(kind, times, particles):
+        model = Toy()
+        with torch.no_grad():  # window 1 loses, window 2 wins, and q(n) knows it
+            model.fit.copy_(torch.tensor([0.0, -2.0, 6.0]))
+            model.logits.copy_(torch.tensor([1.5, 1.5]))
+        objective = kind(model, particles=particles, rescue=0.6)
+        torch.manual_seed(3)
+        gradients = torch.stack([gradient(objective, toy_images.repeat(150, 1, 1, 1)) for _ in range(times)])
+        assert objective(toy_images)[1]["passed_over"] > 0.5
+        return gradients.mean(0), gradients.std(0) / math.sqrt(times)
+
+    particles = 2 if sampled is VIMCO else 1
+    expected, noise = mean_gradient(Enumerate, 20, particles)
+    mean, error = mean_gradient(sampled, 200, particles)
+    assert ((mean - expected).abs() < 4 * (error**2 + noise**2).sqrt() + 1e-12).all() and (error > 0).all()
 
 
 def test_a_trained_baseline_lowers_the_variance(toy_images):

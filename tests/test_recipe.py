@@ -14,10 +14,10 @@ def test_a_run_follows_the_recipe_and_the_data(dataset):
     assert (config.steps, config.lr, config.exploration) == (STEPS["enumerate"], SETTINGS["lr"], 1.0)
     assert (config.model["x_size"], config.model["channels"]) == (12, 1) and config.dataset_reason == "because"
     assert config.model["count_prior"] == SETTINGS["count_prior"]
-    assert configure(dataset).estimator_options == {"particles": 1}  # nvil's
+    assert configure(dataset).estimator_options == {"particles": 1, "rescue": SETTINGS["rescue"]}  # nvil's
     assert config.learn_count_prior_from is None and config.exploration_steps == config.steps // 2
-    config = configure(dataset, estimator="vimco", particles=7, steps=100, learn_count_prior=True)
-    assert config.estimator_options == {"particles": 7} and config.learn_count_prior_from == 50
+    config = configure(dataset, estimator="vimco", particles=7, steps=100, learn_count_prior=True, rescue=0)
+    assert config.estimator_options == {"particles": 7, "rescue": 0} and config.learn_count_prior_from == 50
 
 
 def test_one_step_more_than_there_are_objects(dataset):
