@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from toy import STEPS, Toy, exact_gradient, gradient
+from toy import STEPS, Toy, exact_gradient, gradient, terms_of
 
 from air import ESTIMATORS, NVIL, VIMCO, Enumerate
-from air.elbo import Terms, elbo_terms
+from air.elbo import elbo_terms
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):
@@ -65,19 +65,6 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
     assert fit[2].abs() < 1e-9
     assert explored_fit[2] == pytest.approx(-0.3 / 3 * (1 + brightness).mean())
     torch.testing.assert_close(explored_logits, logits)
-
-
-def terms_of(elbo_but_for_entropy, q):
-    """One image, no KL and an even p(n)."""
-    log_likelihood, q = (torch.tensor([each], dtype=torch.float64) for each in (elbo_but_for_entropy, q))
-    return Terms(log_likelihood, {"where": 0 * log_likelihood}, log_likelihood.new_zeros(q.shape[-1]), q.log(), True)
-
-
-def test_a_window_is_passed_over_where_it_does_not_pay_and_q_goes_on():
-    assert terms_of([0, -5, 90, 80], [0.1, 0.2, 0.6, 0.1]).passed_over().tolist() == [[True, False, False]]
-    assert terms_of([0, 50, 40, 90], [0.1, 0.1, 0.2, 0.6]).passed_over().tolist() == [[False, True, False]]
-    assert terms_of([0, -5, 90, 80], [0.1, 0.5, 0.4, 0.0]).passed_over().tolist() == [[False, False, False]]  # q stops
-    assert terms_of([0, 50, 90, 80], [0.0, 0.0, 0.0, 1.0]).passed_over().tolist() == [[False, False, False]]
 
 
 def test_a_window_that_is_passed_over_is_trained_as_the_last_one():
