@@ -3,7 +3,7 @@
 
     python benchmarks/seeds.py strict-enumerate              # the experiment's seeds, as in experiments.py
     python benchmarks/seeds.py strict-enumerate --seeds 3 4
-    python benchmarks/seeds.py strict-enumerate --jobs 2     # two runs at a time, each with half of the threads
+    python benchmarks/seeds.py noise digits-9px --jobs 2     # two runs at a time, each with half of the threads
     python benchmarks/seeds.py --tables                      # benchmarks/RESULTS.md and docs/runs.png from what was run
 
 Each run's result is a JSON file in benchmarks/results/NAME/ with its command, seed, configuration, final metrics, the
@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": "count_accuracy_
             "AP50": "box_ap50", "ELBO": "elbo", "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}
 
 
-def run_and_keep(name: str, jobs: int, seed: int) -> None:
+def run_and_keep(name: str, seed: int, jobs: int) -> None:
     """One run of an experiment, into its file as soon as it is done."""
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,10 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tables:
         print(write_tables())
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
+    runs = [(name, seed) for name in args.names
+            for seed in (args.seeds if args.seeds is not None else range(EXPERIMENTS[name].seeds))]
+    with ThreadPoolExecutor(args.jobs) as pool:  # across experiments, so that no thread waits for an odd seed
+        list(pool.map(lambda run: run_and_keep(*run, args.jobs), runs))
     for name in args.names:
-        seeds = args.seeds if args.seeds is not None else range(EXPERIMENTS[name].seeds)
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(partial(run_and_keep, name, args.jobs), seeds))
         print(table(load_results(name)))
 
 
