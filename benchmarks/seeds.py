@@ -229,10 +229,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tables:
         print(write_tables())
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
-    runs = [(name, seed) for name in args.names
+    runs = [(name, seed, args.jobs) for name in args.names
             for seed in (args.seeds if args.seeds is not None else range(EXPERIMENTS[name].seeds))]
     with ThreadPoolExecutor(args.jobs) as pool:  # across experiments, so that no thread waits for an odd seed
-        list(pool.map(lambda run: run_and_keep(*run, args.jobs), runs))
+        list(pool.map(lambda run: run_and_keep(*run), runs))
     for name in args.names:
         print(table(load_results(name)))
 

@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+"""Time our training step beside that of Pyro's AIR example, and how soon both count right, in one run.
+
+    pip install pyro-ppl
+    python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --compile
+    python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --to-accuracy 0.9
+
+PYRO is a checkout of Pyro's repository: its example is not part of the package. The example's own files are driven as
+they are, with the arguments that its tutorial gives, on the scenes that ours is trained on. Steps are measured in
+turns, so that whatever else the machine does falls on both alike. With --to-accuracy each is trained from scratch
+instead, until it counts that share of the held-out scenes right; one that does not get there in time is a row too.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from machine import machine
+from tqdm import tqdm
+
+from air.data import DataError, Dataset, Scenes, load_dataset
+from air.evaluation import evaluate
+from air.recipe import configure
+from air.training import Trainer
+
+# Of the command line in Pyro's tutorial, by the names of the example's options.
+TUTORIAL: dict[str, Any] = {"baseline_learning_rate": 0.1, "learning_rate": 1e-4, "z_pres_prior": 0.01}
+TUTORIAL_MODEL: dict[str, Any] = {
+    "num_steps": 3, "x_size": 50, "window_size": 28, "rnn_hidden_size": 256, "z_what_size": 50, "use_masking": True,
+    "use_baselines": True, "scale_prior_sd": 0.2, "encoder_net": [200], "decoder_net": [200], "predict_net": [200],
+    "bl_predict_net": [200], "decoder_output_use_sigmoid": True, "decoder_output_bias": -2.0, "use_cuda": False}
+OURS = ("enumerate", "nvil")
+BATCH = 64
+TURNS = 8
+EVAL_SCENES = 1000
+
+
+class Contestant(Protocol):
+    """Something to be trained: a step, and the share of scenes whose count it draws right."""
+
+    def step(self) -> None: ...
+
+    def accuracy(self, scenes: Scenes) -> float: ...
+
+
+class Ours:
+    """The recipe, by estimator."""
+
+    def __init__(self, estimator: str, dataset: Dataset, seed: int, compiled: bool) -> None:
+        config = configure(dataset, estimator=estimator, batch_size=BATCH, seed=seed, compile=compiled)
+        self.trainer = Trainer(config, dataset, Path())  # nothing is written
+
+    def step(self) -> None:
+        self.trainer.train_step()
+
+    def accuracy(self, scenes: Scenes) -> float:
+        return float(evaluate(self.trainer.model, scenes)["count_accuracy_sampled"])
+
+
+class Peer:
+    """Pyro's example: its model and guide under SVI, put together as its own script does."""
+
+    def __init__(self, folder: Path, dataset: Dataset, seed: int, jit: bool) -> None:
+        import pyro
+        with peer_modules(folder):
+            script, model = importlib.import_module("main"), importlib.import_module("air")
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        self.images = dataset.train.images.squeeze(1).float() / 255
+        self.air, self.script = model.AIR(**TUTORIAL_MODEL), script
+        self.prior = script.make_prior(TUTORIAL["z_pres_prior"])
+        rates = {True: TUTORIAL["baseline_learning_rate"], False: TUTORIAL["learning_rate"]}
+        elbo = pyro.infer.JitTraceGraph_ELBO() if jit else pyro.infer.TraceGraph_ELBO()
+        self.svi = pyro.infer.SVI(self.air.model, self.air.guide,
+                                  pyro.optim.Adam(lambda name: {"lr": rates["bl_" in name]}), loss=elbo)
+
+    def step(self) -> None:
+        self.svi.step(self.images, batch_size=BATCH, z_pres_prior_p=self.prior)
+
+    def accuracy(self, scenes: Scenes) -> float:
+        images = scenes.images.squeeze(1).float() / 255
+        with torch.no_grad():
+            return float(self.script.count_accuracy(images, scenes.counts.float(), self.air, len(images))[0])
+
+
+@contextmanager
+def peer_modules(folder: Path) -> Iterator[None]:
+    """Inside, the names `air` and `main` are the example's; visdom, which its script imports to draw, is left empty."""
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "air"}
+    sys.path.insert(0, str(folder))
+    sys.modules.setdefault("visdom", ModuleType("visdom"))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in ("air", "main"):
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
+
+
+def step_times(contestants: dict[str, Contestant], steps: int) -> dict[str, dict[str, float]]:
+    """The median time of a step in ms, in turns, and how many times as long the first one's takes."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for contestant in contestants.values():
+        for _ in range(10):  # until allocators and compilers have settled
+            contestant.step()
+    for _ in tqdm(range(TURNS), desc="turns", disable=not sys.stderr.isatty()):
+        for name, contestant in contestants.items():
+            for _ in range(max(1, steps // TURNS)):
+                start = time.perf_counter()
+                contestant.step()
+                times[name].append(1e3 * (time.perf_counter() - start))
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    first = next(iter(medians.values()))
+    return {name: {"step_ms": median, "times_as_fast": first / median} for name, median in medians.items()}
+
+
+def time_to_accuracy(contestant: Contestant, scenes: Scenes, accuracy: float, limit: float, every: int
+                     ) -> dict[str, float]:
+    """Train until an evaluation counts that share right, or for `limit` seconds; evaluations are not timed."""
+    seconds, step, best = 0.0, 0, 0.0
+    while seconds < limit:
+        start = time.perf_counter()
+        for _ in range(every):
+            contestant.step()
+        seconds += time.perf_counter() - start
+        step += every
+        reached = contestant.accuracy(scenes)
+        best = max(best, reached)
+        print(f"  step {step}, {seconds:.0f} s: {100 * reached:.1f}%", flush=True)
+        if reached >= accuracy:
+            break
+    return {"steps": step, "seconds": seconds, "accuracy": best, "reached": float(best >= accuracy)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pyro-air", type=Path, required=True, metavar="DIR", help="examples/air of a Pyro checkout")
+    parser.add_argument("--estimator", nargs="+", default=list(OURS), choices=OURS, help="of ours (both)")
+    parser.add_argument("--compile", action="store_true", help="ours compiled as well as not")
+    parser.add_argument("--jit", action="store_true", help="Pyro's jit as well")
+    parser.add_argument("--steps", type=int, default=80, help="timed steps of each (80)")
+    parser.add_argument("--to-accuracy", type=float, metavar="SHARE", help="train from scratch up to it")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds that each may train for (3600)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"), help="where MNIST lies")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    return parser
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What was asked for can be run, or the parser says why not."""
+    missing = [name for name in ("air.py", "main.py", "modules.py") if not (args.pyro_air / name).exists()]
+    if missing:
+        parser.error(f"--pyro-air {args.pyro_air}: no {', '.join(missing)} there; it is to be examples/air of a "
+                     "checkout of Pyro's repository")
+    if importlib.util.find_spec("pyro") is None:
+        parser.error("Pyro is not installed: pip install pyro-ppl")
+    if min(args.steps, args.threads) < 1 or (args.to_accuracy is not None and not 0 < args.to_accuracy <= 1):
+        parser.error("--steps and --threads must be at least 1, --to-accuracy in (0, 1]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a table, write the JSON."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check(parser, args)
+    torch.set_num_threads(args.threads)
+    try:
+        dataset = load_dataset("multi-mnist", args.data_root)
+    except DataError as error:
+        parser.error(str(error))
+    makers: dict[str, Callable[..., Contestant]] = {"Pyro nvil": partial(Peer, args.pyro_air, jit=False)}
+    if args.jit:
+        makers["Pyro nvil, jit"] = partial(Peer, args.pyro_air, jit=True)
+    for compiled in ((False, True) if args.compile else (False,)):
+        makers |= {f"air {name}{', compiled' if compiled else ''}": partial(Ours, name, compiled=compiled)
+                   for name in args.estimator}
+
+    if args.to_accuracy is None:
+        rows = step_times({name: make(dataset=dataset, seed=args.seed) for name, make in makers.items()}, args.steps)
+    else:
+        rows, scenes = {}, dataset.held_out[:EVAL_SCENES]
+        for name, make in makers.items():
+            print(name, flush=True)
+            torch.manual_seed(args.seed)
+            rows[name] = time_to_accuracy(make(dataset=dataset, seed=args.seed), scenes, args.to_accuracy, args.limit,
+                                          every=500 if name.startswith("Pyro") else 50)
+    columns = list(next(iter(rows.values())))
+    print("| | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(columns))
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        asked = {name: value for name, value in vars(args).items() if name in ("seed", "to_accuracy", "limit", "steps")}
+        args.json.write_text(json.dumps({**machine("cpu"), **asked, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
