@@ -4,6 +4,7 @@
     python train.py                                  # multi-MNIST, or sprites where MNIST cannot be had; nvil
     python train.py --estimator enumerate --seed 1   # the count summed out exactly: fewer steps
     python train.py --resume runs/NAME               # go on where a run stopped
+    torchrun --nproc_per_node=2 train.py             # two processes share each batch; resume in the same way
 
 The run's folder (--out) gets config.json, metrics.jsonl, metrics.json, checkpoint.pt, reconstructions.png and
 TensorBoard events. Exit code 2: the arguments or the data are not right; 1: the training cannot go on; 130: stopped by
@@ -17,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ try:
     from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
     from air.data import DATASETS, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
+    from air.processes import first_alone, gather, join, leave, rank, size
     from air.recipe import PARTICLES, SETTINGS, STEPS, configure
     from air.training import Config, Interrupted, Trainer, TrainingError
 except ImportError as error:
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(argv))  # only what stands on the command line
     try:
         given["device"] = available_device(given.get("device", DEFAULTS["device"]))
+        join(given["device"])
         trainer = resumed_run(given) if "resume" in given else fresh_run(given)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         parser.error(str(error))
@@ -52,20 +56,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "set" not in given:
             raise
         parser.error(f"--set {dict(given['set'])}: {error}")
+    try:
+        with redirect_stdout(None if rank() else sys.stdout):  # process 0 speaks for all
+            train(trainer)
+    finally:
+        leave()
 
+
+def train(trainer: Trainer) -> None:
+    """Train to the end, or until something stops it, and say so."""
     config, dataset, out = trainer.config, trainer.dataset, trainer.out
     if dataset.fell_back:
         print(f"train.py: WARNING: training on {dataset.name}: {dataset.reason}", file=sys.stderr)
     print(f"{dataset.name}: {len(dataset.train)} scenes" + ("" if dataset.fell_back else f" ({dataset.reason})"))
     print(f"{config.estimator}, steps {trainer.step} to {config.steps} of {config.batch_size} images "
-          f"on {config.device}, into {out}")
+          f"on {config.device}{f' in {size()} processes' if size() > 1 else ''}, into {out}")
+    go_on = f"{'python' if size() == 1 else f'torchrun --nproc_per_node={size()}'} train.py --resume {out}"
     try:
         metrics = trainer.run()
     except Interrupted:
-        print(f"\nstopped at step {trainer.step} and saved; go on with: python train.py --resume {out}")
+        print(f"\nstopped at step {trainer.step} and saved; go on with: {go_on}")
         sys.exit(130)
     except KeyboardInterrupt:  # a second Ctrl-C, or one during the final evaluation
-        print(f"\ninterrupted; from the last checkpoint, go on with: python train.py --resume {out}")
+        print(f"\ninterrupted; from the last checkpoint, go on with: {go_on}")
         sys.exit(130)
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
@@ -88,12 +101,13 @@ def fresh_run(given: dict[str, Any]) -> Trainer:
     asked, _ = settings.pop("out", None), settings.pop("set", None)
     if asked and (Path(asked) / "config.json").exists():
         raise ValueError(f"--out {asked} already holds a run: name another folder, or go on with it: --resume {asked}")
-    dataset = load_dataset(settings.pop("dataset"), settings["data_root"], *(settings[name] for name in LAYOUT))
+    name, layout = settings.pop("dataset"), [settings[name] for name in LAYOUT]
+    dataset = first_alone(lambda: load_dataset(name, settings["data_root"], *layout))
     config = configure(dataset, **settings)
     if config.batch_size > len(dataset.train):
         raise ValueError(f"--batch-size {config.batch_size} exceeds the {len(dataset.train)} training scenes")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    out = Path(asked or f"runs/{dataset.name}-{config.estimator}-seed{config.seed}-{stamp}")
+    out = gather(Path(asked or f"runs/{dataset.name}-{config.estimator}-seed{config.seed}-{stamp}"))[0]
     out.mkdir(parents=True, exist_ok=True)
     return Trainer(config, dataset, out)
 
@@ -114,7 +128,8 @@ def resumed_run(given: dict[str, Any]) -> Trainer:
     config = replace(Config(**checkpoint["config"]), **{name: given[name] for name in changeable & set(given)})
     if config.steps < checkpoint["step"]:
         raise ValueError(f"--steps {config.steps}: the run has already taken {checkpoint['step']}")
-    dataset = load_dataset(config.dataset, config.data_root, *(getattr(config, name) for name in LAYOUT))
+    layout = [getattr(config, name) for name in LAYOUT]
+    dataset = first_alone(lambda: load_dataset(config.dataset, config.data_root, *layout))
     return Trainer(config, dataset, checkpoint_path(given["resume"]).parent, checkpoint)
 
 

@@ -10,7 +10,7 @@ from air.files import atomic_write
 from air.model import AIR
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(Exception):

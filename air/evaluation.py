@@ -1,7 +1,7 @@
 """How well a model counts, locates and explains held-out scenes."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from air.data.scenes import Scenes
 from air.distributions import log_at_least
 from air.elbo import elbo_terms
 from air.model import AIR, Inference
+from air.processes import gather, rank, size
 from air.refinement import LOOKS, refine
 
 BLANK = 0.1  # intensity
@@ -23,7 +24,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
              ) -> dict[str, Any]:
     """Measure a model on scenes it was not trained on.
 
-    The random numbers it draws are its own: it neither depends on torch's global generator nor moves it.
+    The random numbers it draws are its own: it neither depends on torch's global generator nor moves it. In a run of
+    several processes each measures a share of the scenes, and all have the result; so all are to call it.
 
     Args:
         model: put into eval mode while it is measured.
@@ -45,14 +47,40 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
             IW_SCENES scenes, its K, and how many scenes that were.
     Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
     model.eval()
+    tallies = gather(_tally(model, scenes, iw_particles, refined, seed))
+    model.train(was_training)
+    confusion = torch.stack([tally.confusion for tally in tallies]).sum(0)
+    iou, score = torch.cat([tally.iou for tally in tallies]), torch.cat([tally.score for tally in tallies])
+    sums = {name: sum(tally.sums.get(name, 0.0) for tally in tallies) for name in tallies[0].sums}
+    iw_scenes, objects = min(IW_SCENES, len(scenes)), int(scenes.counts.sum())
+    iw = {"iw_bound": sums.pop("iw_bound") / iw_scenes, "iw_particles": iw_particles, "iw_scenes": iw_scenes} \
+        if iw_particles else {}
+    return {"count_accuracy_map": confusion.diagonal().sum().item() / len(scenes), "confusion": confusion.tolist(),
+            **{name: total / len(scenes) for name, total in sums.items()},
+            "box_iou": iou.sum().item() / max(1, objects), "box_ap50": average_precision(iou >= 0.5, score, objects),
+            **iw}
+
+
+class _Tally(NamedTuple):
+    """What a process found in its share of the scenes."""
+
+    confusion: Tensor  # scenes by true count and MAP count
+    sums: dict[str, float]  # over its scenes
+    iou: Tensor  # of each inferred box with the true one matched to it
+    score: Tensor  # how sure the model was of that box
+
+
+def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: int) -> _Tally:
+    """This process's share of `evaluate`."""
+    device = next(model.parameters()).device
     confusion = torch.zeros(max(int(scenes.counts.max()), model.num_steps) + 1, model.num_steps + 1, dtype=torch.int64)
     sums: dict[str, float] = {}
-    overlaps, scores = [], []
+    overlaps, scores = [torch.empty(0)], [torch.empty(0)]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, len(scenes), CHUNK):
+        torch.manual_seed(seed + rank())
+        for start in range(0, len(scenes), CHUNK)[rank()::size()]:
             chunk = scenes[start:start + CHUNK]
             images, boxes = chunk.images.to(device), chunk.boxes.to(device)
             inferred, rollout = model.infer(images), model.rollout(images)
@@ -70,17 +98,11 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
             present = inferred.z_pres > 0
             overlaps.append(matched_iou(inferred.boxes, present, boxes, (boxes[..., 2] > boxes[..., 0]))[present].cpu())
             scores.append(log_at_least(rollout.logits)[:, 1:][present].cpu())
-        bounds = {"iw_bound": 0.0, "iw_particles": iw_particles, "iw_scenes": min(IW_SCENES, len(scenes))}
-        for images in scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ():
+        batches = scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ()
+        for images in batches[rank()::size()]:
             bound = iw_bound(model, images.to(device), iw_particles)
-            bounds["iw_bound"] += bound.double().sum().item() / bounds["iw_scenes"]
-    model.train(was_training)
-
-    iou, score, objects = torch.cat(overlaps), torch.cat(scores), int(scenes.counts.sum())
-    return {"count_accuracy_map": confusion.diagonal().sum().item() / len(scenes), "confusion": confusion.tolist(),
-            **{name: total / len(scenes) for name, total in sums.items()},
-            "box_iou": iou.sum().item() / max(1, objects), "box_ap50": average_precision(iou >= 0.5, score, objects),
-            **(bounds if iw_particles else {})}
+            sums["iw_bound"] = sums.get("iw_bound", 0.0) + bound.double().sum().item()
+    return _Tally(confusion, sums, torch.cat(overlaps), torch.cat(scores))
 
 
 def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:

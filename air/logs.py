@@ -69,3 +69,16 @@ class RunLog:
         """Give back the terminal and the events file."""
         self.bar.close()
         self.writer.close()
+
+
+class NoLog:
+    """Of a process that leaves the writing to another one."""
+
+    def step(self, elbo: Tensor) -> None:
+        """See RunLog."""
+
+    def evaluation(self, *what: Any) -> None:
+        """See RunLog."""
+
+    def close(self) -> None:
+        """See RunLog."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
@@ -21,13 +22,15 @@ from air.elbo import Metrics
 from air.estimators import ESTIMATORS
 from air.evaluation import evaluate
 from air.files import atomic_write
-from air.logs import RunLog
+from air.logs import NoLog, RunLog
 from air.model import AIR
+from air.processes import any_of, gather, is_lost, join, mean, rank, size
 from air.visualization import reconstruction_picture, sample_picture
 
 IW_PARTICLES = 100  # of the final bound
 QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all
 PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
+ASK_EVERY = 10  # steps, between several processes' asking one another whether to stop
 
 
 class TrainingError(Exception):
@@ -54,7 +57,7 @@ class Config:
     estimator_options: dict[str, Any]  # keywords of the estimator
     model: dict[str, Any]  # keywords of AIR
     steps: int
-    batch_size: int
+    batch_size: int  # of all processes together
     lr: float  # of the model, at the first step; falls to final_lr times that along a cosine
     final_lr: float
     baseline_lr: float  # of the baseline, likewise
@@ -70,13 +73,24 @@ class Config:
 
 
 class Trainer:
-    """One run: a model, its objective and optimiser, and the folder that it writes to."""
+    """One run: a model, its objective and optimiser, and the folder that it writes to.
+
+    Where torchrun started several processes, each takes its share of every batch and of every evaluation, the gradients
+    are averaged, and process 0 does the writing.
+    """
 
     def __init__(self, config: Config, dataset: Dataset, out: Path, checkpoint: dict[str, Any] | None = None) -> None:
-        """Args: checkpoint: go on from it, as if the run had never stopped."""
+        """Args: checkpoint: go on from it, as if the run had never stopped.
+
+        Raises:
+            ValueError: the batch cannot be shared out equally among the processes.
+        """
+        self.device = join(config.device)
+        if config.batch_size % size():
+            raise ValueError(f"a batch of {config.batch_size} images cannot be shared out equally among {size()} "
+                             "processes")
         torch.manual_seed(config.seed)
         self.config, self.dataset, self.out = config, dataset, out
-        self.device = torch.device(config.device)
         self.model = AIR(**config.model)
         self.objective = ESTIMATORS[config.estimator](self.model, **config.estimator_options).to(self.device)
         groups = self.objective.parameter_groups(config.lr, config.baseline_lr)
@@ -87,11 +101,15 @@ class Trainer:
         self.seconds = 0.0  # of the steps alone
         self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation
         self.summed = 0
+        if rank():
+            torch.manual_seed(config.seed + 10_007 * rank())  # latents of its own
         if checkpoint is not None:
             self._restore(checkpoint)
         self.forward: Callable[[Tensor], tuple[Tensor, Metrics]] = self.objective
+        if size() > 1:
+            self.forward = DistributedDataParallel(self.objective)
         if config.compile:
-            self.forward = torch.compile(self.objective)
+            self.forward = torch.compile(self.forward)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, evaluate on all held-out scenes, and write what config.json's folder is to hold.
@@ -100,12 +118,12 @@ class Trainer:
             the final metrics, as in metrics.json.
         Raises:
             Interrupted: Ctrl-C; the checkpoint is the state at that moment.
-            TrainingError: the loss is not finite; the checkpoint is the last one written before.
+            TrainingError: the loss is not finite, or another process is gone; the checkpoint is the last one written
+                before.
         """
         config = self.config
-        with atomic_write(self.out / "config.json") as file:
-            file.write(json.dumps(asdict(config), indent=2).encode())
-        log = RunLog(self.out, self.step, config.steps)
+        self._write_json("config.json", asdict(config))
+        log = NoLog() if rank() else RunLog(self.out, self.step, config.steps)
         try:
             with interrupt_flag() as interrupted:
                 while self.step < config.steps:
@@ -115,17 +133,22 @@ class Trainer:
                     last = self.step == config.steps
                     if self.step % config.eval_every == 0 and not last:
                         self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
-                    if self.step % config.checkpoint_every == 0 or last or interrupted.is_set():
+                    stop = (size() == 1 or self.step % ASK_EVERY == 0) and any_of(interrupted.is_set())
+                    if self.step % config.checkpoint_every == 0 or last or stop:
                         self._save()
-                    if interrupted.is_set():
+                    if stop:
                         raise Interrupted
             metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise TrainingError(f"another process of this run is gone, at step {self.step}; {self._saved()}. "
+                                "Go on from there with --resume") from error
         finally:
             log.close()
         metrics |= {"held_out_scenes": len(self.dataset.held_out), "steps": self.step, "seconds": self.seconds,
                     "log_likelihood_ceiling": self.model.log_likelihood_ceiling}
-        with atomic_write(self.out / "metrics.json") as file:
-            file.write(json.dumps(metrics, indent=2).encode())
+        self._write_json("metrics.json", metrics)
         return metrics
 
     # ---- one step --------------------------------------------------------------------------------------------------
@@ -143,16 +166,14 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss, metrics = self.forward(images)
         if not loss.isfinite():
-            saved = self.out / FILE_NAME
-            left = f"{saved} holds the last good step" if saved.exists() else "no checkpoint had been written"
-            raise TrainingError(f"the loss is {loss.item()} at step {self.step + 1}; {left}. "
+            raise TrainingError(f"the loss is {loss.item()} at step {self.step + 1}; {self._saved()}. "
                                 "Try a lower --lr, or --precision fp32")
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.config.learn_count_prior_from is not None and self.step >= self.config.learn_count_prior_from:
             shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
-            self.model.count_prior.follow(torch.stack(shares))
+            self.model.count_prior.follow(mean(torch.stack(shares)))
         self.step += 1
         self.summed += 1
         for name, value in metrics.items():
@@ -168,20 +189,31 @@ class Trainer:
         self.objective.exploration.fill_(config.exploration * min(1.0, max(0.0, 2 * remaining)))
 
     def _batch_indices(self) -> Tensor:
-        """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state."""
+        """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state; this
+        process's share of the batch.
+        """
         per_epoch = len(self.images) // self.config.batch_size
         epoch, place = divmod(self.step, per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
         start = place * self.config.batch_size
-        return self.order[start:start + self.config.batch_size].to(self.device)
+        return self.order[start:start + self.config.batch_size][rank()::size()].to(self.device)
 
     # ---- what is written -------------------------------------------------------------------------------------------
 
-    def _evaluate(self, log: RunLog, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        if rank() == 0:
+            with atomic_write(self.out / name) as file:
+                file.write(json.dumps(content, indent=2).encode())
+
+    def _evaluate(self, log: RunLog | NoLog, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
         held_out = evaluate(self.model, scenes, **thorough)
-        train = {name: value.item() / self.summed for name, value in self.sums.items()} | self._gradient_norms()
+        sums = mean(torch.stack(list(self.sums.values()))).tolist()
+        train = {name: value / self.summed for name, value in zip(self.sums, sums)} | self._gradient_norms()
+        self.sums, self.summed = {}, 0
+        if rank():
+            return held_out
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts > 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
         pictures = {"reconstructions": reconstruction_picture(self.model, scenes[shown])}
@@ -191,7 +223,6 @@ class Trainer:
         for name, picture in pictures.items():
             with atomic_write(self.out / f"{name}.png") as file:
                 to_pil_image(picture).save(file, "png")
-        self.sums, self.summed = {}, 0
         return held_out
 
     def _gradient_norms(self) -> dict[str, float]:
@@ -208,25 +239,41 @@ class Trainer:
     def _save(self) -> None:
         if not all(parameter.isfinite().all() for parameter in self.objective.parameters()):
             return  # the next loss will not be finite: keep the last good checkpoint
+        processes = gather({
+            "rng": torch.get_rng_state(), "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None})
+        if rank():
+            return
         save_checkpoint(self.out / FILE_NAME, {
             "config": asdict(self.config), "model": self.config.model, "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds, "sums": self.sums,
-            "summed": self.summed, "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None})
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "summed": self.summed, "processes": processes})
+
+    def _saved(self) -> str:
+        saved = self.out / FILE_NAME
+        return f"{saved} holds the last good step" if saved.exists() else "no checkpoint had been written"
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.objective.load_state_dict(checkpoint["objective"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step, self.seconds, self.summed = checkpoint["step"], checkpoint["seconds"], checkpoint["summed"]
-        self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
-        torch.set_rng_state(checkpoint["rng"])
-        if self.device.type == "cuda" and checkpoint["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
+        processes = checkpoint["processes"]
+        own = processes[rank() % len(processes)]
+        self.sums = {name: value.to(self.device) for name, value in own["sums"].items()}
+        if rank() >= len(processes):  # more of them than there were: draws that are no other's
+            torch.manual_seed(self.config.seed + 10_007 * rank() + 1_000_003 * self.step)
+            return
+        torch.set_rng_state(own["rng"])
+        if self.device.type == "cuda" and own["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(own["cuda_rng"], self.device)
 
 
 @contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """Ctrl-C sets the flag, so that a step is finished before the run stops; a second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM set the flag, so that a step is finished before the run stops; a second one acts at once.
+
+    Not so among several processes: there torchrun passes on what all of them have already got from the terminal.
+    """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag  # signals reach the main thread only
@@ -234,10 +281,15 @@ def interrupt_flag() -> Iterator[threading.Event]:
 
     def handler(number: int, frame: object) -> None:
         flag.set()
-        signal.signal(signal.SIGINT, previous)
+        if size() == 1:
+            restore()
 
-    previous = signal.signal(signal.SIGINT, handler)
+    def restore() -> None:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import air
-from air.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from air.checkpoints import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
 from air.estimators import NVIL
 from tests.conftest import SMALL
 
@@ -49,7 +49,7 @@ def test_a_truncated_checkpoint_is_named(make_model, tmp_path):
 @pytest.mark.parametrize("other", [{"format": 99}, {"weights": torch.zeros(2)}, [1, 2]])
 def test_another_format_is_named(tmp_path, other):
     torch.save(other, tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="expected format 1"):
+    with pytest.raises(CheckpointError, match=f"expected format {FORMAT}"):
         load_checkpoint(tmp_path)
 
 
@@ -58,7 +58,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
 
-    torch.save({"format": 1, "model": Harmful()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": FORMAT, "model": Harmful()}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "harm").exists()

@@ -45,6 +45,8 @@ def test_there_are_blocks():
 def test_commands_are_taken(command, monkeypatch):
     while "=" in command[0]:  # VARIABLE=value
         command = command[1:]
+    if command[0] == "torchrun":  # torchrun FLAG train.py ...
+        command = ["python", *command[2:]]
     if command[0] == "make":
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.M)
     elif command[:2] == ["python", "train.py"]:

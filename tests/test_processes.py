@@ -1,0 +1,168 @@
+"""One process alone, two over gloo, and the command under torchrun."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from air import AIR, ESTIMATORS, evaluation
+from air.checkpoints import load_checkpoint
+from air.processes import any_of, first_alone, gather, join, leave, mean, rank, size
+from tests.conftest import SMALL
+from tests.test_training import assert_identical, everything
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_process_alone_hears_itself():
+    assert (rank(), size()) == (0, 1) and join("cpu") == torch.device("cpu")
+    value = torch.tensor([1.0, 2.0])
+    assert gather("word") == ["word"] and mean(value) is value and first_alone(lambda: 3) == 3
+    assert any_of(True) and not any_of(False)
+
+
+def two_processes(work, *arguments):
+    """work(*arguments), in two processes that torchrun might have started."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(as_worker, (port, work, arguments), nprocs=2)
+
+
+def as_worker(number, port, work, arguments):
+    os.environ.update(TORCHELASTIC_RUN_ID="x", RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
+                      MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    join("cpu")
+    try:
+        work(*arguments)
+    finally:
+        leave()
+
+
+def tell_one_another(folder):
+    assert size() == 2 and gather(("rank", rank())) == [("rank", 0), ("rank", 1)]
+    own = torch.tensor([1.0 + rank()])
+    assert mean(own).item() == 1.5 and own.item() == 1.0 + rank()
+    assert any_of(rank() == 1) and any_of(rank() == 0) and not any_of(False)
+
+    def build():
+        if rank() == 0:
+            time.sleep(0.5)
+            (folder / "cache").touch()
+        return (folder / "cache").exists()
+    assert first_alone(build)
+
+    def fails_first():
+        raise OSError(f"process {rank()}")
+    with pytest.raises(OSError, match=f"process {rank()}"):  # in both, and neither waits for the other
+        first_alone(fails_first)
+
+
+def estimator(name):
+    """Its draws replaced by their means, so that it does the same to an image whatever stands beside it."""
+    torch.manual_seed(0)
+    model = AIR(**SMALL, count_prior=0.1).double()
+    model.attend = lambda images, at_mean, particles: AIR.attend(model, images, True, particles)
+    torch.rand_like = lambda tensor: torch.full_like(tensor, 0.6)
+    return ESTIMATORS[name](model, exploration=0.3, particles=2, rescue=0.5).double()
+
+
+def gradients_are_those_of_the_joint_batch(images):
+    for name in ESTIMATORS:
+        alone, shared = estimator(name), estimator(name)
+        alone(images)[0].backward()
+        wrapped = DistributedDataParallel(shared)
+        wrapped(images[rank()::2])[0].backward()
+        for one, other in zip(alone.parameters(), shared.parameters()):
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9)
+        assert any(parameter.grad.abs().max() > 1e-3 for parameter in shared.parameters())
+
+
+def evaluations_are_those_of_all_scenes(scenes):
+    torch.manual_seed(0)
+    model = AIR(**SMALL).double()
+    evaluation.CHUNK, evaluation.LOOKS = 6, 3
+    found = evaluation.evaluate(model, scenes, iw_particles=2)
+    assert all(each == found for each in gather(found))
+    leave()
+    alone = evaluation.evaluate(model, scenes, iw_particles=2)
+    for exact in ("confusion", "count_accuracy_map", "blank", "collapsed", "iw_scenes"):
+        assert found[exact] == alone[exact]
+    assert found["box_iou"] == pytest.approx(alone["box_iou"], abs=1e-9)
+    for drawn in ("elbo", "iw_bound", "count_accuracy_sampled"):
+        assert found[drawn] == pytest.approx(alone[drawn], rel=0.05)
+
+
+def work_as_one(folder, images, scenes):
+    tell_one_another(folder)
+    gradients_are_those_of_the_joint_batch(images)
+    evaluations_are_those_of_all_scenes(scenes)  # at the end of which they part
+
+
+def test_two_processes_work_as_one(tmp_path, scenes):
+    """One test, since two processes take seconds to start."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(6, 1, 12, 12, generator=generator, dtype=torch.float64)
+    two_processes(work_as_one, tmp_path, images, scenes)
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """Start train.py in two processes, on a handful of sprites."""
+    script = tmp_path / "few.py"
+    script.write_text("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
+                      "import train\nif __name__ == '__main__':\n    train.main()\n")
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+        return subprocess.Popen([*command, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return start
+
+
+def worker(process, number):
+    """The pid of one of torchrun's workers."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"\0RANK={number}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"torchrun has no worker {number}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
+def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path):
+    arguments = ["--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--eval-every", 4, "--checkpoint-every", 4]
+    whole = torchrun(*arguments, "--out", tmp_path / "whole")
+    said, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
+    assert "in 2 processes" in said and said.count("step 24/24") == 1
+
+    parts = tmp_path / "parts"
+    process = torchrun(*arguments, "--out", parts)
+    deadline = time.monotonic() + 60
+    while not (parts / "checkpoint.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(worker(process, 1), signal.SIGKILL)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "[rank0]" not in errors  # as tracebacks of process 0 would begin
+    assert "another process of this run is gone" in errors and f"{parts / 'checkpoint.pt'} holds" in errors
+    assert len(load_checkpoint(parts)["processes"]) == 2 and not (parts / "metrics.json").exists()
+
+    resumed = torchrun("--resume", parts)
+    said, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert_identical(everything(parts), everything(tmp_path / "whole"))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_named(torchrun, tmp_path):
+    process = torchrun("--dataset", "sprites", "--batch-size", 7, "--out", tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode and "7 images cannot be shared out equally among 2 processes" in errors
