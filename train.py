@@ -176,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", "go on with the run in this folder, or with this checkpoint", metavar="RUN")
     add("--eval-every", "steps between evaluations", type=whole(1))
     add("--checkpoint-every", "steps between checkpoints", type=whole(1))
-    add("--precision", "of the networks' layers", choices=("fp32", "bf16"))
+    add("--precision", "of the networks' layers; tf32 on CUDA alone", choices=("fp32", "tf32", "bf16"))
     add("--compile", "torch.compile the objective", action="store_true")
     add("--set", "any other setting of the recipe (air/recipe.py), as JSON; model.KEYWORD is AIR's, estimator.KEYWORD "
         "the estimator's: --set exploration=0 model.likelihood_sd=0.2", nargs="+", type=setting, metavar="NAME=VALUE")

@@ -24,7 +24,7 @@ class RunLog:
         with atomic_write(self.metrics_file) as file:
             file.writelines(line.encode() for line in self._lines_up_to(start))
         self.writer = SummaryWriter(str(out), purge_step=start + 1 if start else None)
-        self.start, self.steps, self.began = start, steps, time.monotonic()
+        self.start, self.steps, self.began, self.described = start, steps, time.monotonic(), 0.0
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05)
 
     def _lines_up_to(self, step: int) -> list[str]:
@@ -38,7 +38,8 @@ class RunLog:
         """One training step was taken."""
         if not self.bar.disable:
             self.bar.update()
-            if self.bar.n % 10 == 0:
+            if time.monotonic() - self.described > 1:  # not often: reading the ELBO waits for a GPU
+                self.described = time.monotonic()
                 self.bar.set_description(f"elbo {elbo.item():.1f}", refresh=False)
 
     def evaluation(self, step: int, seconds: float, train: Mapping[str, float], held_out: Mapping[str, Any],

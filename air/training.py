@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,23 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
 from air.data import Dataset, Scenes
-from air.elbo import Metrics
 from air.estimators import ESTIMATORS
 from air.evaluation import evaluate
 from air.files import atomic_write
 from air.logs import NoLog, RunLog
 from air.model import AIR
 from air.processes import any_of, gather, is_lost, join, mean, rank, size
+from air.stepper import Stepper
 from air.visualization import reconstruction_picture, sample_picture
 
 IW_PARTICLES = 100  # of the final bound
 QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all
 PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
+CHECK_EVERY = 50  # steps, between looks at a GPU's loss: each waits for the device
 ASK_EVERY = 10  # steps, between several processes' asking one another whether to stop
 
 
@@ -66,7 +66,7 @@ class Config:
     learn_count_prior_from: int | None  # the step from which on p(n) follows q(n); None: it stays as it is
     seed: int
     device: str
-    precision: str
+    precision: str  # fp32, tf32 (the matrix products, on CUDA) or bf16 (the layers)
     compile: bool
     eval_every: int
     checkpoint_every: int
@@ -94,22 +94,18 @@ class Trainer:
         self.model = AIR(**config.model)
         self.objective = ESTIMATORS[config.estimator](self.model, **config.estimator_options).to(self.device)
         groups = self.objective.parameter_groups(config.lr, config.baseline_lr)
-        self.optimizer = torch.optim.Adam([{**group, "initial_lr": group["lr"]} for group in groups], fused=True)
-        self.images = dataset.train.images.to(self.device)
+        self.stepper = Stepper(self.objective, [{**group, "initial_lr": group["lr"]} for group in groups],
+                               dataset.train.images.to(self.device), config.precision, config.compile)
         self.step = 0  # steps taken
+        self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.epoch, self.order = -1, torch.empty(0)  # the epoch whose permutation of the scenes is at hand
         self.seconds = 0.0  # of the steps alone
-        self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation
+        self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation, on the device
         self.summed = 0
         if rank():
             torch.manual_seed(config.seed + 10_007 * rank())  # latents of its own
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.forward: Callable[[Tensor], tuple[Tensor, Metrics]] = self.objective
-        if size() > 1:
-            self.forward = DistributedDataParallel(self.objective)
-        if config.compile:
-            self.forward = torch.compile(self.forward)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, evaluate on all held-out scenes, and write what config.json's folder is to hold.
@@ -159,22 +155,17 @@ class Trainer:
         Returns:
             the objective's metrics, on the device.
         Raises:
-            TrainingError: the loss is not finite; the step was not taken.
+            TrainingError: the loss is not finite.
         """
         self._set_schedules()
-        images = self.images[self._batch_indices()]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss, metrics = self.forward(images)
-        if not loss.isfinite():
-            raise TrainingError(f"the loss is {loss.item()} at step {self.step + 1}; {self._saved()}. "
-                                "Try a lower --lr, or --precision fp32")
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        loss, metrics = self.stepper(self._batch_indices())
         if self.config.learn_count_prior_from is not None and self.step >= self.config.learn_count_prior_from:
             shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
             self.model.count_prior.follow(mean(torch.stack(shares)))
         self.step += 1
+        if self.step % self.check_every == 0 and not loss.isfinite():
+            raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. "
+                                "Try a lower --lr, or --precision fp32")
         self.summed += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
@@ -183,8 +174,7 @@ class Trainer:
     def _set_schedules(self) -> None:
         config = self.config
         cosine = (1 + math.cos(math.pi * self.step / config.steps)) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (config.final_lr + (1 - config.final_lr) * cosine)
+        self.stepper.set_rates(config.final_lr + (1 - config.final_lr) * cosine)
         remaining = 1 - self.step / config.exploration_steps if config.exploration_steps else 0.0
         self.objective.exploration.fill_(config.exploration * min(1.0, max(0.0, 2 * remaining)))
 
@@ -192,13 +182,14 @@ class Trainer:
         """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state; this
         process's share of the batch.
         """
-        per_epoch = len(self.images) // self.config.batch_size
+        scenes = len(self.dataset.train)
+        per_epoch = scenes // self.config.batch_size
         epoch, place = divmod(self.step, per_epoch)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
+            self.epoch, self.order = epoch, torch.randperm(scenes, generator=generator).to(self.device)
         start = place * self.config.batch_size
-        return self.order[start:start + self.config.batch_size][rank()::size()].to(self.device)
+        return self.order[start:start + self.config.batch_size][rank()::size()]
 
     # ---- what is written -------------------------------------------------------------------------------------------
 
@@ -246,7 +237,7 @@ class Trainer:
             return
         save_checkpoint(self.out / FILE_NAME, {
             "config": asdict(self.config), "model": self.config.model, "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "optimizer": self.stepper.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
             "summed": self.summed, "processes": processes})
 
     def _saved(self) -> str:
@@ -255,7 +246,8 @@ class Trainer:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.objective.load_state_dict(checkpoint["objective"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.stepper.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.stepper.settle()
         self.step, self.seconds, self.summed = checkpoint["step"], checkpoint["seconds"], checkpoint["summed"]
         processes = checkpoint["processes"]
         own = processes[rank() % len(processes)]

@@ -87,7 +87,7 @@ class Bench:
                            batch_size=batch_size, device=device, **settings)
         config.model["use_baselines"] = estimator != "nvil-without-baseline"
         self.trainer = Trainer(config, Dataset("synthetic", "", scenes, scenes), Path())  # nothing is written
-        self.batch, self.device = self.trainer.images[:batch_size], device
+        self.batch, self.device = self.trainer.stepper.images[:batch_size], device
         with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             self.trainer.objective(self.batch)[0].backward()
         self.products = log.products
@@ -154,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--estimator", nargs="+", default=["nvil"], choices=ESTIMATORS, help="one or more (nvil)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--particles", type=int, metavar="K", help="of the bound (the recipe's)")
     parser.add_argument("--steps", type=int, default=80, help="timed steps of each estimator")

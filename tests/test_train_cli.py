@@ -117,6 +117,7 @@ def test_what_resume_refuses(tmp_path, capsys):
     (["--counts", "-1"], ["--counts"]),
     (["--estimator", "magic"], ["--estimator", "nvil", "enumerate"]),
     (["--precision", "fp8"], ["--precision", "bf16"]),
+    (["--dataset", "sprites", "--device", "cpu", "--precision", "tf32"], ["tf32 is for CUDA"]),
     (["--dataset", "cifar"], ["--dataset", "multi-mnist"]),
     (["--no-such-flag"], ["--no-such-flag"]),
     (["--dataset", "sprites", "--count-prior", "2"], ["0 < k <= 1", "2"]),

@@ -137,7 +137,7 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
     rates, exploration = [], []
     for _ in range(12):
         trainer.train_step()
-        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        rates.append([group["lr"] for group in trainer.stepper.optimizer.param_groups])
         exploration.append(trainer.objective.exploration.item())
     assert rates[0] == [1e-3, 1e-2] and rates[6] == pytest.approx([5e-4, 5e-3]) and rates[-1][0] < 2e-5
     assert exploration == pytest.approx([0.2, 0.2, 0.2, 0.2, 0.4 / 3, 0.2 / 3] + [0] * 6)
@@ -148,7 +148,7 @@ def test_the_rate_may_stay_or_fall_in_part(make_config, dataset, tmp_path):
         trainer = Trainer(make_config(final_lr=final_lr), dataset, tmp_path)
         for _ in range(12):
             trainer.train_step()
-        assert trainer.optimizer.param_groups[0]["lr"] == last
+        assert trainer.stepper.optimizer.param_groups[0]["lr"] == last
 
 
 def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_config, dataset, tmp_path):
@@ -207,13 +207,14 @@ def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_p
     assert load_checkpoint(tmp_path)["step"] == 0
 
 
-def test_ctrl_c_saves_the_step_it_finishes(make_config, dataset, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_the_step_they_interrupt(make_config, dataset, tmp_path, number):
     trainer = Trainer(make_config(), dataset, tmp_path)
     train_step = trainer.train_step
 
     def interrupted():
         if trainer.step == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return train_step()
 
     trainer.train_step = interrupted

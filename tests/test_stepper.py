@@ -1,0 +1,115 @@
+"""The step as written, and as a CUDA graph; where there is no CUDA, all of that but the graph itself."""
+
+import copy
+
+import pytest
+import torch
+
+from air import AIR, ESTIMATORS, stepper
+from air.stepper import WARM_UP, Stepper
+from tests.conftest import SMALL
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+
+@pytest.fixture
+def make_stepper(images):
+    """A stepper of an objective that is the same each time, on five images; it draws no random number of its own."""
+    def make(device="cpu", estimator="enumerate", precision="fp32") -> Stepper:
+        torch.manual_seed(0)
+        objective = ESTIMATORS[estimator](AIR(**SMALL), exploration=0.3, rescue=0.5,
+                                          particles=2 if estimator == "vimco" else 1).to(device)
+        groups = [{**group, "initial_lr": group["lr"]} for group in objective.parameter_groups(1e-3, 1e-2)]
+        return Stepper(objective, groups, (255 * images).to(torch.uint8).to(device), precision, False)
+    return make
+
+
+def weights(some):
+    return [p.detach().clone() for group in some.optimizer.param_groups for p in group["params"]]
+
+
+def take(some, batches, rates):
+    torch.manual_seed(1)
+    losses = []
+    for indices, rate in zip(batches, rates):
+        some.set_rates(rate)
+        losses.append(some(torch.tensor(indices, device=some.device))[0].item())
+    return losses
+
+
+BATCHES = [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 2], [1, 3]]
+RATES = [1.0, 0.9, 0.8, 0.5, 0.3, 0.1, 0.0]
+
+
+def test_a_step_is_adam_s_on_the_batch_s_gradient(make_stepper):
+    """Adam's first step is rate times the gradient's sign."""
+    some, other = make_stepper(), make_stepper()
+    before = weights(some)
+    some.set_rates(0.5)
+    torch.manual_seed(1)
+    loss, metrics = some(torch.tensor([3, 1]))
+    torch.manual_seed(1)
+    again, _ = other.forward(some.images[[3, 1]])
+    assert loss == again and not loss.requires_grad and metrics["elbo"].isfinite()
+    moved = 0
+    for p, old in zip(some.optimizer.param_groups[0]["params"], before):
+        sure = p.grad.abs() > 1e-3
+        torch.testing.assert_close((p - old)[sure], (-0.5e-3 * p.grad.sign())[sure], rtol=1e-3, atol=1e-7)
+        moved += int(sure.sum())
+    assert moved > 100
+
+
+def test_what_is_replayed_reads_each_step_s_batch_and_rates(make_stepper, monkeypatch):
+    """The graph's part is played by the step itself, run again."""
+    plain = make_stepper()
+    losses = take(plain, BATCHES, RATES)
+    calls = []
+    monkeypatch.setattr(stepper, "aside", lambda run: calls.append("aside") or run())
+    monkeypatch.setattr(stepper, "capture", lambda run: calls.append("capture") or run)
+    replayed = make_stepper()
+    replayed.captures = True
+    replayed.settle()
+    rates = [group["lr"] for group in replayed.optimizer.param_groups]
+    assert all(group["capturable"] for group in replayed.optimizer.param_groups)
+    assert take(replayed, BATCHES, RATES) == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(weights(replayed), weights(plain))
+    assert calls == ["aside"] * WARM_UP + ["capture"]
+    assert replayed.indices.tolist() == BATCHES[-1]
+    for group, rate in zip(replayed.optimizer.param_groups, rates):
+        assert group["lr"] is rate and rate.item() == 0  # written into, not replaced
+
+
+def test_loaded_rates_lie_where_they_are_read(make_stepper):
+    some, other = make_stepper(), make_stepper()
+    take(some, BATCHES[:2], RATES[:2])
+    state = copy.deepcopy(some.optimizer.state_dict())
+    for group in state["param_groups"]:  # as a checkpoint of a CUDA run has them
+        group["lr"], group["capturable"] = torch.tensor(0.25), True
+    other.optimizer.load_state_dict(state)
+    other.settle()
+    assert all(group["lr"] == 0.25 and type(group["lr"]) is float and group["capturable"] is False
+               for group in other.optimizer.param_groups)
+
+
+def test_tf32_is_for_cuda(make_stepper):
+    with pytest.raises(ValueError, match="tf32 is for CUDA"):
+        make_stepper(precision="tf32")
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_a_graph_takes_the_steps_that_are_written(make_stepper, estimator, precision):
+    written, replayed = (make_stepper("cuda", estimator, precision) for _ in range(2))
+    assert written.captures
+    written.captures = False
+    written.settle()
+    losses = take(written, BATCHES, RATES)
+    assert take(replayed, BATCHES, RATES) == pytest.approx(losses, rel=1e-2 if precision == "bf16" else 1e-4)
+    assert replayed.replay is not None
+
+
+@needs_cuda
+def test_a_graph_draws_anew_at_each_replay(make_stepper):
+    some = make_stepper("cuda")
+    assert len(set(take(some, [[0, 1]] * 8, [0.0] * 8))) == 8
