@@ -102,7 +102,7 @@ class Bench:
 
     def turn(self, steps: int) -> None:
         """One turn of measurements, in ms each."""
-        self.times["step"] += [self._time(self.trainer.train_step) for _ in range(steps)]
+        self.time_steps(steps)
         self.times["inference"] += [self._time(lambda: self.trainer.model.infer(self.batch)) for _ in range(steps)]
         total = 0.0
         for product, count in self.products.items():
@@ -113,6 +113,10 @@ class Bench:
         p, g, out = torch.rand(3, self.parameters, device=self.device).unbind()
         add = statistics.median(self._time(lambda: torch.add(p, g, out=out)) for _ in range(5))
         self.times["optimiser"].append(add * ADAM_PASSES / 3)  # an addition makes 3 passes over as many bytes
+
+    def time_steps(self, steps: int) -> None:
+        """Of a turn, the steps alone."""
+        self.times["step"] += [self._time(self.trainer.train_step) for _ in range(steps)]
 
     def _time(self, run: Callable[[], Any]) -> float:
         synchronize = torch.cuda.synchronize if self.device == "cuda" else lambda: None
@@ -159,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--particles", type=int, metavar="K", help="of the bound (the recipe's)")
     parser.add_argument("--steps", type=int, default=80, help="timed steps of each estimator")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--at-most", type=float, metavar="RATIO", help="to the floor; exit with 1 where one is slower")
     return parser
 
 
@@ -196,6 +201,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n")
+    slow = [name for name, r in report["estimators"].items() if args.at_most and r["ratio_to_floor"] > args.at_most]
+    if slow:
+        sys.exit(f"bench_step.py: more than {args.at_most} times the floor: {', '.join(slow)}")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,17 @@ def test_bench_step_measures_what_it_says(tmp_path):
         assert figures["ratio_to_floor"] == pytest.approx(figures["step_ms"] / figures["floor_ms"])
         assert figures["ratio_to_floor"] > 1 and figures["step_ms_p10"] <= figures["step_ms"] <= figures["step_ms_p90"]
         assert figures["images_per_s"] == pytest.approx(2e3 / figures["step_ms"])
+    assert done.stderr == ""
     gflop = {name: figures["gflop"] for name, figures in report["estimators"].items()}
     # The baseline reads the image as well: about as much again as the model's recurrent net.
     assert 1.5 * gflop["enumerate"] < gflop["nvil"] < 2.5 * gflop["enumerate"]
+
+
+def test_bench_step_fails_where_a_step_is_too_slow():
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), "--estimator", "enumerate",
+                           "--batch-size", "2", "--steps", "8", "--threads", "1", "--at-most", "1.01"],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "more than 1.01 times the floor: enumerate" in done.stderr
 
 
 def test_bench_step_explains_bad_arguments():
@@ -57,6 +65,20 @@ def test_bench_step_explains_bad_arguments():
         done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), *arguments],
                               capture_output=True, text=True)
         assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_growth_finds_a_line_and_what_a_step_keeps(benchmark):
+    growth, bench_step = benchmark("growth"), benchmark("bench_step")
+    found = growth.line([1, 2, 4], [5.0, 7.0, 11.0])
+    assert found == pytest.approx({"slope": 2, "start": 3, "worst_miss": 0}, abs=1e-9)
+    assert growth.line([1, 2, 3], [1.0, 1.5, 1.0])["worst_miss"] > 0.1
+    kept = {(batch, n): growth.kept_bytes(bench_step.Bench("enumerate", batch, "cpu", counts=[n - 1]))
+            for batch, n in ((2, 1), (4, 1), (4, 2), (4, 3))}
+    assert kept[4, 1] == pytest.approx(2 * kept[2, 1], rel=0.1)
+    each = kept[4, 2] - kept[4, 1]
+    assert kept[4, 3] - kept[4, 2] == pytest.approx(each, rel=0.1)
+    # At least, for each image and step: the canvas, the window and its glimpse, the hidden layers, in four bytes each.
+    assert 4 * 4 * (50 * 50 + 2 * 28 * 28 + 2 * 200) < each < 5 * 4 * 4 * (50 * 50 + 2 * 28 * 28 + 2 * 200)
 
 
 def result(seed, accuracy):
