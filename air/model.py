@@ -260,9 +260,9 @@ class AIR(nn.Module):
         Raises:
             ValueError: the images are not of the model's size.
         """
-        rollout = self.rollout(images, at_mean=True)
-        where, what = (rollout.latents[name].value for name in ("where", "what"))
-        return self.inference(log_count_probs(rollout.logits).exp(), where, what, rollout.painted)
+        logits, latents, _ = self.attend(images, at_mean=True)
+        where, what = (latents[name].value for name in ("where", "what"))
+        return self.inference(log_count_probs(logits).exp(), where, what, self.paint(where, what))
 
     def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor) -> Inference:
         """What a choice of latents says about the images: (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W)."""

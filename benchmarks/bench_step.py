@@ -6,8 +6,9 @@
 
 A step is the trainer's own: batch, forward, backward, optimiser. The floor is what no implementation of the same
 arithmetic can go below: the step's matrix products, each timed alone at its own shape, layout and precision, plus the
-bytes that Adam has to move over the measured bandwidth. Everything named in one command is measured in turns, so that
-whatever else the machine does falls on all alike: compare ratios, not milliseconds of different runs.
+bytes that Adam has to move over the measured bandwidth; that of inference, which is in float32, is its products.
+Everything named in one command is measured in turns, so that whatever else the machine does falls on all alike: compare
+ratios, not milliseconds of different runs.
 """
 
 import argparse
@@ -90,9 +91,12 @@ class Bench:
         self.batch, self.device = self.trainer.stepper.images[:batch_size], device
         with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             self.trainer.objective(self.batch)[0].backward()
-        self.products = log.products
+        with ProductLog() as inference_log:
+            self.trainer.model.infer(self.batch)
+        self.products, self.inference_products = log.products, inference_log.products
         self.parameters = sum(p.numel() for p in self.trainer.objective.parameters())
-        self.times: dict[str, list[float]] = {"step": [], "inference": [], "products": [], "optimiser": []}
+        self.times: dict[str, list[float]] = {"step": [], "inference": [], "products": [], "inference_products": [],
+                                              "optimiser": []}
 
     def warm_up(self, steps: int) -> None:
         """Run until allocators, caches and the compiler have settled."""
@@ -104,12 +108,8 @@ class Bench:
         """One turn of measurements, in ms each."""
         self.time_steps(steps)
         self.times["inference"] += [self._time(lambda: self.trainer.model.infer(self.batch)) for _ in range(steps)]
-        total = 0.0
-        for product, count in self.products.items():
-            run = product.ready(self.device)
-            run()
-            total += count * statistics.median(self._time(run) for _ in range(5))
-        self.times["products"].append(total)
+        self.times["products"].append(self._time_products(self.products))
+        self.times["inference_products"].append(self._time_products(self.inference_products))
         p, g, out = torch.rand(3, self.parameters, device=self.device).unbind()
         add = statistics.median(self._time(lambda: torch.add(p, g, out=out)) for _ in range(5))
         self.times["optimiser"].append(add * ADAM_PASSES / 3)  # an addition makes 3 passes over as many bytes
@@ -117,6 +117,15 @@ class Bench:
     def time_steps(self, steps: int) -> None:
         """Of a turn, the steps alone."""
         self.times["step"] += [self._time(self.trainer.train_step) for _ in range(steps)]
+
+    def _time_products(self, products: Counter[Product]) -> float:
+        """Each alone at its own shape, added up."""
+        total = 0.0
+        for product, count in products.items():
+            run = product.ready(self.device)
+            run()  # once for the caches
+            total += count * statistics.median(self._time(run) for _ in range(5))
+        return total
 
     def _time(self, run: Callable[[], Any]) -> float:
         synchronize = torch.cuda.synchronize if self.device == "cuda" else lambda: None
@@ -128,12 +137,13 @@ class Bench:
 
     def results(self) -> dict[str, float]:
         """Medians over all turns, and what follows from them."""
-        step, inference, products, optimiser = (statistics.median(times) for times in self.times.values())
+        step, inference, products, inference_products, optimiser = map(statistics.median, self.times.values())
         deciles = statistics.quantiles(self.times["step"], n=10)
         batch, flops = len(self.batch), sum(count * product.flops for product, count in self.products.items())
         bandwidth = ADAM_PASSES * 4 * self.parameters / optimiser
         return {"step_ms": step, "step_ms_p10": deciles[0], "step_ms_p90": deciles[-1],
                 "images_per_s": 1e3 * batch / step, "inference_ms_per_image": inference / batch,
+                "inference_ratio_to_floor": inference / inference_products,
                 "floor_ms": products + optimiser, "floor_products_ms": products, "floor_optimiser_ms": optimiser,
                 "ratio_to_floor": step / (products + optimiser), "gflop": flops / 1e9,
                 "products_gflop_per_s": flops / products / 1e6, "bandwidth_gb_per_s": bandwidth / 1e6}
@@ -193,11 +203,12 @@ def main(argv: Sequence[str] | None = None) -> None:
               "peak_memory_above_start_mib": peak_memory(args.device) - before,
               "estimators": {name: bench.results() for name, bench in benches.items()}}
     print(", ".join(f"{name} {value}" for name, value in report.items() if name != "estimators"))
-    print(f"{'':24}{'step ms (p10-p90)':>24}{'images/s':>10}{'floor ms':>10}{'ratio':>7}{'infer ms/image':>16}")
+    print(f"{'':24}{'step ms (p10-p90)':>24}{'images/s':>10}{'floor ms':>10}{'ratio':>7}"
+          f"{'infer ms/image':>16}{'ratio':>7}")
     for name, r in report["estimators"].items():
         spread = f"{r['step_ms']:.2f} ({r['step_ms_p10']:.2f}-{r['step_ms_p90']:.2f})"
         print(f"{name:24}{spread:>24}{r['images_per_s']:10.0f}{r['floor_ms']:10.2f}{r['ratio_to_floor']:7.2f}"
-              f"{r['inference_ms_per_image']:16.3f}")
+              f"{r['inference_ms_per_image']:16.3f}{r['inference_ratio_to_floor']:7.2f}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n")

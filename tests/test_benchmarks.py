@@ -45,6 +45,7 @@ def test_bench_step_measures_what_it_says(tmp_path):
         assert figures["floor_ms"] == pytest.approx(figures["floor_products_ms"] + figures["floor_optimiser_ms"])
         assert figures["ratio_to_floor"] == pytest.approx(figures["step_ms"] / figures["floor_ms"])
         assert figures["ratio_to_floor"] > 1 and figures["step_ms_p10"] <= figures["step_ms"] <= figures["step_ms_p90"]
+        assert figures["inference_ratio_to_floor"] > 1
         assert figures["images_per_s"] == pytest.approx(2e3 / figures["step_ms"])
     assert done.stderr == ""
     gflop = {name: figures["gflop"] for name, figures in report["estimators"].items()}
