@@ -38,7 +38,7 @@ except ImportError as error:
 
 LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise")  # of the scenes, as load_dataset takes them
 # What only --set reaches, besides the keywords of the model and the estimator.
-UNFLAGGED = ("exploration", "exploration_share", "rescue", "final_lr")
+UNFLAGGED = ("shift", "exploration", "exploration_share", "rescue", "final_lr")
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
 
 

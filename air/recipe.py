@@ -10,7 +10,7 @@ from air.training import Config
 
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
-    "estimator": "nvil", "batch_size": 64, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
+    "estimator": "nvil", "batch_size": 64, "shift": 0, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
     "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8,
     "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
     "data_root": "data"}
@@ -52,6 +52,8 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     for name in ("exploration", "exploration_share", "rescue", "final_lr"):
         if not isinstance(chosen[name], int | float) or not 0 <= chosen[name] <= 1:
             raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
+    if type(chosen["shift"]) is not int or chosen["shift"] < 0:
+        raise ValueError(f"shift must be a whole number of pixels, at least 0, got {chosen['shift']!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
     channels, x_size = dataset.train.images.shape[1:3]
     # One step more than there are objects, so that counting one too many is possible and seen.

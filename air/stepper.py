@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,18 +26,19 @@ class Stepper:
     device. Several processes take each step as it is written.
     """
 
-    def __init__(self, objective: Estimator, groups: list[dict[str, Any]], images: Tensor, precision: str,
-                 compiled: bool) -> None:
+    def __init__(self, objective: Estimator, groups: list[dict[str, Any]], images: Tensor, shift: int = 0,
+                 precision: str = "fp32", compiled: bool = False) -> None:
         """Args:
             objective: on its device.
             groups: for Adam, as of `Estimator.parameter_groups`.
             images: (M, C, H, W) uint8, on the same device.
+            shift: pixels, see `shifted`.
             precision: "fp32"; "tf32" for the matrix products on CUDA; or "bf16" for the layers.
             compiled: whether to torch.compile the objective.
         Raises:
             ValueError: tf32 was asked for where there is none.
         """
-        self.images, self.device, self.bf16 = images, images.device, precision == "bf16"
+        self.images, self.device, self.shift, self.bf16 = images, images.device, shift, precision == "bf16"
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.captures = self.device.type == "cuda" and size() == 1
         self.settle()
@@ -91,11 +93,21 @@ class Stepper:
     def _take(self) -> Result:
         # A graph must not remember a cast of weights that it changes.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.captures):
-            loss, metrics = self.forward(self.images[self.indices])
+            loss, metrics = self.forward(shifted(self.images[self.indices], self.shift))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach(), metrics
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """Each image, (B, C, H, W), moved by up to `most` pixels along x and along y, drawn anew; black moves in."""
+    if not most:
+        return images
+    corner = torch.randint(2 * most + 1, (2, len(images), 1), device=images.device)
+    rows, columns = corner + torch.arange(images.shape[-1], device=images.device)  # (B, H) each
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return F.pad(images, [most] * 4)[image, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
 def aside(run: Callable[[], Result]) -> Result:

@@ -56,6 +56,7 @@ class Config:
     estimator: str
     estimator_options: dict[str, Any]  # keywords of the estimator
     model: dict[str, Any]  # keywords of AIR
+    shift: int  # pixels, by which training images are moved at random
     steps: int
     batch_size: int  # of all processes together
     lr: float  # of the model, at the first step; falls to final_lr times that along a cosine
@@ -95,7 +96,7 @@ class Trainer:
         self.objective = ESTIMATORS[config.estimator](self.model, **config.estimator_options).to(self.device)
         groups = self.objective.parameter_groups(config.lr, config.baseline_lr)
         self.stepper = Stepper(self.objective, [{**group, "initial_lr": group["lr"]} for group in groups],
-                               dataset.train.images.to(self.device), config.precision, config.compile)
+                               dataset.train.images.to(self.device), config.shift, config.precision, config.compile)
         self.step = 0  # steps taken
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.epoch, self.order = -1, torch.empty(0)  # the epoch whose permutation of the scenes is at hand

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from air import AIR, ESTIMATORS, stepper
-from air.stepper import WARM_UP, Stepper
+from air.stepper import WARM_UP, Stepper, shifted
 from tests.conftest import SMALL
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -20,7 +20,7 @@ def make_stepper(images):
         objective = ESTIMATORS[estimator](AIR(**SMALL), exploration=0.3, rescue=0.5,
                                           particles=2 if estimator == "vimco" else 1).to(device)
         groups = [{**group, "initial_lr": group["lr"]} for group in objective.parameter_groups(1e-3, 1e-2)]
-        return Stepper(objective, groups, (255 * images).to(torch.uint8).to(device), precision, False)
+        return Stepper(objective, groups, (255 * images).to(torch.uint8).to(device), precision=precision)
     return make
 
 
@@ -89,6 +89,31 @@ def test_loaded_rates_lie_where_they_are_read(make_stepper):
     other.settle()
     assert all(group["lr"] == 0.25 and type(group["lr"]) is float and group["capturable"] is False
                for group in other.optimizer.param_groups)
+
+
+def test_images_are_shifted_each_by_its_own_pixels():
+    images = torch.zeros(400, 2, 9, 9, dtype=torch.uint8)
+    images[:, 0, 3, 4], images[:, 1, 8, 8] = 200, 100
+    torch.manual_seed(0)
+    moved = shifted(images, 2)
+    assert moved.shape == images.shape and moved.dtype == torch.uint8
+    rows, columns = (moved[:, 0] == 200).nonzero()[:, 1:].unbind(1)
+    assert len(rows) == 400 and {*rows.tolist()} == {1, 2, 3, 4, 5} and {*columns.tolist()} == {2, 3, 4, 5, 6}
+    assert len({*zip(rows.tolist(), columns.tolist())}) == 25  # along x and y independently
+    stays = (rows <= 3) & (columns <= 4)  # the other channel moves along, and out at the edge
+    assert torch.equal((moved[:, 1] == 100).flatten(1).any(1), stays)
+    assert torch.equal((moved[:, 1] == 100).nonzero()[:, 1:], torch.stack((rows + 5, columns + 4), 1)[stays])
+    assert shifted(images, 0) is images
+
+
+def test_a_step_shifts_its_images(make_stepper):
+    some, seen = make_stepper(), []
+    some.shift, forward = 1, some.forward
+    some.forward = lambda images: seen.append(images) or forward(images)
+    torch.manual_seed(0)
+    some(torch.arange(5))
+    torch.manual_seed(0)
+    assert torch.equal(seen[0], shifted(some.images, 1)) and not torch.equal(seen[0], some.images)
 
 
 def test_tf32_is_for_cuda(make_stepper):

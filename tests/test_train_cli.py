@@ -135,6 +135,8 @@ def test_what_resume_refuses(tmp_path, capsys):
     (["--dataset", "sprites", "--set", "estimator.draws=2.5"], ["estimator.draws must be of type int", "2.5"]),
     (["--dataset", "sprites", "--set", "estimator.signal_scale=x"], ["signal_scale must be of type float", "'x'"]),
     (["--dataset", "sprites", "--set", "exploration=2"], ["exploration must be a number in [0, 1]", "2"]),
+    (["--dataset", "sprites", "--set", "shift=-1"], ["shift must be a whole number of pixels", "-1"]),
+    (["--dataset", "sprites", "--set", "shift=0.5"], ["shift must be a whole number of pixels", "0.5"]),
     (["--dataset", "sprites", "--set", "exploration=much"], ["exploration must be a number", "'much'"]),
     (["--dataset", "sprites", "--set", "model.depth=1"], ["no keyword model.depth", "likelihood_sd"]),
     (["--dataset", "sprites", "--set", "estimator.model=1"], ["estimator.model follows from"]),
