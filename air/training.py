@@ -126,9 +126,12 @@ class Trainer:
                 while self.step < config.steps:
                     began = time.monotonic()
                     log.step(self.train_step()["elbo"])
-                    self.seconds += time.monotonic() - began
                     last = self.step == config.steps
-                    if self.step % config.eval_every == 0 and not last:
+                    looks = last or self.step % config.eval_every == 0
+                    if looks and self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)  # the steps' seconds are those of their kernels
+                    self.seconds += time.monotonic() - began
+                    if looks and not last:
                         self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
                     stop = (size() == 1 or self.step % ASK_EVERY == 0) and any_of(interrupted.is_set())
                     if self.step % config.checkpoint_every == 0 or last or stop:
@@ -168,8 +171,8 @@ class Trainer:
             raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. "
                                 "Try a lower --lr, or --precision fp32")
         self.summed += 1
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.sums = self.sums or {name: torch.zeros_like(value) for name, value in metrics.items()}
+        torch._foreach_add_([self.sums[name] for name in metrics], list(metrics.values()))
         return metrics
 
     def _set_schedules(self) -> None:
