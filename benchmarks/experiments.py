@@ -24,7 +24,7 @@ MAIN = {
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
     "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
     "loose-enumerate": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                                  "model.z_what_size=15 model.predict_net=[200] shift=2"),
+                                  "model.z_what_size=15 model.predict_net=[200] model.embed_net=[500] shift=2"),
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
@@ -63,10 +63,12 @@ REMEDIES = {
     "loose-sd-0.2": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2", 3),
     "loose-small-code": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                    "model.z_what_size=15", 3),
-    "loose-all": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                            "model.z_what_size=15 model.predict_net=[200]", 3),
-    "loose-no-shift": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                                 "model.z_what_size=15 model.predict_net=[200]", 2),
+    "loose-predict-net": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                                    "model.z_what_size=15 model.predict_net=[200]", 3),
+    "loose-long": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                             "model.z_what_size=15 model.predict_net=[200]", 2),
+    "loose-shift": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+                              "model.z_what_size=15 model.predict_net=[200] shift=2"),
     "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }
