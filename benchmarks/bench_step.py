@@ -3,12 +3,14 @@
 
     python benchmarks/bench_step.py --estimator enumerate nvil nvil-without-baseline --threads 2
     python benchmarks/bench_step.py --estimator enumerate --compile --precision bf16 --json step.json
+    torchrun --nproc_per_node=2 benchmarks/bench_step.py --estimator enumerate
 
 A step is the trainer's own: batch, forward, backward, optimiser. The floor is what no implementation of the same
 arithmetic can go below: the step's matrix products, each timed alone at its own shape, layout and precision, plus the
 bytes that Adam has to move over the measured bandwidth; that of inference, which is in float32, is its products.
 Everything named in one command is measured in turns, so that whatever else the machine does falls on all alike: compare
-ratios, not milliseconds of different runs.
+ratios, not milliseconds of different runs. Processes that torchrun starts share the batch; inference and the floor are
+then those of a share.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from air.data import Dataset, Scenes
+from air.processes import join, leave, rank, size
 from air.recipe import configure
 from air.training import Trainer
 
@@ -88,7 +92,7 @@ class Bench:
                            batch_size=batch_size, device=device, **settings)
         config.model["use_baselines"] = estimator != "nvil-without-baseline"
         self.trainer = Trainer(config, Dataset("synthetic", "", scenes, scenes), Path())  # nothing is written
-        self.batch, self.device = self.trainer.stepper.images[:batch_size], device
+        self.batch, self.device = self.trainer.stepper.images[:batch_size // size()], device
         with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             self.trainer.objective(self.batch)[0].backward()
         with ProductLog() as inference_log:
@@ -142,7 +146,7 @@ class Bench:
         batch, flops = len(self.batch), sum(count * product.flops for product, count in self.products.items())
         bandwidth = ADAM_PASSES * 4 * self.parameters / optimiser
         return {"step_ms": step, "step_ms_p10": deciles[0], "step_ms_p90": deciles[-1],
-                "images_per_s": 1e3 * batch / step, "inference_ms_per_image": inference / batch,
+                "images_per_s": 1e3 * size() * batch / step, "inference_ms_per_image": inference / batch,
                 "inference_ratio_to_floor": inference / inference_products,
                 "floor_ms": products + optimiser, "floor_products_ms": products, "floor_optimiser_ms": optimiser,
                 "ratio_to_floor": step / (products + optimiser), "gflop": flops / 1e9,
@@ -186,6 +190,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this torch sees no CUDA device")
     torch.set_num_threads(args.threads)
+    try:
+        join(args.device)
+        with redirect_stdout(None if rank() else sys.stdout):
+            slow = measure(parser, args)
+    finally:
+        leave()
+    if slow:
+        sys.exit(f"bench_step.py: more than {args.at_most} times the floor: {', '.join(slow)}")
+
+
+def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """What was asked for; the names of those that are slower than allowed."""
     before = peak_memory(args.device)
     settings = {name: getattr(args, name) for name in ("batch_size", "precision", "compile", "particles")
                 if getattr(args, name) is not None}
@@ -195,11 +211,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     for bench in benches.values():
         bench.warm_up(10)
-    for _ in tqdm(range(TURNS), desc="turns", disable=not sys.stderr.isatty()):
+    for _ in tqdm(range(TURNS), desc="turns", disable=rank() > 0 or not sys.stderr.isatty()):
         for bench in benches.values():
             bench.turn(max(1, args.steps // TURNS))
 
-    report = {**machine(args.device), **settings, "peak_memory_mib": peak_memory(args.device),
+    report = {**machine(args.device), "processes": size(), **settings, "peak_memory_mib": peak_memory(args.device),
               "peak_memory_above_start_mib": peak_memory(args.device) - before,
               "estimators": {name: bench.results() for name, bench in benches.items()}}
     print(", ".join(f"{name} {value}" for name, value in report.items() if name != "estimators"))
@@ -209,12 +225,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         spread = f"{r['step_ms']:.2f} ({r['step_ms_p10']:.2f}-{r['step_ms_p90']:.2f})"
         print(f"{name:24}{spread:>24}{r['images_per_s']:10.0f}{r['floor_ms']:10.2f}{r['ratio_to_floor']:7.2f}"
               f"{r['inference_ms_per_image']:16.3f}{r['inference_ratio_to_floor']:7.2f}")
-    if args.json:
+    if args.json and rank() == 0:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n")
-    slow = [name for name, r in report["estimators"].items() if args.at_most and r["ratio_to_floor"] > args.at_most]
-    if slow:
-        sys.exit(f"bench_step.py: more than {args.at_most} times the floor: {', '.join(slow)}")
+    return [name for name, r in report["estimators"].items() if args.at_most and r["ratio_to_floor"] > args.at_most]
 
 
 if __name__ == "__main__":
