@@ -22,7 +22,7 @@ MAIN = {
     "strict-vimco": Experiment(f"{STRICT} --estimator vimco --steps 3000"),
     "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 2000"),
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
-    "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
+    "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 3000", 3),
     "loose-enumerate": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                   "model.z_what_size=15 model.predict_net=[200] model.embed_net=[500] shift=2"),
 }
