@@ -1,6 +1,6 @@
 """One run in several processes, as `torchrun` starts them: who this one is, and what they tell one another.
 
-Every function but `rank`, `size` and `join` is for all processes to call. In a process that stands alone, what they
+`gather`, `mean`, `any_of` and `first_alone` are for all processes to call. In a process that stands alone, what they
 tell is its own.
 """
 
@@ -32,6 +32,8 @@ def join(device: str) -> torch.device:
         device: "cpu" or "cuda"; each process of a machine has a CUDA device of its own.
     Returns:
         the device of this process.
+    Raises:
+        ValueError: there are fewer CUDA devices than processes on this machine.
     """
     if not dist.is_torchelastic_launched():
         return torch.device(device)

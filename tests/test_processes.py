@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+import train
 from air import AIR, ESTIMATORS, evaluation
 from air.checkpoints import load_checkpoint
 from air.processes import any_of, first_alone, gather, join, leave, mean, rank, size
@@ -137,7 +138,7 @@ def worker(process, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
-def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path):
+def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path, monkeypatch):
     arguments = ["--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--eval-every", 4, "--checkpoint-every", 4]
     whole = torchrun(*arguments, "--out", tmp_path / "whole")
     said, errors = whole.communicate(timeout=120)
@@ -160,6 +161,16 @@ def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun,
     said, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
     assert_identical(everything(parts), everything(tmp_path / "whole"))
+
+    for data, few in (("SPRITES_TRAIN", 64), ("HELD_OUT", 24)):
+        monkeypatch.setattr(f"air.data.{data}", few)
+    train.main(["--resume", str(parts), "--steps", "26"])  # in one process, then in two again
+    assert len(load_checkpoint(parts)["processes"]) == 1
+    wider = torchrun("--resume", parts, "--steps", 28)
+    said, errors = wider.communicate(timeout=120)
+    assert wider.returncode == 0 and "steps 26 to 28" in said, errors
+    one, other = load_checkpoint(parts)["processes"]
+    assert load_checkpoint(parts)["step"] == 28 and not torch.equal(one["rng"], other["rng"])
 
 
 def test_a_batch_that_cannot_be_shared_out_is_named(torchrun, tmp_path):
