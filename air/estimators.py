@@ -265,7 +265,8 @@ class VIMCO(SampledCount):
     """K particles that serve as one another's control variate: no baseline to learn.
 
     Particle k's signal is what it adds to the bound: log 1/K Σ_j w_j less the same with w_k replaced by the geometric
-    mean of the others.
+    mean over the others of Σ_n q(n) w_j(n). In the source it is that of w_j(n_j): with the others' counts summed out,
+    which costs nothing here, what they happened to draw is no part of k's signal.
 
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
@@ -285,7 +286,8 @@ class VIMCO(SampledCount):
         terms = self._rollout(images)[1].repeat(self.draws)
         count, importance = self._draw(terms)  # (B K, 1) each
         log_w, bound = self._bound(terms, count)  # (B, K), (B,)
-        others = (log_w.sum(-1, keepdim=True) - log_w).detach() / (self.particles - 1)  # log of their geometric mean
+        summed_out = (terms.elbo() + terms.log_q).detach().logsumexp(-1).view_as(log_w)  # log Σ_n q(n) w_k(n)
+        others = (summed_out.sum(-1, keepdim=True) - summed_out) / (self.particles - 1)  # log of their geometric mean
         signal = self._reward(log_w, bound) - bound_with(log_w.detach(), others)  # (B, K)
         log_q = terms.log_q.gather(-1, count)  # (B K, 1)
         score = (importance * log_q).view_as(signal) * signal  # (B, K)

@@ -4,7 +4,7 @@
     python benchmarks/seeds.py strict-enumerate              # the experiment's seeds, as in experiments.py
     python benchmarks/seeds.py strict-enumerate --seeds 3 4
     python benchmarks/seeds.py noise digits-9px --jobs 2     # two runs at a time, each with half of the threads
-    python benchmarks/seeds.py --tables                      # benchmarks/RESULTS.md and docs/runs.png from what was run
+    python benchmarks/seeds.py --tables                      # RESULTS.md, the README's table, docs/runs.png
 
 Each run's result is a JSON file in benchmarks/results/NAME/ with its command, seed, configuration, final metrics, the
 steps and seconds at which it first counted 90, 95 and 98% right, machine and commit; the tables are made from those
@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 RESULTS_FILE = Path(__file__).parent / "RESULTS.md"
+README = ROOT / "README.md"
 PLOT_FILE = ROOT / "docs" / "runs.png"
 EVAL_EVERY = 100  # steps: how finely the milestones are told apart
 MILESTONES = (90, 95, 98)  # percent of the held-out scenes that an evaluation on the way takes
@@ -188,7 +190,7 @@ def brief(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables() -> str:
-    """RESULTS.md, with an overview and every run, and the plot of all runs of the first two groups."""
+    """RESULTS.md, with an overview and every run; the overview of the first two groups in the README, and their plot."""
     results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
     parts = ["# Results\n\nWritten by `python benchmarks/seeds.py --tables` from the files in `benchmarks/results/`. "
              "The columns are explained in the README."]
@@ -203,6 +205,8 @@ def write_tables() -> str:
     RESULTS_FILE.write_text(text)
     plotted = {name: results_by_name[name] for name in (*MAIN, *ROBUSTNESS) if name in results_by_name}
     if plotted:
+        readme = README.read_text()
+        README.write_text(re.sub(r"\| experiment \|.*?(?=\n\n)", overview(plotted), readme, count=1, flags=re.S))
         plot(plotted, PLOT_FILE)
     return text
 
@@ -212,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments: {', '.join(EXPERIMENTS)}")
     parser.add_argument("--seeds", type=int, nargs="+", help="(the experiment's)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the threads (1)")
-    parser.add_argument("--tables", action="store_true", help="run nothing, write benchmarks/RESULTS.md")
+    parser.add_argument("--tables", action="store_true", help="run nothing, write the tables and the plot")
     return parser
 
 

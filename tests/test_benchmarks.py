@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -156,17 +157,18 @@ def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp
     written = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     monkeypatch.setattr(seeds, "RESULTS_FILE", tmp_path / "RESULTS.md")
     monkeypatch.setattr(seeds, "PLOT_FILE", tmp_path / "runs.png")
-    assert seeds.write_tables() == written == (tmp_path / "RESULTS.md").read_text()
+    monkeypatch.setattr(seeds, "README", tmp_path / "README.md")
     readme, experiments = (ROOT / "README.md").read_text(), benchmark("experiments")
+    (tmp_path / "README.md").write_text(re.sub(r"(?m)^\| `strict-nvil` .*\n", "", readme))
+    assert seeds.write_tables() == written == (tmp_path / "RESULTS.md").read_text()
+    assert (tmp_path / "README.md").read_text() == readme
     for name in experiments.EXPERIMENTS:  # the front door shows all of them, and no other figures
         results = seeds.load_results(name)
         if not results:
             continue
         for kept in results:
             assert shlex.split(kept["command"])[2:-4] == shlex.split(experiments.EXPERIMENTS[name].arguments)
-        if name in {**experiments.MAIN, **experiments.ROBUSTNESS}:
-            assert seeds.overview({name: results}).splitlines()[-1] in readme
-        else:
+        if name not in {**experiments.MAIN, **experiments.ROBUSTNESS}:
             assert f"`{name}`: {seeds.brief(results)}" in readme
 
 

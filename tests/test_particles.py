@@ -71,7 +71,7 @@ def literal_vimco(images, counts, particles):
         chosen = [log_w[row, counts[row]] for row in rows]
         weights = [w.detach().exp() for w in chosen]
         for k, row in enumerate(rows):
-            others = [chosen[j].detach() for j in range(particles) if j != k]
+            others = [(q[j] * log_w[j].exp()).sum().log().detach() for j in rows if j != row]
             stand_in = (sum(others) / len(others)).exp()
             without = (sum(weights) - weights[k] + stand_in) / particles
             signal = (sum(weights) / particles).log() - without.log()
@@ -92,6 +92,28 @@ def test_vimco_against_a_slow_loop(toy_images, particles):
     constant = torch.cat([torch.zeros(p.shape).flatten() if p.grad is None else p.grad.flatten()
                           for p in model.parameters()])
     torch.testing.assert_close(gradient(objective, toy_images), expected + constant)
+
+
+def test_what_the_others_drew_does_not_drown_vimco_s_signal(toy_images):
+    """Counts worth hundreds of nats more or less: what the others drew must not drown what this particle's is worth."""
+    def noise(stand_in):
+        objective = VIMCO(Toy(), particles=PARTICLES, draws=1)
+        with torch.no_grad():
+            objective.model.fit.copy_(torch.tensor([-300.0, 300.0, 295.0]))
+            objective.model.logits.copy_(torch.tensor([1.0, 0.0]))
+        if stand_in == "drawn":
+            objective.forward = lambda images: drawn_stand_in(objective, images)
+        return mean_gradient(objective, toy_images, draws=60)[1][1]  # of the second step's logit
+
+    def drawn_stand_in(objective, images):
+        terms = objective._rollout(images)[1]
+        count, _ = objective._draw(terms)
+        log_w, bound = objective._bound(terms, count)
+        others = (log_w.sum(-1, keepdim=True) - log_w).detach() / (PARTICLES - 1)
+        signal = objective._reward(log_w, bound) - bound_with(log_w.detach(), others)
+        return -(bound + (terms.log_q.gather(-1, count).view_as(signal) * signal).sum(-1)).mean(), {}
+
+    assert noise("summed out") < 0.5 * noise("drawn")
 
 
 def test_bound_with_a_stand_in_by_hand():
