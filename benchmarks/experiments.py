@@ -42,7 +42,7 @@ ABLATIONS = {
     "sprites-no-rescue": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set rescue=0", 3),
     "sprites-wide-scale-prior": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 "
                                            "--set model.scale_prior_sd=0.2", 3),
-    "sprites-vimco-short": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 1),
+    "sprites-vimco-short": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
     "strict-short": Experiment(f"{STRICT} --estimator enumerate --steps 2000", 3),
     "strict-k-1e-4": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --count-prior 1e-4", 3),
     "strict-k-1e-2": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --count-prior 1e-2", 3),
