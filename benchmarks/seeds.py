@@ -190,7 +190,7 @@ def brief(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables() -> str:
-    """RESULTS.md, with an overview and every run; the overview of the first two groups in the README, and their plot."""
+    """RESULTS.md: overviews and every run; the README's overview of the first two groups, and their plot."""
     results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
     parts = ["# Results\n\nWritten by `python benchmarks/seeds.py --tables` from the files in `benchmarks/results/`. "
              "The columns are explained in the README."]
