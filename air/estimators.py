@@ -41,7 +41,8 @@ class Estimator(nn.Module):
     `rescue` is for a window that is passed over: it paints nothing, and the next one does its work. Nothing moves it,
     since what it painted would be painted twice, in every branch but its own. So in an image where that happens
     (`Terms.passed_over`) the first such window is trained as the last one: its branch gets a share `rescue` of the
-    weight, whatever ε is, until it pays.
+    weight, whatever ε is, until it pays. An image's particles are rescued together: the bound's gradient goes to the
+    best of them, so beside one that keeps to q(n) the others' rescue would count for nothing.
     """
 
     exploration: Tensor
@@ -70,18 +71,26 @@ class Estimator(nn.Module):
         """Groups for an optimiser: the model's parameters, and those of the baseline, if any, at their own rate."""
         return [{"params": list(self.model.parameters()), "lr": lr}]
 
-    def branch_weights(self, terms: Terms) -> Tensor:
-        """What the branches n = 0..N count for, (B K, N+1): q(n) where nothing is explored."""
+    def branch_weights(self, terms: Terms) -> tuple[Tensor, Tensor]:
+        """What the branches n = 0..N count for, (B K, N+1) each: as a rule, q(n) where nothing is explored; and in the
+        share `rescue` of cases, in which a window that is passed over by a particle of the image is the last one.
+        """
         q = terms.log_q.detach().exp()
         weights = q.lerp(torch.full_like(q, 1 / q.shape[-1]), self.exploration)
-        passed_over = terms.passed_over()  # (B K, N)
+        passed_over = terms.passed_over().view(-1, self.particles, q.shape[-1] - 1).any(1)  # (B, N)
+        passed_over = passed_over.repeat_interleave(self.particles, 0)
         own = F.one_hot(passed_over.int().argmax(-1) + 1, q.shape[-1]).to(q)  # the first such window's branch
-        return weights.lerp(own, self.rescue * passed_over.any(-1, keepdim=True).to(q))
+        return weights, torch.where(passed_over.any(-1, keepdim=True), own, weights)
 
     def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
         """K particles an image, and their terms: the KLs in closed form where the bound allows, for K = 1."""
         rollout = self.model.rollout(images, particles=self.particles)
         return rollout, elbo_terms(self.model, rollout, sampled=self.particles > 1)
+
+    @staticmethod
+    def _reward(log_w: Tensor, bound: Tensor) -> Tensor:
+        """The learning signal without a control variate, (..., K), but for a constant that makes it log w for K = 1."""
+        return (bound[..., None] - (log_w.softmax(-1) - 1 / log_w.shape[-1])).detach()
 
     def _metrics(self, terms: Terms, bound: Tensor) -> Metrics:
         metrics = terms.metrics(terms.log_q.detach().exp())
@@ -106,20 +115,23 @@ class Enumerate(Estimator):
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
         _, terms = self._rollout(images)
-        q, mixture = terms.log_q.detach().exp(), self.branch_weights(terms)  # (B K, N+1)
-        # 0 but for its gradient, ∇q / mixture: while exploring, n is weighted as if drawn from the mixture, and q's
-        # own gradient by what that leaves out.
-        importance = q / mixture.clamp(min=torch.finfo(q.dtype).tiny) * (terms.log_q - terms.log_q.detach())
-        log_w = terms.explained() + terms.log_p - terms.log_q.detach() - importance
-        bound, probability, score = log_w.new_tensor(-math.inf), log_w.new_ones(()), log_w.new_zeros(())
-        for k in range(self.particles):  # an axis of counts more each time: (B, N+1, ..., N+1)
-            axes = (len(images), *[1] * k, -1)
-            bound = torch.logaddexp(bound[..., None], log_w[k::self.particles].reshape(axes))
-            probability = probability[..., None] * mixture[k::self.particles].reshape(axes)
-            score = score[..., None] + importance[k::self.particles].reshape(axes)
-        bound = bound - math.log(self.particles)
-        mean_bound = (probability * (bound + score * bound.detach())).flatten(1).sum(-1)  # (B,)
+        weights, rescued = map(self._combinations, self.branch_weights(terms))  # (B, N+1, ..., N+1, K) each
+        log_w = self._combinations(terms.explained() + terms.log_p - terms.log_q.detach())
+        bound = log_w.logsumexp(-1) - math.log(self.particles)
+        # ∇q_k beside the other particles' weights, 0 but for its gradient: q(n) follows the bound, whatever is rescued.
+        q = self._combinations(terms.log_q.exp()) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        score = ((q - q.detach()) * self._reward(log_w, bound)).sum(-1)
+        as_a_rule = weights.prod(-1)
+        drawn = as_a_rule.lerp(rescued.prod(-1), self.rescue)
+        mean_bound = (drawn * bound + as_a_rule * score).flatten(1).sum(-1)  # (B,)
         return -mean_bound.mean(), self._metrics(terms, mean_bound)
+
+    def _combinations(self, per_count: Tensor) -> Tensor:
+        """(B K, N+1) -> (B, N+1, ..., N+1, K): each particle's along an axis of its own, repeated along the others'."""
+        shapes = [[per_count.shape[-1] if axis == k else 1 for axis in range(self.particles)]
+                  for k in range(self.particles)]
+        return torch.stack(torch.broadcast_tensors(*(per_count[k::self.particles].reshape(-1, *shape)
+                                                     for k, shape in enumerate(shapes))), -1)
 
 
 class SampledCount(Estimator):
@@ -140,10 +152,15 @@ class SampledCount(Estimator):
 
     def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """The counts drawn, and the importance weights of q(n), 1 where nothing is explored: (B K, 1) each."""
-        q, mixture = terms.log_q.detach().exp(), self.branch_weights(terms)
+        q, (weights, rescued) = terms.log_q.detach().exp(), self.branch_weights(terms)
+        rescuing = (torch.rand_like(q[::self.particles, :1]) < self.rescue).repeat_interleave(self.particles, 0)
+        drawn_by = torch.where(rescuing, rescued, weights)
         # The inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
-        count = (mixture.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)
-        return count, (q / mixture).gather(-1, count)
+        count = (drawn_by.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)
+        weights = weights.clamp(min=torch.finfo(q.dtype).tiny)
+        ratio = (rescued / weights).gather(-1, count).view(-1, self.particles).prod(-1)  # (B,)
+        together = (1 + self.rescue * (ratio - 1)).repeat_interleave(self.particles)[:, None]
+        return count, (q / weights).gather(-1, count) / together
 
     def _bound(self, terms: Terms, count: Tensor) -> tuple[Tensor, Tensor]:
         """log w_k and the bound at the drawn counts, (B, K) and (B,), with the pathwise gradients.
@@ -153,11 +170,6 @@ class SampledCount(Estimator):
         log_w = terms.explained() + (terms.log_p - terms.log_q).detach()  # (B K, N+1)
         log_w = log_w.gather(-1, count).view(-1, self.particles)
         return log_w, log_w.logsumexp(-1) - math.log(self.particles)
-
-    @staticmethod
-    def _reward(log_w: Tensor, bound: Tensor) -> Tensor:
-        """The learning signal without a control variate, (B, K), but for a constant that makes it log w for K = 1."""
-        return (bound[:, None] - (log_w.softmax(-1) - 1 / log_w.shape[-1])).detach()
 
 
 class NVIL(SampledCount):

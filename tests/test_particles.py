@@ -61,6 +61,39 @@ def test_exploring_enumerate_weights_the_paths_by_the_mixture_and_leaves_abandon
     assert objective.model.logits.grad.isfinite().all() and objective.model.fit.grad[2].abs() > 0.01
 
 
+def passing_over(objective):
+    """Window 1 loses and window 2 wins in every particle, and q(n) knows it."""
+    with torch.no_grad():
+        objective.model.fit.copy_(torch.tensor([0.0, -4.0, 6.0]))
+        objective.model.logits.copy_(torch.tensor([2.5, 2.5]))
+    return objective
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_rescuing_they_have_the_mean_gradient_of_rescuing_enumerate(toy_images, name):
+    options = {"particles": 2, "exploration": 0.3, "rescue": 0.6}
+    expected = gradient(passing_over(Enumerate(Toy(), **options)), toy_images)
+    mean, standard_error = mean_gradient(passing_over(SAMPLED[name](draws=1, **options)), toy_images)
+    assert ((mean - expected).abs() < 4 * standard_error).all() and (standard_error > 0).all()
+
+
+def test_an_image_s_particles_are_rescued_together_and_q_follows_the_bound_throughout(toy_images):
+    """All K train the branch that is passed over, or the best of them, which does not, would get all the gradient."""
+    options = {"particles": PARTICLES, "rescue": 0.6}
+    objective = passing_over(VIMCO(Toy(), **options))
+    torch.manual_seed(0)
+    terms = objective._rollout(toy_images.repeat(3000, 1, 1, 1))[1]
+    assert terms.passed_over()[:, 0].all()
+    together = (objective._draw(terms)[0].view(-1, PARTICLES) == 1).all(-1)
+    by_chance = terms.log_q.exp()[:, 1].view(-1, PARTICLES).prod(-1).mean()
+    assert together.float().mean().item() == pytest.approx(0.6 + 0.4 * by_chance.item(), abs=0.015)
+
+    gradients = [gradient(passing_over(Enumerate(Toy(), **{**options, "rescue": rescue})), toy_images)
+                 for rescue in (0.6, 0.0)]
+    torch.testing.assert_close(gradients[0][:2], gradients[1][:2])  # of the logits
+    assert gradients[0][3] < -0.5 < gradients[1][3]  # of how well one object explains the image
+
+
 def literal_vimco(images, counts, particles):
     """The gradient at given counts, particle by particle: Σ_k ∇log q(n_k) (L - L_{-k}) + Σ_k w_k/Σw ∇log w_k."""
     model = Toy()
