@@ -1,5 +1,7 @@
 """One training step on its device: forward, backward, optimiser; on CUDA replayed as one graph of kernels."""
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from air.elbo import Metrics
 from air.estimators import Estimator
 from air.processes import size
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 WARM_UP = 3  # steps before a graph is captured, in which allocators, libraries and the compiler settle
 
 Result = tuple[Tensor, Metrics]  # an objective's loss and metrics
@@ -46,6 +49,8 @@ class Stepper:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         elif precision == "tf32":
             raise ValueError("precision tf32 is for CUDA devices: take fp32 or bf16 on the CPU")
+        else:
+            keep_pages()
         self.forward: Callable[[Tensor], Result] = objective
         if size() > 1:
             self.forward = DistributedDataParallel(objective)
@@ -98,6 +103,17 @@ class Stepper:
         loss.backward()
         self.optimizer.step()
         return loss.detach(), metrics
+
+
+def keep_pages() -> None:
+    """Let the process keep the memory that it frees: glibc gives large blocks back to the system, and a step that takes
+    them anew waits for every page. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        most = 2**31 - 1  # bytes, a C int
+        mallopt(M_MMAP_THRESHOLD, most)
+        mallopt(M_TRIM_THRESHOLD, most)
 
 
 def shifted(images: Tensor, most: int) -> Tensor:

@@ -1,6 +1,8 @@
 """The step as written, and as a CUDA graph; where there is no CUDA, all of that but the graph itself."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,6 +37,32 @@ def take(some, batches, rates):
         some.set_rates(rate)
         losses.append(some(torch.tensor(indices, device=some.device))[0].item())
     return losses
+
+
+PAGES = """
+import resource, torch
+from air.stepper import keep_pages
+
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.empty(3 * 2**22).fill_(0)  # 48 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+without = fresh_pages()
+keep_pages()
+fresh_pages()  # the heap grows, once or twice
+print(without, fresh_pages())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is asked")
+def test_large_blocks_keep_their_pages():
+    """In a process of its own: what the allocator is told stays with it."""
+    done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
+    without, kept = map(int, done.stdout.split())
+    assert kept < 0.01 * without
 
 
 BATCHES = [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 2], [1, 3]]
