@@ -28,42 +28,42 @@ class Terms(NamedTuple):
     """The ELBO's terms for each count n = 0..N, in nats."""
 
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n})
-    kl_steps: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t)
+    kl: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t); (B, 1) if Σ_{t<=N}
+    explained: Tensor  # (B, N+1), how well n objects explain the image: log p(x | n, z_{1:n}) - Σ_{t<=n} KL_t
     log_p: Tensor  # (N+1,), log p(n)
     log_q: Tensor  # (B, N+1), log q(n)
-    masked: bool  # whether the KLs of absent objects (t > n) are left out
 
-    def kl(self) -> dict[str, Tensor]:
-        """Latent's name -> the KL that elbo_n counts, (B, N+1), or (B, 1) where it is the same for every n."""
-        return self.kl_steps if self.masked else {name: kl[:, -1:] for name, kl in self.kl_steps.items()}
-
-    def explained(self) -> Tensor:
-        """How well n objects explain the image, (B, N+1): log p(x | z_{1:n}) - Σ_{t<=n} KL_t."""
-        return self.log_likelihood - sum(self.kl().values())
+    @classmethod
+    def of(cls, log_likelihood: Tensor, kl: dict[str, Tensor], log_p: Tensor, log_q: Tensor) -> "Terms":
+        """Shapes as above."""
+        explained = log_likelihood
+        for each in kl.values():
+            explained = explained - each
+        return cls(log_likelihood, kl, explained, log_p, log_q)
 
     def elbo(self) -> Tensor:
         """elbo_n, (B, N+1)."""
-        return self.explained() + self.log_p - self.log_q
+        return self.explained + self.log_p - self.log_q
 
     def passed_over(self) -> Tensor:
         """Which windows explain nothing though q(n) goes on past them, (B, N): elbo_t < elbo_{t-1} but for the entropy
         of q(n), and q(n > t) > 1/2.
         """
-        gain = (self.explained() + self.log_p).detach().diff(dim=-1)
+        gain = (self.explained + self.log_p).detach().diff(dim=-1)
         return (gain < 0) & (self.log_q.detach().exp().cumsum(-1)[:, 1:] < 0.5)
 
     def repeat(self, times: int) -> "Terms":
         """The same terms several times over, along the batch."""
-        kl_steps = {name: kl.repeat(times, 1) for name, kl in self.kl_steps.items()}
-        return self._replace(log_likelihood=self.log_likelihood.repeat(times, 1), kl_steps=kl_steps,
-                             log_q=self.log_q.repeat(times, 1))
+        return Terms(self.log_likelihood.repeat(times, 1), {name: kl.repeat(times, 1) for name, kl in self.kl.items()},
+                     self.explained.repeat(times, 1), self.log_p, self.log_q.repeat(times, 1))
 
     def per_image(self, q: Tensor) -> Metrics:
         """The ELBO and its terms, (B,) each, with n summed out by q(n), (B, N+1)."""
         counts = torch.arange(q.shape[-1], device=q.device)
         terms = {"elbo": self.elbo(), "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
-                 **{f"kl_{name}": kl for name, kl in self.kl().items()}, "mean_count": counts}
-        return {name: (q * term).sum(-1).detach() for name, term in terms.items()}
+                 **{f"kl_{name}": kl for name, kl in self.kl.items()}, "mean_count": counts}
+        summed_out = (torch.stack(torch.broadcast_tensors(*terms.values())) * q).sum(-1).detach()
+        return dict(zip(terms, summed_out))
 
     def metrics(self, q: Tensor) -> Metrics:
         """`per_image`, averaged over the batch, how often each count occurs by q(n), `share_0` to `share_N`, and in how
@@ -74,18 +74,20 @@ class Terms(NamedTuple):
         return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
 
 
-def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False) -> Terms:
+def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False, masked: bool | None = None) -> Terms:
     """Collect the terms of elbo_n from a rollout.
-
-    With `use_masking=False` the KLs of absent objects count as well, as in the reference: then every Σ runs to N.
 
     Args:
         sampled: in place of each KL, log q - log p at the draw, whose mean it is: elbo_n is a log importance weight.
+        masked: whether the KLs of absent objects (t > n) are left out. In the reference they are not, and every Σ runs
+            to N. None: the model's `use_masking`.
     """
-    kl_steps = {name: F.pad((-latent.log_ratio() if sampled else latent.kl()).cumsum(-1), (1, 0))
-                for name, latent in rollout.latents.items()}
-    return Terms(rollout.log_likelihood, kl_steps, model.count_prior.log_probs, log_count_probs(rollout.logits),
-                 model.use_masking)
+    masked = model.use_masking if masked is None else masked
+    kl = {}
+    for name, latent in rollout.latents.items():
+        up_to = (-latent.log_ratio() if sampled else latent.kl()).cumsum(-1)  # (B, N)
+        kl[name] = F.pad(up_to, (1, 0)) if masked else up_to[:, -1:]
+    return Terms.of(rollout.log_likelihood, kl, model.count_prior.log_probs, log_count_probs(rollout.logits))
 
 
 def bound_with(log_w: Tensor, stand_in: Tensor) -> Tensor:

@@ -77,9 +77,10 @@ class Estimator(nn.Module):
         """
         q = terms.log_q.detach().exp()
         weights = q.lerp(torch.full_like(q, 1 / q.shape[-1]), self.exploration)
-        passed_over = terms.passed_over().view(-1, self.particles, q.shape[-1] - 1).any(1)  # (B, N)
-        passed_over = passed_over.repeat_interleave(self.particles, 0)
-        own = F.one_hot(passed_over.int().argmax(-1) + 1, q.shape[-1]).to(q)  # the first such window's branch
+        passed_over = terms.passed_over().unflatten(0, (-1, self.particles)).any(1, keepdim=True)
+        passed_over = passed_over.expand(-1, self.particles, -1).flatten(0, 1)  # (B K, N)
+        first = passed_over.int().argmax(-1, keepdim=True) + 1  # such window's branch
+        own = (torch.arange(q.shape[-1], device=q.device) == first).to(q.dtype)
         return weights, torch.where(passed_over.any(-1, keepdim=True), own, weights)
 
     def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
@@ -116,7 +117,7 @@ class Enumerate(Estimator):
         """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
         _, terms = self._rollout(images)
         weights, rescued = map(self._combinations, self.branch_weights(terms))  # (B, N+1, ..., N+1, K) each
-        log_w = self._combinations(terms.explained() + terms.log_p - terms.log_q.detach())
+        log_w = self._combinations(terms.explained + terms.log_p - terms.log_q.detach())
         bound = log_w.logsumexp(-1) - math.log(self.particles)
         # ∇q_k beside the other particles' weights, 0 but for its gradient: q(n) follows the bound, whatever is rescued.
         q = self._combinations(terms.log_q.exp()) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
@@ -167,7 +168,7 @@ class SampledCount(Estimator):
 
         That of -log q(n) is left to the learning signal: it would add noise, and a bias while n is not drawn from q.
         """
-        log_w = terms.explained() + (terms.log_p - terms.log_q).detach()  # (B K, N+1)
+        log_w = terms.explained + (terms.log_p - terms.log_q).detach()  # (B K, N+1)
         log_w = log_w.gather(-1, count).view(-1, self.particles)
         return log_w, log_w.logsumexp(-1) - math.log(self.particles)
 

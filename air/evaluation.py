@@ -141,8 +141,8 @@ def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
     Source: Burda et al. (2016), eq. 8.
     """
     rollout = model.rollout(images, particles=particles)
-    terms = elbo_terms(model, rollout, sampled=True)._replace(masked=True)
-    log_w = (terms.explained() + terms.log_p).logsumexp(-1)  # (B K,)
+    terms = elbo_terms(model, rollout, sampled=True, masked=True)
+    log_w = (terms.explained + terms.log_p).logsumexp(-1)  # (B K,)
     return log_w.view(-1, particles).logsumexp(-1) - math.log(particles)
 
 

@@ -111,8 +111,9 @@ class RecurrentNet(nn.Module):
         """One step: latents (B, L) of the step before and the state -> the next state."""
         h, c = state
         gates = image_gates + self.step_gates(torch.cat((h, latents), -1))
-        i, f, g, o = gates.chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        i_and_f, g, o = gates.split((2 * c.shape[-1], c.shape[-1], c.shape[-1]), -1)
+        i, f = i_and_f.sigmoid().chunk(2, -1)
+        c = torch.addcmul(f * c, i, g.tanh())
         return o.sigmoid() * c.tanh(), c
 
 

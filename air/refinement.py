@@ -54,7 +54,7 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     latents = {**latents, "where": where._replace(value=z_where, loc=z_where)}
     log_likelihood = model.log_likelihood(images.repeat_interleave(len(shifts), 0), painted)
     terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood))
-    best, look = (terms.explained() + terms.log_p).unflatten(0, (-1, len(shifts))).max(1)  # (B, N+1)
+    best, look = (terms.explained + terms.log_p).unflatten(0, (-1, len(shifts))).max(1)  # (B, N+1)
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * len(shifts) + look.gather(1, count).squeeze(-1)
     return model.inference(best.softmax(-1), z_where[row], z_what[row], painted[row])

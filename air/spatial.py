@@ -114,7 +114,8 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
 
 def _sample_points(theta: Tensor, size: int) -> Tensor:
     """Where a size x size grid of pixel centres samples: x of its columns and y of its rows, (B, 3) -> (B, 2, size)."""
-    centres = (2 * torch.arange(size, dtype=theta.dtype, device=theta.device) + 1) / size - 1  # of pixels, in [-1, 1]
+    last = 1 - 1 / size
+    centres = torch.linspace(-last, last, size, dtype=theta.dtype, device=theta.device)  # of pixels
     return theta[:, :1, None] * centres + theta[:, 1:, None]
 
 

@@ -109,4 +109,4 @@ def log_prior():
 def terms_of(elbo_but_for_entropy, q):
     """One image, no KL and an even p(n)."""
     log_likelihood, q = (torch.tensor([each], dtype=torch.float64) for each in (elbo_but_for_entropy, q))
-    return Terms(log_likelihood, {"where": 0 * log_likelihood}, log_likelihood.new_zeros(q.shape[-1]), q.log(), True)
+    return Terms.of(log_likelihood, {"where": 0 * log_likelihood}, log_likelihood.new_zeros(q.shape[-1]), q.log())
