@@ -36,7 +36,8 @@ except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
     sys.exit(2)
 
-LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise")  # of the scenes, as load_dataset takes them
+# Of the scenes, as load_dataset takes them.
+LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise", "unseen_counts")
 # What only --set reaches, besides the keywords of the model and the estimator.
 UNFLAGGED = ("shift", "exploration", "exploration_share", "rescue", "final_lr")
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
@@ -87,6 +88,9 @@ def train(trainer: Trainer) -> None:
           f"{100 * metrics['count_accuracy_refined']:.2f}% (refined), box IoU {metrics['box_iou']:.3f}, "
           f"AP50 {metrics['box_ap50']:.3f}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
+    if "unseen" in metrics:
+        print(f"scenes with {' or '.join(map(str, config.unseen_counts))} objects, which training did not show: "
+              f"counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")
     print(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
 
 
@@ -156,11 +160,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", "auto: multi-mnist where MNIST can be had, else sprites", choices=DATASETS)
     add("--data-root", "where MNIST lies or is downloaded to; $AIR_DATA_ROOT sets the default")
     add("--counts", "the numbers of objects that occur", nargs="+", type=whole(0), metavar="N")
+    add("--unseen-counts", "numbers of objects that training does not show: held-out scenes with them are counted at "
+        "the end", nargs="+", type=whole(0), metavar="N")
     add("--overlap", "none: digits keep apart; loose: they may touch", choices=OVERLAPS)
     add("--image-size", "of multi-mnist, in pixels a side", type=whole(8))
     add("--object-size", "an object's side as a share of the image's: of multi-mnist's digits, and in the scale prior",
         type=share)
     add("--noise", "sd of multi-mnist's pixel noise, in intensities", type=nonnegative)
+    add("--difference", "DAIR: each step reads what the objects before it leave to explain", action="store_true")
     add("--estimator", "how the count is learned", choices=tuple(ESTIMATORS))
     add("--steps", f"training steps (default: {', '.join(f'{n} for {name}' for name, n in STEPS.items())})",
         type=whole(1))

@@ -53,7 +53,8 @@ class Inference(NamedTuple):
 class AIR(nn.Module):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
-    Where it departs from that class: immutable defaults, `channels`, and `count_prior`, p(n) as part of the model.
+    Where it departs from that class: immutable defaults, `channels`, `count_prior`, p(n) as part of the model, and
+    `difference`, the paper's DAIR: at each step the recurrent net and the glimpse read what is left to explain.
     """
 
     z_where_prior_loc: Tensor
@@ -66,7 +67,7 @@ class AIR(nn.Module):
                  decoder_output_use_sigmoid: bool = False, use_masking: bool = True, use_baselines: bool = True,
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
-                 channels: int = 1, count_prior: float | CountPrior = 0.5) -> None:
+                 channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False) -> None:
         """Build the networks.
 
         Args:
@@ -87,6 +88,8 @@ class AIR(nn.Module):
             channels: C.
             count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. The default is that of the reference's
                 training script. Training wants a small k (1e-8), or one digit is soon explained by two objects.
+            difference: step t reads x - canvas_{t-1} in place of x (Eslami et al., 2016, section 3.2): slower, and
+                counts that training has not shown are counted better.
         Raises:
             ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
         """
@@ -104,7 +107,7 @@ class AIR(nn.Module):
                              f"got {tuple(count_prior.log_probs.shape)}")
         self.num_steps, self.x_size, self.window_size, self.channels = num_steps, x_size, window_size, channels
         self.use_masking, self.use_baselines, self.likelihood_sd = use_masking, use_baselines, likelihood_sd
-        self.count_prior = count_prior
+        self.count_prior, self.difference = count_prior, difference
 
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
@@ -196,39 +199,45 @@ class AIR(nn.Module):
             ValueError: the images are not of the model's size.
         """
         images = self.as_images(images)
-        logits, latents, history = self.attend(images, at_mean, particles)
-        painted = self.paint(latents["where"].value, latents["what"].value)
+        logits, latents, history, painted = self.attend(images, at_mean, particles)
         images = images.repeat_interleave(particles, 0)
         return Rollout(logits, latents, history, painted, self.log_likelihood(images, painted))
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
-               ) -> tuple[Tensor, dict[str, NormalLatent], Tensor]:
-        """The guide alone, with arguments as of `rollout`: the first three of a Rollout's fields."""
+               ) -> tuple[Tensor, dict[str, NormalLatent], Tensor, Tensor]:
+        """The guide and what its objects paint, arguments as of `rollout`: the first four of a Rollout's fields."""
         images = self.as_images(images)
         image_gates, state = self.rnn.read(images, particles)
-        images = images.repeat_interleave(particles, 0)
-        batch = len(images)
+        left = images.repeat_interleave(particles, 0)  # to explain
+        batch = len(left)
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
         ones = images.new_ones(batch, 1)
         z_where, z_what = self.z_where_init.expand(batch, -1), self.z_what_init.expand(batch, -1)
-        steps = []
+        steps: list[tuple[Tensor, ...]] = []
+        painted: list[Tensor] = []  # only where a step looks at it
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
+            if painted:
+                left = left - painted[-1].squeeze(1)
+                image_gates, _ = self.rnn.read(left)
             read = torch.cat((z_where, z_what, ones), -1)
             state = self.rnn(image_gates, read, state)
             logit, where_loc, where_scale = self.predict(state[0])
             where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
             z_where = where_loc + where_scale * noise_where
             # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
-            what_loc, what_scale = self.encode(image_to_window(images, z_where, self.window_size))
+            what_loc, what_scale = self.encode(image_to_window(left, z_where, self.window_size))
             z_what = what_loc + what_scale * noise_what
             steps.append((logit, read, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
+            if self.difference:
+                painted.append(self.paint(z_where[:, None], z_what[:, None]))  # (B, 1, C, H, W)
         logits, history, z_where, where_loc, where_scale, z_what, what_loc, what_scale = (
             torch.stack(each, 1) for each in zip(*steps))  # (B, N, ...)
         where = NormalLatent(z_where, where_loc, where_scale, self.z_where_prior_loc, self.z_where_prior_scale)
         what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
-        return logits.squeeze(-1), {"where": where, "what": what}, history
+        objects = torch.cat(painted, 1) if painted else self.paint(z_where, z_what)
+        return logits.squeeze(-1), {"where": where, "what": what}, history, objects
 
     def guide(self, images: Tensor, batch_size: int | None = None,
               z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:
@@ -247,7 +256,7 @@ class AIR(nn.Module):
             if not 0 < batch_size <= len(images):
                 raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
             images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
-        logits, latents, _ = self.attend(images)
+        logits, latents, _, _ = self.attend(images)
         z_pres = logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
         return list(latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
 
@@ -260,9 +269,8 @@ class AIR(nn.Module):
         Raises:
             ValueError: the images are not of the model's size.
         """
-        logits, latents, _ = self.attend(images, at_mean=True)
-        where, what = (latents[name].value for name in ("where", "what"))
-        return self.inference(log_count_probs(logits).exp(), where, what, self.paint(where, what))
+        logits, latents, _, painted = self.attend(images, at_mean=True)
+        return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted)
 
     def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor) -> Inference:
         """What a choice of latents says about the images: (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W)."""

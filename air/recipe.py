@@ -10,16 +10,16 @@ from air.training import Config
 
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
-    "estimator": "nvil", "batch_size": 64, "shift": 0, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
-    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8,
-    "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
-    "data_root": "data"}
+    "unseen_counts": [], "difference": False, "estimator": "nvil", "batch_size": 64, "shift": 0,
+    "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2, "count_prior": 1e-8, "learn_count_prior": False,
+    "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8, "seed": 0, "device": "cpu", "precision": "fp32",
+    "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
-NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "estimator.model", "estimator.exploration",
-              "estimator.particles", "estimator.rescue"}
+NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.difference", "estimator.model",
+              "estimator.exploration", "estimator.particles", "estimator.rescue"}
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -54,18 +54,22 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
             raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
     if type(chosen["shift"]) is not int or chosen["shift"] < 0:
         raise ValueError(f"shift must be a whole number of pixels, at least 0, got {chosen['shift']!r}")
-    estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
+    estimator = chosen["estimator"]
+    for name in ("counts", "unseen_counts"):
+        chosen[name] = sorted(set(chosen[name]))
     channels, x_size = dataset.train.images.shape[1:3]
     # One step more than there are objects, so that counting one too many is possible and seen.
-    model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
-             "count_prior": chosen.pop("count_prior"), "scale_prior_mean": 1 / chosen["object_size"],
+    num_steps = max([max(chosen["counts"]) + 1, *chosen["unseen_counts"]])
+    model = {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
+             "count_prior": chosen.pop("count_prior"), "difference": chosen.pop("difference"),
+             "scale_prior_mean": 1 / chosen["object_size"],
              "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
     options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
                **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])
     learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
     exploration_steps = round(chosen.pop("exploration_share") * steps)
-    return Config(dataset=dataset.name, dataset_reason=dataset.reason, counts=counts, model=model, steps=steps,
+    return Config(dataset=dataset.name, dataset_reason=dataset.reason, model=model, steps=steps,
                   estimator_options=options, learn_count_prior_from=learn_from,
                   exploration_steps=exploration_steps, **chosen)
 

@@ -44,7 +44,7 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     looks = torch.stack([bordered[..., pixels - down:pixels - down + model.x_size,
                                   pixels - right:pixels - right + model.x_size]
                          for right, down in shifts.tolist()], 1)  # (B, L, C, H, W)
-    logits, latents, history = model.attend(looks.flatten(0, 1), at_mean=True)  # row b L + l: look l of image b
+    logits, latents, history, _ = model.attend(looks.flatten(0, 1), at_mean=True)  # row b L + l: look l of image b
     where, z_what = latents["where"], latents["what"].value
     moved = shifts.to(images).repeat(len(images), 1)[:, None] * (2 / model.x_size)  # (B L, 1, 2), in canvas units
     # A centre stands at -(x, y)/s, so moving it back by d adds s d.

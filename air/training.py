@@ -53,6 +53,7 @@ class Config:
     image_size: int
     object_size: float
     noise: float
+    unseen_counts: list[int]  # of scenes that the final evaluation counts besides
     estimator: str
     estimator_options: dict[str, Any]  # keywords of the estimator
     model: dict[str, Any]  # keywords of AIR
@@ -139,6 +140,8 @@ class Trainer:
                     if stop:
                         raise Interrupted
             metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
+            if self.dataset.unseen is not None:
+                metrics["unseen"] = evaluate(self.model, self.dataset.unseen, refined=True)
         except RuntimeError as error:
             if not is_lost(error):
                 raise

@@ -46,13 +46,14 @@ def literal_elbo(model, image, noise):
     log_at_least = [torch.zeros(())]
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)
-        state = cell(torch.cat((model.rnn.embed(image.flatten()), z_where, z_what, z_pres))[None], state)
+        left = image - canvas if model.difference else image
+        state = cell(torch.cat((model.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
         out = model.predict.mlp(state[0])[0]
         q_pres = out[0].sigmoid()
         where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
         z_where = where.loc + where.scale * noise[t, :3]
         s, x, y = z_where
-        glimpse = resample(image, affine(torch.stack((1 / s, -x / s, -y / s))), model.window_size)
+        glimpse = resample(left, affine(torch.stack((1 / s, -x / s, -y / s))), model.window_size)
         code = model.encode.mlp(glimpse.flatten())
         size = len(code) // 2
         what = Normal(code[:size], F.softplus(code[size:]))

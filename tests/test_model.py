@@ -9,9 +9,11 @@ from air.estimators import elbo_terms
 from tests.literal import literal_elbo
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_rollout_elbo_equals_the_literal_one(make_model, images, channels):
-    model, images = make_model(channels=channels), images.expand(-1, channels, -1, -1)
+@pytest.mark.parametrize("options", [{}, {"channels": 3}, {"difference": True},
+                                     {"difference": True, "channels": 3, "embed_net": [5]}])
+def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
+    model = make_model(**options)
+    images = images.expand(-1, model.channels, -1, -1)
     torch.manual_seed(7)
     elbo = elbo_terms(model, model.rollout(images)).elbo()  # (B, N+1)
     torch.manual_seed(7)

@@ -102,6 +102,17 @@ def test_scenes_do_not_depend_on_how_the_counts_are_written(fake_mnist_root, mon
     assert_equal(one.held_out, other.held_out)
 
 
+def test_unseen_counts_are_held_out_scenes_of_their_own(fake_mnist_root, monkeypatch):
+    monkeypatch.setattr("air.data.MNIST_TRAIN", 10)
+    monkeypatch.setattr("air.data.HELD_OUT", 30)
+    dataset = load_dataset("multi-mnist", fake_mnist_root, (0, 1), unseen_counts=(3, 2, 3))
+    assert set(dataset.unseen.counts.tolist()) == {2, 3} and set(dataset.held_out.counts.tolist()) == {0, 1}
+    assert dataset.unseen.images.max() <= 120  # the test digits' level
+    assert load_dataset("multi-mnist", fake_mnist_root, (0, 1)).unseen is None
+    with pytest.raises(DataError, match="training shows scenes with 1 objects"):
+        load_dataset("multi-mnist", fake_mnist_root, (0, 1), unseen_counts=(1, 2))
+
+
 def test_auto_falls_back_on_sprites_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     dataset = load_dataset("auto", tmp_path)

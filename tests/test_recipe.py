@@ -25,6 +25,12 @@ def test_one_step_more_than_there_are_objects(dataset):
     assert config.model["num_steps"] == 5 and config.counts == [0, 4] and config.steps == 7
 
 
+def test_unseen_counts_are_within_reach(dataset):
+    config = configure(dataset, counts=[0, 1], unseen_counts=[5, 3, 5], difference=True)
+    assert (config.model["num_steps"], config.unseen_counts, config.model["difference"]) == (5, [3, 5], True)
+    assert configure(dataset, counts=[0, 1, 3], unseen_counts=[2]).model["num_steps"] == 4
+
+
 def test_settings_that_do_not_exist_are_named(dataset):
     with pytest.raises(ValueError, match="no setting named learning_rate"):
         configure(dataset, learning_rate=1.0)

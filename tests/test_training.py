@@ -19,7 +19,7 @@ from tests.conftest import SMALL
 def make_config():
     def make(**kwargs):
         settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
-                        image_size=12, object_size=1 / 3, noise=0.0,
+                        image_size=12, object_size=1 / 3, noise=0.0, unseen_counts=[],
                         estimator="nvil", estimator_options={"centre": True}, model=dict(SMALL, count_prior=0.01),
                         shift=0, steps=12, batch_size=8, lr=1e-3, final_lr=0.0, baseline_lr=1e-2,
                         exploration=0.2, exploration_steps=6,
@@ -247,6 +247,15 @@ def test_bf16_trains(make_config, dataset, tmp_path):
     metrics = Trainer(make_config(precision="bf16"), dataset, tmp_path).run()
     assert all(value.dtype in (torch.float32,) for value in load_checkpoint(tmp_path)["objective"].values())
     assert metrics["elbo"] == pytest.approx(metrics["elbo"])  # finite
+
+
+def test_scenes_with_unseen_counts_are_counted_at_the_end(make_config, dataset, tmp_path):
+    two, one = (dataset.train[dataset.train.counts == count] for count in (2, 1))
+    metrics = Trainer(make_config(steps=2, unseen_counts=[2]), dataset._replace(held_out=one, unseen=two),
+                      tmp_path).run()
+    seen, unseen = metrics["confusion"], metrics["unseen"]["confusion"]
+    assert sum(seen[1]) == sum(map(sum, seen)) == len(one) and sum(unseen[2]) == sum(map(sum, unseen)) == len(two)
+    assert metrics["unseen"]["count_accuracy_map"] == unseen[2][2] / len(two)
 
 
 def test_it_learns_to_count_real_digits(mnist_root, tmp_path):

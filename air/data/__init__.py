@@ -23,10 +23,12 @@ class Dataset(NamedTuple):
     train: Scenes
     held_out: Scenes
     fell_back: bool = False  # "auto" did not get what it wanted
+    unseen: Scenes | None = None  # held-out scenes with counts that training does not show
 
 
 def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
-                 image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0) -> Dataset:
+                 image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0,
+                 unseen_counts: Sequence[int] = ()) -> Dataset:
     """Training and held-out scenes of a data set.
 
     Args:
@@ -34,6 +36,7 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
         root: where MNIST lies or is to be downloaded to.
         counts: the numbers of objects that occur, each with equal probability.
         overlap, image_size, object_size, noise: of multi-mnist (see there).
+        unseen_counts: of further held-out scenes, each with equal probability.
     Raises:
         DataError: the data set cannot be had as asked for.
     """
@@ -47,12 +50,19 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
             name, reason = "multi-mnist", f"MNIST is under {root}"
         except DataError as error:
             name, reason, fell_back = "sprites", str(error), True
-    if name == "multi-mnist":
-        train, held_out = (multi_mnist(root, train, size, counts, overlap, image_size=image_size,
-                                       object_size=object_size, noise=noise)
-                           for train, size in ((True, MNIST_TRAIN), (False, HELD_OUT)))
-        return Dataset(name, reason, train, held_out)
-    if (overlap, image_size, object_size, noise) != ("none", IMAGE_SIZE, OBJECT_SIZE, 0):
+    if shown := set(counts) & set(unseen_counts):
+        raise DataError(f"training shows scenes with {' and '.join(map(str, sorted(shown)))} objects: they are not "
+                        "unseen counts")
+
+    def scenes(train: bool, size: int, counts: Sequence[int]) -> Scenes:
+        if name == "sprites":
+            return sprites(train, size, counts)
+        return multi_mnist(root, train, size, counts, overlap, image_size=image_size, object_size=object_size,
+                           noise=noise)
+
+    if name == "sprites" and (overlap, image_size, object_size, noise) != ("none", IMAGE_SIZE, OBJECT_SIZE, 0):
         raise DataError("sprites never overlap and have one size and no noise: leave out --overlap, --image-size, "
                         f"--object-size and --noise, or use --dataset multi-mnist (sprites: {reason})")
-    return Dataset(name, reason, sprites(True, SPRITES_TRAIN, counts), sprites(False, HELD_OUT, counts), fell_back)
+    return Dataset(name, reason, scenes(True, SPRITES_TRAIN if name == "sprites" else MNIST_TRAIN, counts),
+                   scenes(False, HELD_OUT, counts), fell_back,
+                   scenes(False, HELD_OUT, sorted(set(unseen_counts))) if unseen_counts else None)
