@@ -83,10 +83,12 @@ def train(trainer: Trainer) -> None:
         sys.exit(130)
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
-    print(f"held out, {metrics['held_out_scenes']} scenes: "
-          f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), "
-          f"{100 * metrics['count_accuracy_refined']:.2f}% (refined), box IoU {metrics['box_iou']:.3f}, "
-          f"AP50 {metrics['box_ap50']:.3f}, elbo {metrics['elbo']:.1f} nats "
+    counts = f"mean count {metrics['mean_count']:.2f}"
+    if "count_accuracy_map" in metrics:
+        counts = (f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), "
+                  f"{100 * metrics['count_accuracy_refined']:.2f}% (refined), box IoU {metrics['box_iou']:.3f}, "
+                  f"AP50 {metrics['box_ap50']:.3f}")
+    print(f"held out, {metrics['held_out_scenes']} scenes: {counts}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
     if "unseen" in metrics:
         print(f"scenes with {' or '.join(map(str, config.unseen_counts))} objects, which training did not show: "
@@ -163,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--unseen-counts", "numbers of objects that training does not show: held-out scenes with them are counted at "
         "the end", nargs="+", type=whole(0), metavar="N")
     add("--overlap", "none: digits keep apart; loose: they may touch", choices=OVERLAPS)
-    add("--image-size", "of multi-mnist, in pixels a side", type=whole(8))
+    add("--image-size", "of multi-mnist and omniglot, in pixels a side", type=whole(8))
     add("--object-size", "an object's side as a share of the image's: of multi-mnist's digits, and in the scale prior",
         type=share)
     add("--noise", "sd of multi-mnist's pixel noise, in intensities", type=nonnegative)

@@ -1,6 +1,7 @@
 """How well a model counts, locates and explains held-out scenes."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,80 +30,112 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
 
     Args:
         model: put into eval mode while it is measured.
-        scenes: with their true counts and boxes.
+        scenes: with their true counts and boxes, where they are known.
         iw_particles: K of the importance-weighted bound; 0 leaves the bound out.
         refined: count by `refine` as well, which takes nine times as long as `infer`.
         seed: of the latents' draws.
     Returns:
+        elbo, log_likelihood, kl_pres, kl_where, kl_what: nats an image, z_where and z_what drawn once, n summed out.
+        mean_count: the average count under q(n).
+        counted: how many scenes have the MAP count n, n = 0..N.
+        squared_error: of the canvas after n = 0..N objects, at their mean latents, averaged over the pixels.
+        blank: share of scenes with this failure, see `failures`.
+        iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
+            IW_SCENES scenes, its K, and how many scenes that were.
+
+        Of the scenes whose count is known, where there are any:
         count_accuracy_map: share of scenes whose most probable count is right.
         count_accuracy_sampled: probability that a count drawn from q(n) is right.
         count_accuracy_refined: share of scenes counted right by `refine`, where asked for.
         confusion: scenes by true count (row) and MAP count (column).
-        elbo, log_likelihood, kl_pres, kl_where, kl_what: nats an image, z_where and z_what drawn once, n summed out.
-        mean_count: the average count under q(n).
         box_iou: mean over true objects of the IoU with the inferred box matched to it, 0 for one that was missed.
         box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t) of the draw.
-        blank, split, merged, collapsed: shares of scenes with these failures, see `failures`.
-        iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
-            IW_SCENES scenes, its K, and how many scenes that were.
+        split, merged, collapsed: shares of scenes with these failures.
     Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
     """
     was_training = model.training
     model.eval()
     tallies = gather(_tally(model, scenes, iw_particles, refined, seed))
     model.train(was_training)
-    confusion = torch.stack([tally.confusion for tally in tallies]).sum(0)
-    iou, score = torch.cat([tally.iou for tally in tallies]), torch.cat([tally.score for tally in tallies])
-    sums = {name: sum(tally.sums.get(name, 0.0) for tally in tallies) for name in tallies[0].sums}
-    iw_scenes, objects = min(IW_SCENES, len(scenes)), int(scenes.counts.sum())
-    iw = {"iw_bound": sums.pop("iw_bound") / iw_scenes, "iw_particles": iw_particles, "iw_scenes": iw_scenes} \
-        if iw_particles else {}
-    return {"count_accuracy_map": confusion.diagonal().sum().item() / len(scenes), "confusion": confusion.tolist(),
-            **{name: total / len(scenes) for name, total in sums.items()},
-            "box_iou": iou.sum().item() / max(1, objects), "box_ap50": average_precision(iou >= 0.5, score, objects),
-            **iw}
+    metrics = _means((tally.sums for tally in tallies), len(scenes))
+    metrics["counted"] = torch.stack([tally.counted for tally in tallies]).sum(0).tolist()
+    if iw_particles:
+        iw_scenes = min(IW_SCENES, len(scenes))
+        metrics |= {"iw_bound": sum(tally.iw for tally in tallies) / iw_scenes, "iw_particles": iw_particles,
+                    "iw_scenes": iw_scenes}
+    known = scenes.counts[scenes.counts >= 0]
+    if len(known):
+        confusion = torch.stack([tally.confusion for tally in tallies]).sum(0)
+        iou, score = torch.cat([tally.iou for tally in tallies]), torch.cat([tally.score for tally in tallies])
+        objects = int(known.sum())
+        metrics |= _means((tally.known_sums for tally in tallies), len(known))
+        metrics |= {"count_accuracy_map": confusion.diagonal().sum().item() / len(known),
+                    "confusion": confusion.tolist(), "box_iou": iou.sum().item() / max(1, objects),
+                    "box_ap50": average_precision(iou >= 0.5, score, objects)}
+    return metrics
 
 
 class _Tally(NamedTuple):
     """What a process found in its share of the scenes."""
 
+    sums: dict[str, Tensor]  # over its scenes
+    known_sums: dict[str, Tensor]  # over those whose count is known
+    counted: Tensor  # scenes by MAP count
     confusion: Tensor  # scenes by true count and MAP count
-    sums: dict[str, float]  # over its scenes
     iou: Tensor  # of each inferred box with the true one matched to it
     score: Tensor  # how sure the model was of that box
+    iw: float  # the bound, over its scenes
+
+
+def _means(sums: Iterable[Mapping[str, Tensor]], scenes: int) -> dict[str, Any]:
+    """The processes' sums together, a scene; a list where a scene has several values."""
+    first, *others = sums
+    return {name: (sum((other[name] for other in others if name in other), total) / scenes).tolist()
+            for name, total in first.items()}
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """To the sums, values of more scenes, (B, ...) each."""
+    for name, value in values.items():
+        total = value.double().sum(0).cpu()
+        sums[name] = sums[name] + total if name in sums else total
 
 
 def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: int) -> _Tally:
     """This process's share of `evaluate`."""
     device = next(model.parameters()).device
     confusion = torch.zeros(max(int(scenes.counts.max()), model.num_steps) + 1, model.num_steps + 1, dtype=torch.int64)
-    sums: dict[str, float] = {}
+    counted, iw = torch.zeros_like(confusion[0]), 0.0
+    sums: dict[str, Tensor] = {}
+    known_sums: dict[str, Tensor] = {}
     overlaps, scores = [torch.empty(0)], [torch.empty(0)]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank())
         for start in range(0, len(scenes), CHUNK)[rank()::size()]:
             chunk = scenes[start:start + CHUNK]
-            images, boxes = chunk.images.to(device), chunk.boxes.to(device)
+            images, boxes, counts = chunk.images.to(device), chunk.boxes.to(device), chunk.counts.to(device)
             inferred, rollout = model.infer(images), model.rollout(images)
             terms = elbo_terms(model, rollout)
             q = terms.log_q.exp()  # (B, N+1)
-            per_image = terms.per_image(q)
-            per_image["count_accuracy_sampled"] = _at(q, chunk.counts.to(device))
-            per_image |= failures(inferred, boxes)
+            wrong = failures(inferred, boxes)
+            error = (model.as_images(images)[:, None] - inferred.canvases).square().mean((2, 3, 4))  # (B, N+1)
+            _add(sums, {**terms.per_image(q), "blank": wrong.pop("blank"), "squared_error": error})
+            counted += inferred.count.bincount(minlength=len(counted)).cpu()
+            known = counts >= 0
+            right = {"count_accuracy_sampled": _at(q, counts), **wrong}
             if refined:
-                counted = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
-                per_image["count_accuracy_refined"] = counted == chunk.counts.to(device)
-            for name, value in per_image.items():
-                sums[name] = sums.get(name, 0.0) + value.double().sum().item()
-            confusion.index_put_((chunk.counts, inferred.count.cpu()), torch.ones((), dtype=torch.int64), True)
-            present = inferred.z_pres > 0
+                again = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
+                right["count_accuracy_refined"] = again == counts
+            _add(known_sums, {name: value[known] for name, value in right.items()})
+            confusion.index_put_((counts[known].cpu(), inferred.count[known].cpu()), torch.ones_like(confusion[0, 0]),
+                                 True)
+            present = (inferred.z_pres > 0) & known[:, None]
             overlaps.append(matched_iou(inferred.boxes, present, boxes, (boxes[..., 2] > boxes[..., 0]))[present].cpu())
             scores.append(log_at_least(rollout.logits)[:, 1:][present].cpu())
         batches = scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ()
         for images in batches[rank()::size()]:
-            bound = iw_bound(model, images.to(device), iw_particles)
-            sums["iw_bound"] = sums.get("iw_bound", 0.0) + bound.double().sum().item()
-    return _Tally(confusion, sums, torch.cat(overlaps), torch.cat(scores))
+            iw += iw_bound(model, images.to(device), iw_particles).double().sum().item()
+    return _Tally(sums, known_sums, counted, confusion, torch.cat(overlaps), torch.cat(scores), iw)
 
 
 def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:
@@ -187,6 +220,6 @@ def average_precision(hit: Tensor, score: Tensor, objects: int) -> float:
 
 
 def _at(q: Tensor, counts: Tensor) -> Tensor:
-    """q at the true count, (B,); 0 where the model cannot count so far."""
-    inside = counts < q.shape[-1]
+    """q at the true count, (B,); 0 where the model cannot count so far, or no count is known."""
+    inside = (counts >= 0) & (counts < q.shape[-1])
     return q.gather(-1, (counts * inside)[:, None]).squeeze(-1) * inside

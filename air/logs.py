@@ -52,19 +52,21 @@ class RunLog:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self.writer.add_scalar(f"{group}/{name}", value, step)
-        inferred = torch.tensor(held_out["confusion"]).sum(0)
+        inferred = torch.tensor(held_out["counted"])
         self.writer.add_histogram("held_out/count", torch.arange(len(inferred)).repeat_interleave(inferred), step,
                                   bins=[n - 0.5 for n in range(len(inferred) + 1)])
         for name, picture in pictures.items():
             self.writer.add_image(name, picture, step)
         self.writer.flush()
-        accuracy = 100 * held_out["count_accuracy_map"]
+        counts = f"mean count {held_out['mean_count']:.2f}"  # where the true ones are not known
+        if "count_accuracy_map" in held_out:
+            counts = f"counts right {100 * held_out['count_accuracy_map']:.2f}%"
         if self.bar.disable:
             pace = (time.monotonic() - self.began) / max(1, step - self.start)
-            print(f"step {step}/{self.steps}  elbo {held_out['elbo']:.1f}  counts right {accuracy:.2f}%  "
+            print(f"step {step}/{self.steps}  elbo {held_out['elbo']:.1f}  {counts}  "
                   f"{(self.steps - step) * pace:.0f} s left", flush=True)
         else:
-            self.bar.set_postfix_str(f"held out: counts right {accuracy:.2f}%")
+            self.bar.set_postfix_str(f"held out: {counts}")
 
     def close(self) -> None:
         """Give back the terminal and the events file."""

@@ -20,6 +20,7 @@ PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.difference", "estimator.model",
               "estimator.exploration", "estimator.particles", "estimator.rescue"}
+UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -59,7 +60,8 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
         chosen[name] = sorted(set(chosen[name]))
     channels, x_size = dataset.train.images.shape[1:3]
     # One step more than there are objects, so that counting one too many is possible and seen.
-    num_steps = max([max(chosen["counts"]) + 1, *chosen["unseen_counts"]])
+    known = bool((dataset.train.counts >= 0).any())
+    num_steps = max([max(chosen["counts"]) + 1, *chosen["unseen_counts"]]) if known else UNKNOWN_STEPS
     model = {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
              "count_prior": chosen.pop("count_prior"), "difference": chosen.pop("difference"),
              "scale_prior_mean": 1 / chosen["object_size"],

@@ -212,7 +212,7 @@ class Trainer:
         self.sums, self.summed = {}, 0
         if rank():
             return held_out
-        empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts > 0))
+        empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts != 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
         pictures = {"reconstructions": reconstruction_picture(self.model, scenes[shown])}
         if self.config.learn_count_prior_from is not None:

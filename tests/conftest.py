@@ -74,6 +74,15 @@ def mnist_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def omniglot_root() -> Path:
+    """Where real Omniglot drawings lie: $AIR_DATA_ROOT; the test is skipped where they do not."""
+    root = Path(os.environ.get("AIR_DATA_ROOT", "data"))
+    if not (root / "omniglot-py" / "images_background").is_dir():
+        pytest.skip(f"no Omniglot under {root}: set AIR_DATA_ROOT to the folder that holds omniglot-py")
+    return root
+
+
+@pytest.fixture(scope="session")
 def fake_mnist_root(tmp_path_factory) -> Path:
     """A stand-in for MNIST in its own file format: rectangles, label = height - 8, the test digits darker."""
     root = tmp_path_factory.mktemp("fake")

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,3 +152,23 @@ def test_counts_beyond_the_model_are_wrong_not_an_error(make_model, scenes):
     metrics = evaluate(model, scenes)
     assert len(metrics["confusion"]) == 3 and len(metrics["confusion"][0]) == 2
     assert math.isfinite(metrics["elbo"])
+
+
+def test_scenes_whose_count_is_unknown_take_part_in_what_needs_no_truth(make_model, scenes):
+    model = make_model(count_prior=0.3).float()
+    half = torch.arange(len(scenes)) % 2 == 0
+    partly = replace(scenes, counts=torch.where(half, scenes.counts, -1))
+    whole, partial, none = (evaluate(model, which, iw_particles=2, refined=True) for which in (
+        scenes, partly, replace(scenes, counts=torch.full_like(scenes.counts, -1))))
+    free = set(none)
+    assert {"elbo", "mean_count", "counted", "squared_error", "blank", "iw_bound"} <= free
+    assert not any(name.startswith(("count_", "box_", "confusion", "merged")) for name in free)
+    assert all(whole[name] == partial[name] == none[name] for name in free)
+    assert sum(map(sum, partial["confusion"])) == half.sum()
+    seen = model.eval().infer(scenes.images)
+    assert partial["count_accuracy_map"] == pytest.approx((seen.count == scenes.counts)[half].float().mean().item())
+    there = evaluate(model, scenes[half])
+    assert partial["box_iou"] == pytest.approx(there["box_iou"]) and partial["merged"] == there["merged"]
+    counted = seen.count.bincount(minlength=4).tolist()
+    error = (scenes.images[:, None] / 255 - seen.canvases).square().mean((0, 2, 3, 4))
+    assert whole["counted"] == counted and whole["squared_error"] == pytest.approx(error.tolist(), rel=1e-5)

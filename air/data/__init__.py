@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from air.data.multi_mnist import OVERLAPS, load_mnist, multi_mnist
+from air.data.omniglot import omniglot
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
 from air.data.sprites import sprites
 
 __all__ = ["DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "Scenes", "load_dataset",
-           "multi_mnist", "sprites"]
+           "multi_mnist", "omniglot", "sprites"]
 
-DATASETS = ("auto", "multi-mnist", "sprites")
+DATASETS = ("auto", "multi-mnist", "sprites", "omniglot")
 MNIST_TRAIN, SPRITES_TRAIN, HELD_OUT = 60_000, 20_000, 10_000  # scenes
 
 
@@ -50,9 +51,14 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
             name, reason = "multi-mnist", f"MNIST is under {root}"
         except DataError as error:
             name, reason, fell_back = "sprites", str(error), True
+    if name == "omniglot":
+        if (counts, overlap, noise, *unseen_counts) != ([0, 1, 2], "none", 0):
+            raise DataError("omniglot's drawings are as they are: leave out --counts, --unseen-counts, --overlap and "
+                            "--noise")
+        return Dataset(name, reason, omniglot(root, True, image_size), omniglot(root, False, image_size))
     if shown := set(counts) & set(unseen_counts):
-        raise DataError(f"training shows scenes with {' and '.join(map(str, sorted(shown)))} objects: they are not "
-                        "unseen counts")
+        raise DataError(f"training shows scenes with {' and '.join(map(str, sorted(shown)))} objects: no unseen "
+                        "counts")
 
     def scenes(train: bool, size: int, counts: Sequence[int]) -> Scenes:
         if name == "sprites":

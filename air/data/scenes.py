@@ -21,10 +21,10 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Scenes:
-    """M images with up to L objects each, and the truth about them, which no model sees."""
+    """M images with up to L objects each, and what is known about them, which no model sees."""
 
     images: Tensor  # (M, C, H, W) uint8
-    counts: Tensor  # (M,) int64
+    counts: Tensor  # (M,) int64, -1 where unknown
     boxes: Tensor  # (M, L, 4) float32, tight (x0, y0, x1, y1) in pixels, x1 and y1 one past the last; 0 where absent
     labels: Tensor  # (M, L) int64, -1 where absent
 
