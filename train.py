@@ -27,7 +27,7 @@ try:
     import torch
 
     from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
-    from air.data import DATASETS, OVERLAPS, DataError, load_dataset
+    from air.data import BACKDROPS, DATASETS, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
     from air.processes import first_alone, gather, join, leave, rank, size
     from air.recipe import PARTICLES, SETTINGS, STEPS, configure
@@ -37,7 +37,7 @@ except ImportError as error:
     sys.exit(2)
 
 # Of the scenes, as load_dataset takes them.
-LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise", "unseen_counts")
+LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise", "backdrop", "unseen_counts")
 # What only --set reaches, besides the keywords of the model and the estimator.
 UNFLAGGED = ("shift", "exploration", "exploration_share", "rescue", "final_lr")
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
@@ -169,6 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--object-size", "an object's side as a share of the image's: of multi-mnist's digits, and in the scale prior",
         type=share)
     add("--noise", "sd of multi-mnist's pixel noise, in intensities", type=nonnegative)
+    add("--backdrop", "what multi-mnist's digits stand before", choices=BACKDROPS)
+    add("--background", "model what lies under the objects as well", action="store_true")
     add("--difference", "DAIR: each step reads what the objects before it leave to explain", action="store_true")
     add("--estimator", "how the count is learned", choices=tuple(ESTIMATORS))
     add("--steps", f"training steps (default: {', '.join(f'{n} for {name}' for name, n in STEPS.items())})",

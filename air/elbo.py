@@ -28,7 +28,7 @@ class Terms(NamedTuple):
     """The ELBO's terms for each count n = 0..N, in nats."""
 
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n})
-    kl: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t); (B, 1) if Σ_{t<=N}
+    kl: dict[str, Tensor]  # latent's name -> (B, N+1), Σ_{t<=n} KL_t, or of log q(z_t) - log p(z_t); (B, 1): for any n
     explained: Tensor  # (B, N+1), how well n objects explain the image: log p(x | n, z_{1:n}) - Σ_{t<=n} KL_t
     log_p: Tensor  # (N+1,), log p(n)
     log_q: Tensor  # (B, N+1), log q(n)
@@ -85,8 +85,9 @@ def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False, masked: bool
     masked = model.use_masking if masked is None else masked
     kl = {}
     for name, latent in rollout.latents.items():
-        up_to = (-latent.log_ratio() if sampled else latent.kl()).cumsum(-1)  # (B, N)
-        kl[name] = F.pad(up_to, (1, 0)) if masked else up_to[:, -1:]
+        each = -latent.log_ratio() if sampled else latent.kl()  # (B, N), or (B,): the image's own
+        up_to = each.cumsum(-1) if each.ndim == 2 else each[:, None]
+        kl[name] = F.pad(up_to, (1, 0)) if masked and each.ndim == 2 else up_to[:, -1:]
     return Terms.of(rollout.log_likelihood, kl, model.count_prior.log_probs, log_count_probs(rollout.logits))
 
 

@@ -4,6 +4,9 @@
     canvas_n = Σ_{t<=n} window_to_image(decode(z_what_t), z_where_t)
     x ~ Normal(canvas_n, likelihood_sd²)
 
+and where a background is modelled, z_background ~ Normal(0, I), and canvas_n has decode_background(z_background) under
+its objects: all that sees the image then sees what is left of it without its background.
+
 Shapes: B batch, N num_steps, C H W image, w window_size, D z_what_size.
 Source: Eslami et al. (2016), sections 2-3.
 """
@@ -31,7 +34,7 @@ class Rollout(NamedTuple):
     """
 
     logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    latents: Mapping[str, NormalLatent]  # name -> (B, N, size): "where" and "what"
+    latents: Mapping[str, NormalLatent]  # name -> (B, N, size): "where", "what"; (B, size): "background", if modelled
     history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
@@ -53,8 +56,9 @@ class Inference(NamedTuple):
 class AIR(nn.Module):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
-    Where it departs from that class: immutable defaults, `channels`, `count_prior`, p(n) as part of the model, and
-    `difference`, the paper's DAIR: at each step the recurrent net and the glimpse read what is left to explain.
+    Where it departs from that class: immutable defaults, `channels`, `count_prior`, p(n) as part of the model,
+    `difference`, the paper's DAIR: at each step the recurrent net and the glimpse read what is left to explain, and
+    `background`, a small VAE of what lies under the objects.
     """
 
     z_where_prior_loc: Tensor
@@ -67,7 +71,8 @@ class AIR(nn.Module):
                  decoder_output_use_sigmoid: bool = False, use_masking: bool = True, use_baselines: bool = True,
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
-                 channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False) -> None:
+                 channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False,
+                 background: bool = False, z_background_size: int = 8) -> None:
         """Build the networks.
 
         Args:
@@ -90,6 +95,8 @@ class AIR(nn.Module):
                 training script. Training wants a small k (1e-8), or one digit is soon explained by two objects.
             difference: step t reads x - canvas_{t-1} in place of x (Eslami et al., 2016, section 3.2): slower, and
                 counts that training has not shown are counted better.
+            background: a background is modelled; encoder_net and decoder_net give its networks' hidden layers too.
+            z_background_size: of its code: small, or it would learn to paint objects.
         Raises:
             ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
         """
@@ -97,7 +104,7 @@ class AIR(nn.Module):
         for name, size in {"num_steps": num_steps, "x_size": x_size, "window_size": window_size, "channels": channels,
                            "z_what_size": z_what_size, "rnn_hidden_size": rnn_hidden_size,
                            "likelihood_sd": likelihood_sd, "scale_prior_sd": scale_prior_sd,
-                           "pos_prior_sd": pos_prior_sd}.items():
+                           "pos_prior_sd": pos_prior_sd, "z_background_size": z_background_size}.items():
             if size <= 0:
                 raise ValueError(f"{name} must be positive, got {size}")
         if not isinstance(count_prior, CountPrior):
@@ -118,6 +125,11 @@ class AIR(nn.Module):
         self.encode = Encoder(window_pixels, encoder_net, z_what_size, non_linearity)
         self.decode = Decoder(z_what_size, decoder_net, channels, window_size, decoder_output_bias,
                               decoder_output_use_sigmoid, non_linearity)
+        self.background, self.z_background_size = background, z_background_size
+        if background:
+            self.encode_background = Encoder(pixels, encoder_net, z_background_size, non_linearity)
+            self.decode_background = Decoder(z_background_size, decoder_net, channels, x_size, None, False,
+                                             non_linearity)
         self.z_where_init = nn.Parameter(torch.zeros(1, 3))
         self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size))
         self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
@@ -148,6 +160,8 @@ class AIR(nn.Module):
         z_where = torch.normal(self.z_where_prior_loc.expand(n, self.num_steps, 3), self.z_where_prior_scale)
         z_what = z_where.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
         x = (self.paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
+        if self.background:
+            x = x + self.decode_background(x.new_empty((n, self.z_background_size)).normal_())
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
 
     def paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
@@ -199,9 +213,21 @@ class AIR(nn.Module):
             ValueError: the images are not of the model's size.
         """
         images = self.as_images(images)
+        of_scene = {}
+        if self.background:
+            images, particles = images.repeat_interleave(particles, 0), 1
+            of_scene["background"], background = self.look_behind(images, at_mean)
+            images = images - background
         logits, latents, history, painted = self.attend(images, at_mean, particles)
         images = images.repeat_interleave(particles, 0)
-        return Rollout(logits, latents, history, painted, self.log_likelihood(images, painted))
+        return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted))
+
+    def look_behind(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
+        """q(z_background | x) with a draw, (B, size), and what it paints, (B, C, H, W), of images (B, C, H, W)."""
+        loc, scale = self.encode_background(images)
+        value = loc if at_mean else loc + scale * torch.randn_like(loc)
+        latent = NormalLatent(value, loc, scale, images.new_zeros(()), images.new_ones(()))
+        return latent, self.decode_background(value)
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
                ) -> tuple[Tensor, dict[str, NormalLatent], Tensor, Tensor]:
@@ -256,6 +282,9 @@ class AIR(nn.Module):
             if not 0 < batch_size <= len(images):
                 raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
             images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
+        if self.background:
+            images = self.as_images(images)
+            images = images - self.look_behind(images)[1]
         logits, latents, _, _ = self.attend(images)
         z_pres = logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
         return list(latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
@@ -269,14 +298,21 @@ class AIR(nn.Module):
         Raises:
             ValueError: the images are not of the model's size.
         """
-        logits, latents, _, painted = self.attend(images, at_mean=True)
-        return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted)
+        images = self.as_images(images)
+        background = self.look_behind(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
+        logits, latents, _, painted = self.attend(images - background, at_mean=True)
+        return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted,
+                              background)
 
-    def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor) -> Inference:
-        """What a choice of latents says about the images: (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W)."""
+    def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor
+                  ) -> Inference:
+        """What a choice of latents says about the images.
+
+        Args: of shapes (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W), (B, C, H, W).
+        """
         count = count_probs.argmax(-1)
         z_pres = self._z_pres(count)
-        canvases = torch.cat((torch.zeros_like(painted[:, :1]), painted), 1).cumsum(1)
+        canvases = torch.cat((background[:, None], painted), 1).cumsum(1)
         boxes = painted_boxes(painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
         reconstruction = canvases[torch.arange(len(count), device=count.device), count]
         return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)

@@ -10,16 +10,17 @@ from air.training import Config
 
 SETTINGS: dict[str, Any] = {
     "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
-    "unseen_counts": [], "difference": False, "estimator": "nvil", "batch_size": 64, "shift": 0,
-    "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2, "count_prior": 1e-8, "learn_count_prior": False,
-    "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8, "seed": 0, "device": "cpu", "precision": "fp32",
-    "compile": False, "eval_every": 500, "checkpoint_every": 500, "data_root": "data"}
+    "backdrop": "black", "unseen_counts": [], "background": False, "difference": False,
+    "estimator": "nvil", "batch_size": 64, "shift": 0, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
+    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8,
+    "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
+    "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
-NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.difference", "estimator.model",
-              "estimator.exploration", "estimator.particles", "estimator.rescue"}
+NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.background", "model.difference",
+              "estimator.model", "estimator.exploration", "estimator.particles", "estimator.rescue"}
 UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
@@ -63,7 +64,7 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     known = bool((dataset.train.counts >= 0).any())
     num_steps = max([max(chosen["counts"]) + 1, *chosen["unseen_counts"]]) if known else UNKNOWN_STEPS
     model = {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
-             "count_prior": chosen.pop("count_prior"), "difference": chosen.pop("difference"),
+             **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
              "scale_prior_mean": 1 / chosen["object_size"],
              "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
     options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),

@@ -38,6 +38,8 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
         raise ValueError(f"a look is shifted by at least 1 pixel and less than {model.x_size}, the image's side; "
                          f"got {pixels}")
     images = model.as_images(images)
+    background = model.look_behind(images, at_mean=True)[1] if model.background else torch.zeros_like(images)
+    images = images - background
     steps = torch.tensor([-pixels, 0, pixels])
     shifts = torch.cartesian_prod(steps, steps)  # (L, 2), L = LOOKS: to the right, down
     bordered = F.pad(images, [pixels] * 4, mode="replicate")
@@ -57,4 +59,4 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     best, look = (terms.explained + terms.log_p).unflatten(0, (-1, len(shifts))).max(1)  # (B, N+1)
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * len(shifts) + look.gather(1, count).squeeze(-1)
-    return model.inference(best.softmax(-1), z_where[row], z_what[row], painted[row])
+    return model.inference(best.softmax(-1), z_where[row], z_what[row], painted[row], background)

@@ -53,6 +53,7 @@ class Config:
     image_size: int
     object_size: float
     noise: float
+    backdrop: str
     unseen_counts: list[int]  # of scenes that the final evaluation counts besides
     estimator: str
     estimator_options: dict[str, Any]  # keywords of the estimator

@@ -19,10 +19,10 @@ def as_lstm_cell(net: RecurrentNet) -> nn.LSTMCell:
     return cell
 
 
-def literal_elbo(model, image, noise):
+def literal_elbo(model, image, noise, background_noise=None):
     """elbo_n for n = 0..N of one image (C, H, W), step by step as the paper has it, with torch's own parts.
 
-    noise: (N, 3 + D).
+    noise: (N, 3 + D); background_noise: (z_background_size,), where a background is modelled.
     """
     def affine(z_where):
         s, x, y = z_where
@@ -33,16 +33,24 @@ def literal_elbo(model, image, noise):
         grid = F.affine_grid(theta, [1, 1, size, size], align_corners=False)
         return F.grid_sample(source[None], grid, align_corners=False)[0]
 
+    kl = torch.zeros(())
+    if model.background:
+        code = model.encode_background.mlp(image.flatten())
+        size = len(code) // 2
+        behind = Normal(code[:size], F.softplus(code[size:]))
+        kl = kl_divergence(behind, Normal(torch.zeros_like(behind.loc), torch.ones_like(behind.loc))).sum()
+        painted = model.decode_background.mlp(behind.loc + behind.scale * background_noise)
+        image = image - painted.view(image.shape)
     cell, canvas = as_lstm_cell(model.rnn), torch.zeros_like(image)
     z_where, z_what = model.z_where_init[0], model.z_what_init[0]
     state = model.rnn.h_init, model.rnn.c_init
-    log_go_on, log_stop, kl, elbos = torch.zeros(()), [], torch.zeros(()), []
+    log_go_on, log_stop, elbos = torch.zeros(()), [], []
     where_prior = Normal(model.z_where_prior_loc, model.z_where_prior_scale)
 
     def log_likelihood():
         return Normal(canvas, model.likelihood_sd).log_prob(image).sum()
 
-    explained = [log_likelihood()]
+    explained = [log_likelihood() - kl]
     log_at_least = [torch.zeros(())]
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)

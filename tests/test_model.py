@@ -10,16 +10,19 @@ from tests.literal import literal_elbo
 
 
 @pytest.mark.parametrize("options", [{}, {"channels": 3}, {"difference": True},
-                                     {"difference": True, "channels": 3, "embed_net": [5]}])
+                                     {"difference": True, "channels": 3, "embed_net": [5]},
+                                     {"background": True, "channels": 3},
+                                     {"background": True, "difference": True, "z_background_size": 2}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
     images = images.expand(-1, model.channels, -1, -1)
     torch.manual_seed(7)
     elbo = elbo_terms(model, model.rollout(images)).elbo()  # (B, N+1)
     torch.manual_seed(7)
+    behind = torch.randn(5, model.z_background_size, dtype=torch.float64) if model.background else [None] * 5
     noise = torch.empty(5, 3, 7, dtype=torch.float64).normal_()
     for i in range(len(images)):
-        torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i]))
+        torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i], behind[i]))
 
 
 def test_constructor_has_the_reference_keywords_and_defaults():
@@ -153,3 +156,27 @@ def test_the_image_is_read_once_per_rollout(make_model, images):
     model.rnn.image_gates.register_forward_hook(lambda *_: calls.append(1))
     model.rollout(images)
     assert len(calls) == 1
+
+
+def test_a_background_lies_under_the_objects(make_model, images):
+    model = make_model(background=True, count_prior=0.5)
+    _, behind = model.look_behind(images, at_mean=True)
+    seen = model.infer(images)
+    torch.testing.assert_close(seen.canvases[:, 0], behind)
+    plain = make_model(count_prior=0.5)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "background" not in k})
+    torch.testing.assert_close(plain.infer(images - behind).canvases + behind[:, None], seen.canvases)
+    first, second = model.rollout(images, particles=2).latents["background"].value[:2]
+    assert not torch.equal(first, second)  # each particle has a draw of its own
+    _, x = model.prior(500, z_pres_prior_p=lambda t: 0.0)
+    assert x.std(0).min() > 0  # no object, and yet not one scene
+
+
+def test_a_background_counts_in_every_elbo(make_model, images):
+    model = make_model(background=True)
+    terms = elbo_terms(model, model.rollout(images))
+    loc, scale = model.encode_background(images)
+    kl = (scale.square() / 2 + loc.square() / 2 - 0.5 - scale.log()).sum(-1, keepdim=True)
+    torch.testing.assert_close(terms.kl["background"], kl)
+    q = terms.log_q.exp()
+    torch.testing.assert_close(terms.per_image(q)["kl_background"], kl[:, 0].detach())

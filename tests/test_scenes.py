@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from air.data.scenes import DataError, Objects, compose, draw_counts
+from air.data.scenes import DataError, Objects, add_backdrop, compose, draw_counts
 
 
 def blocks(rng, size, largest=7, level=200):
@@ -84,3 +84,28 @@ def test_scenes_can_be_indexed(composed):
     assert len(few) == 2
     assert torch.equal(few.images[1], composed.images[1]) and torch.equal(few.boxes[0], composed.boxes[3])
     assert len(composed[:10]) == 10 and len(composed[composed.counts == 0]) == (composed.counts == 0).sum()
+
+
+@pytest.mark.parametrize("kind", ["grey", "grid", "noise"])
+def test_backdrops_show_where_objects_are_not_bright(kind):
+    rng = np.random.default_rng(0)
+    scenes = compose(rng, blocks(rng, 300, level=51), np.full(300, 1), 40, "none")  # of 0.2
+    behind = add_backdrop(rng, scenes, kind)
+    there = scenes.images > 0
+    level = behind.images / 255
+    if kind == "grey":
+        grey = torch.stack([image[~lit].mean() for image, lit in zip(level, there)])
+        assert grey.min() >= 0.09 and grey.max() <= 0.51 and 0.27 < grey.mean() < 0.33
+        assert all(image[~lit].std() < 1e-6 for image, lit in zip(level, there))
+        inside = torch.stack([image[lit].mean() for image, lit in zip(level, there)])
+        torch.testing.assert_close(inside, 0.2 + 0.8 * grey, rtol=0, atol=0.004)
+    if kind == "grid":
+        dark = (level[~there] == 0).float().mean()
+        assert 0.6 < dark < 0.78  # (1 - 1/a)², a = 5 to 8
+        column = (level == 0).all(2)[:, 0]  # never: each column crosses the horizontal lines
+        assert not column.any()
+    if kind == "noise":
+        outside = level[~there]
+        assert outside.min() < 0.01 and 0.49 < outside.max() <= 0.51
+        assert outside.mean().item() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(behind.boxes, scenes.boxes) and add_backdrop(rng, scenes, "black") is scenes

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from air.data.multi_mnist import OVERLAPS, load_mnist, multi_mnist
 from air.data.omniglot import omniglot
-from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
+from air.data.scenes import BACKDROPS, IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
 from air.data.sprites import sprites
 
-__all__ = ["DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "Scenes", "load_dataset",
-           "multi_mnist", "omniglot", "sprites"]
+__all__ = ["BACKDROPS", "DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "Scenes",
+           "load_dataset", "multi_mnist", "omniglot", "sprites"]
 
 DATASETS = ("auto", "multi-mnist", "sprites", "omniglot")
 MNIST_TRAIN, SPRITES_TRAIN, HELD_OUT = 60_000, 20_000, 10_000  # scenes
@@ -29,14 +29,14 @@ class Dataset(NamedTuple):
 
 def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
                  image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0,
-                 unseen_counts: Sequence[int] = ()) -> Dataset:
+                 backdrop: str = "black", unseen_counts: Sequence[int] = ()) -> Dataset:
     """Training and held-out scenes of a data set.
 
     Args:
         name: one of DATASETS; "auto" is multi-mnist where MNIST is under `root` or can be downloaded, else sprites.
         root: where MNIST lies or is to be downloaded to.
         counts: the numbers of objects that occur, each with equal probability.
-        overlap, image_size, object_size, noise: of multi-mnist (see there).
+        overlap, image_size, object_size, noise, backdrop: of multi-mnist (see there).
         unseen_counts: of further held-out scenes, each with equal probability.
     Raises:
         DataError: the data set cannot be had as asked for.
@@ -52,9 +52,9 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
         except DataError as error:
             name, reason, fell_back = "sprites", str(error), True
     if name == "omniglot":
-        if (counts, overlap, noise, *unseen_counts) != ([0, 1, 2], "none", 0):
-            raise DataError("omniglot's drawings are as they are: leave out --counts, --unseen-counts, --overlap and "
-                            "--noise")
+        if (counts, overlap, noise, backdrop, *unseen_counts) != ([0, 1, 2], "none", 0, "black"):
+            raise DataError("omniglot's drawings are as they are: leave out --counts, --unseen-counts, --overlap, "
+                            "--noise and --backdrop")
         return Dataset(name, reason, omniglot(root, True, image_size), omniglot(root, False, image_size))
     if shown := set(counts) & set(unseen_counts):
         raise DataError(f"training shows scenes with {' and '.join(map(str, sorted(shown)))} objects: no unseen "
@@ -64,11 +64,13 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
         if name == "sprites":
             return sprites(train, size, counts)
         return multi_mnist(root, train, size, counts, overlap, image_size=image_size, object_size=object_size,
-                           noise=noise)
+                           noise=noise, backdrop=backdrop)
 
-    if name == "sprites" and (overlap, image_size, object_size, noise) != ("none", IMAGE_SIZE, OBJECT_SIZE, 0):
-        raise DataError("sprites never overlap and have one size and no noise: leave out --overlap, --image-size, "
-                        f"--object-size and --noise, or use --dataset multi-mnist (sprites: {reason})")
+    if name == "sprites" and (overlap, image_size, object_size, noise, backdrop) != (
+            "none", IMAGE_SIZE, OBJECT_SIZE, 0, "black"):
+        raise DataError("sprites never overlap, have one size and no noise, and stand on black: leave out --overlap, "
+                        "--image-size, --object-size, --noise and --backdrop, or use --dataset multi-mnist (sprites: "
+                        f"{reason})")
     return Dataset(name, reason, scenes(True, SPRITES_TRAIN if name == "sprites" else MNIST_TRAIN, counts),
                    scenes(False, HELD_OUT, counts), fell_back,
                    scenes(False, HELD_OUT, sorted(set(unseen_counts))) if unseen_counts else None)

@@ -10,7 +10,17 @@ from torchvision.datasets import MNIST
 from torchvision.transforms.v2.functional import resize
 
 from air.data.cache import cached
-from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, Objects, Scenes, add_noise, compose, draw_counts
+from air.data.scenes import (
+    IMAGE_SIZE,
+    OBJECT_SIZE,
+    DataError,
+    Objects,
+    Scenes,
+    add_backdrop,
+    add_noise,
+    compose,
+    draw_counts,
+)
 
 DIGIT_SIZE = 28
 # A digit's image, whose side it fills to 20/28, has 28/s pixels a side, s ~ Normal(1.3, 0.1), as the reference's
@@ -42,8 +52,8 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
 
 
 def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
-                seed: int = 0, image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0
-                ) -> Scenes:
+                seed: int = 0, image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0,
+                backdrop: str = "black") -> Scenes:
     """Scenes of digits, each count with equal probability; labels are the digits.
 
     Args:
@@ -56,6 +66,7 @@ def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] 
         image_size: H = W in pixels.
         object_size: a digit's side as a share of the canvas's.
         noise: see `add_noise`.
+        backdrop: see `add_backdrop`.
     Raises:
         DataError: MNIST cannot be had, or the digits do not fit.
     """
@@ -63,13 +74,14 @@ def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] 
     digits, labels = mnist.data, mnist.targets
     settings = {"version": 2, "train": train, "size": size, "counts": list(counts), "overlap": overlap, "seed": seed,
                 "image_size": image_size, "object_size": object_size, "noise": noise,
-                "digits": zlib.crc32(digits.numpy())}
+                "digits": zlib.crc32(digits.numpy()), **({} if backdrop == "black" else {"backdrop": backdrop})}
 
     def build() -> Scenes:
         rng = np.random.default_rng((seed, train))
         drawn = draw_counts(rng, counts, size)
         patches = _draw_digits(rng, digits, labels, int(drawn.sum()), image_size * object_size, image_size)
-        return add_noise(rng, compose(rng, patches, drawn, image_size, overlap), noise)
+        scenes = add_backdrop(rng, compose(rng, patches, drawn, image_size, overlap), backdrop)
+        return add_noise(rng, scenes, noise)
 
     return cached("multi-mnist", settings, build)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Scenes whose objects do not fit are laid out anew; what has found no place after so many tries will not.
 MAX_TRIES = 2000
+BACKDROPS = ("black", "grey", "grid", "noise")
 IMAGE_SIZE = 50  # pixels, of a canvas's side
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
 
@@ -98,6 +99,30 @@ def add_noise(rng: np.random.Generator, scenes: Scenes, sd: float) -> Scenes:
     images = np.empty(scenes.images.shape, np.uint8)
     for noisy, image in zip(images, scenes.images.numpy()):
         noisy[:] = np.clip(np.rint(image + 255 * sd * rng.standard_normal(image.shape, np.float32)), 0, 255)
+    return replace(scenes, images=torch.from_numpy(images))
+
+
+def add_backdrop(rng: np.random.Generator, scenes: Scenes, kind: str) -> Scenes:
+    """The scenes before another backdrop than black; objects hide it by as much as they are bright.
+
+    Args:
+        kind: of BACKDROPS. "grey": one level all over, uniform in [0.1, 0.5]; "grid": lines at a level like that, one
+            pixel wide and 5 to 8 pixels apart, from anywhere; "noise": each pixel's level uniform in [0, 0.5].
+    """
+    if kind == "black":
+        return scenes
+    size = scenes.images.shape[-1]
+    images = np.empty(scenes.images.shape, np.uint8)
+    for painted, image in zip(images, scenes.images.numpy() / np.float32(255)):
+        if kind == "noise":
+            behind = rng.uniform(0, 0.5, image.shape[1:])
+        else:
+            behind = np.full(image.shape[1:], rng.uniform(0.1, 0.5))
+        if kind == "grid":
+            apart, (x, y) = rng.integers(5, 9), rng.integers(0, 8, 2)
+            line = np.arange(size)
+            behind *= ((line + x) % apart == 0) | ((line[:, None] + y) % apart == 0)
+        painted[:] = np.rint(255 * (image + (1 - image) * behind))
     return replace(scenes, images=torch.from_numpy(images))
 
 
