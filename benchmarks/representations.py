@@ -1,0 +1,297 @@
+#!/usr/bin/env python
+"""What labels cost on top of frozen codes: the sum and the order of two digits, from few labelled scenes.
+
+    python benchmarks/representations.py             # trains what is missing under --runs, measures, tabulates, plots
+    python benchmarks/representations.py --table     # prints the table of the JSON file
+
+AIR and DAIR are trained as by train.py, without labels, on scenes with 0, 1 and 2 digits; so is a plain VAE of as many
+parameters. Then scenes with two digits are labelled with the digits' sum (19 classes) and with whether they ascend from
+left to right (the same digit twice does). An MLP learns either from the codes of so many labelled scenes; a CNN learns
+it from their pixels. Every fifth labelled scene is held back to choose when to stop. Accuracy is that on scenes of
+MNIST's test digits.
+
+The heads suit their features: that of AIR reads each object's code with the same weights, from left to right, before it
+looks at all of them; the VAE has one code.
+
+Source: the experiment of Eslami et al. (2016), section 3.1.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import air
+from air.data import DataError, Scenes, load_dataset, multi_mnist
+from air.networks import MLP, Decoder, Encoder
+from air.spatial import invert_z_where
+
+ROOT = Path(__file__).parent.parent
+KINDS = {"AIR": "", "DAIR": "--difference"}  # train.py's further arguments
+LABELLED, TEST = 62_500, 10_000  # scenes
+SIZES = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)
+STEPS, CHECK_EVERY, PATIENCE, BATCH = 4000, 50, 600, 64  # of the classifiers
+CHUNK = 1000
+CLASSES = {"sum": 19, "order": 2}
+TITLES = {"sum": "sum of the two digits", "order": "ascending from left to right"}
+VAE_HIDDEN, VAE_CODE = (600, 200), 108  # as many numbers as AIR's two objects have
+
+
+class VAE(nn.Module):
+    """A plain VAE of whole images, with AIR's likelihood."""
+
+    def __init__(self, model: air.AIR) -> None:
+        super().__init__()
+        pixels = model.channels * model.x_size**2
+        self.likelihood_sd = model.likelihood_sd
+        self.encode = Encoder(pixels, VAE_HIDDEN, VAE_CODE, "ReLU")
+        self.decode = Decoder(VAE_CODE, VAE_HIDDEN[::-1], model.channels, model.x_size, None, False, "ReLU")
+
+    def loss(self, images: Tensor) -> Tensor:
+        """-ELBO in nats an image but for a constant, of images (B, C, H, W)."""
+        loc, scale = self.encode(images)
+        error = (images - self.decode(loc + scale * torch.randn_like(loc))).square().sum((1, 2, 3))
+        kl = ((scale.square() + loc.square() - 1) / 2 - scale.log()).sum(-1)
+        return (error / (2 * self.likelihood_sd**2) + kl).mean()
+
+
+def train_vae(model: air.AIR, images: Tensor, seed: int, steps: int) -> VAE:
+    """With the recipe's optimiser, on as many scenes as AIR saw."""
+    torch.manual_seed(seed)
+    vae = VAE(model)
+    optimizer = torch.optim.Adam(vae.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in tqdm(range(steps), desc=f"VAE, seed {seed}", disable=not sys.stderr.isatty()):
+        optimizer.zero_grad()
+        vae.loss(images[torch.randint(len(images), (BATCH,))] / 255).backward()
+        optimizer.step()
+        schedule.step()
+    return vae
+
+
+def trained(kind: str, seed: int, steps: int, runs: Path, data_root: str) -> air.AIR:
+    """AIR or DAIR, trained by train.py unless its run is there."""
+    out = runs / f"{kind}-{seed}"
+    if not (out / "metrics.json").exists():
+        begun = (out / "checkpoint.pt").exists()
+        arguments = ["--resume", str(out)] if begun else [
+            "--dataset", "multi-mnist", "--estimator", "enumerate", "--steps", str(steps), "--seed", str(seed),
+            "--out", str(out), *KINDS[kind].split()]
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments, "--data-root", data_root], check=True)
+    return air.load(out)
+
+
+@torch.no_grad()
+def air_codes(model: air.AIR, images: Tensor) -> Tensor:
+    """The objects' z_pres, z_where and z_what, from left to right, what is absent 0: (M, N, 1 + 3 + D)."""
+    codes = []
+    for chunk in images.split(CHUNK):
+        seen = model.infer(chunk)
+        code = torch.cat((seen.z_pres[..., None], seen.z_where, seen.z_what), -1) * seen.z_pres[..., None]
+        across = invert_z_where(seen.z_where)[..., 1].where(seen.z_pres > 0, torch.inf)  # absent ones come last
+        codes.append(code.take_along_dim(across.argsort(-1)[..., None], 1))
+    return torch.cat(codes)
+
+
+@torch.no_grad()
+def vae_codes(vae: VAE, images: Tensor) -> Tensor:
+    """The means of q(z | x), (M, VAE_CODE)."""
+    return torch.cat([vae.encode(chunk / 255)[0] for chunk in images.split(CHUNK)])
+
+
+def tasks(scenes: Scenes) -> dict[str, Tensor]:
+    """Of scenes with two digits: task -> class, (M,)."""
+    left, right = scenes.labels.take_along_dim(scenes.boxes[..., 0].argsort(-1), -1).unbind(-1)
+    return {"sum": left + right, "order": (left <= right).long()}
+
+
+class Standardised(nn.Module):
+    """A network on (x - mean) / sd."""
+
+    def __init__(self, net: nn.Module, mean: Tensor, sd: Tensor) -> None:
+        super().__init__()
+        self.net, self.mean, self.sd = net, mean, sd
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> logits."""
+        return self.net((x - self.mean) / self.sd)
+
+
+def by_object(codes: Tensor, classes: int) -> nn.Module:
+    """One network for each object's code, (B, N, L), then one for all of them together."""
+    one, together = MLP(codes.shape[2], [256, 64], "ReLU", True), MLP(64 * codes.shape[1], [256, classes], "ReLU")
+    flat = codes.flatten(0, 1)
+    return Standardised(nn.Sequential(one, nn.Dropout(0.1), nn.Flatten(), together), flat.mean(0),
+                        flat.std(0).clamp(min=1e-3))
+
+
+def of_code(codes: Tensor, classes: int) -> nn.Module:
+    """A network of two hidden layers on one code, (B, L)."""
+    net = nn.Sequential(nn.Dropout(0.1), MLP(codes.shape[1], [512, 256, classes], "ReLU"))
+    return Standardised(net, codes.mean(0), codes.std(0).clamp(min=1e-3))
+
+
+def cnn(inputs: Tensor, classes: int) -> nn.Module:
+    """Three convolutions and two layers on pixels, uint8 (B, 1, H, W)."""
+    side = -(-inputs.shape[-1] // 8)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 5, 2, 2), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1),
+        nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * side**2, 256), nn.ReLU(), nn.Linear(256, classes))
+    return Standardised(net, torch.zeros(()), torch.full((), 255.0))
+
+
+def learn(make: Callable[[Tensor, int], nn.Module], inputs: Tensor, labels: Tensor, classes: int, seed: int
+          ) -> nn.Module:
+    """A classifier of the labelled inputs, as it was when it did best on every fifth of them."""
+    torch.manual_seed(seed)
+    held = torch.arange(len(inputs)) % 5 == 0
+    shown, shown_labels, held, held_labels = inputs[~held], labels[~held], inputs[held], labels[held]
+    net = make(shown, classes)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-2)
+    best, best_state, best_step = float("inf"), net.state_dict(), 0
+    for step in range(1, STEPS + 1):
+        chosen = torch.randint(len(shown), (BATCH,))
+        net.train()
+        optimizer.zero_grad()
+        F.cross_entropy(net(shown[chosen]), shown_labels[chosen]).backward()
+        optimizer.step()
+        if step % CHECK_EVERY == 0:
+            loss = F.cross_entropy(outputs(net, held), held_labels).item()
+            if loss < best:
+                best, best_step = loss, step
+                best_state = {name: value.clone() for name, value in net.state_dict().items()}
+            elif step - best_step >= PATIENCE:
+                break
+    net.load_state_dict(best_state)
+    return net
+
+
+@torch.no_grad()
+def outputs(net: nn.Module, inputs: Tensor) -> Tensor:
+    """The logits of all inputs, (M, classes), in eval mode."""
+    net.eval()
+    return torch.cat([net(chunk) for chunk in inputs.split(CHUNK)])
+
+
+def measure(seed: int, args: argparse.Namespace, labelled: Scenes, test: Scenes, unlabelled: Scenes
+            ) -> list[dict[str, Any]]:
+    """One seed's models and classifiers: a record for each task, method and number of labels."""
+    models = {kind: trained(kind, seed, args.steps, args.runs, args.data_root) for kind in KINDS}
+    vae = train_vae(models["AIR"], unlabelled.images, seed, args.steps)
+    inputs: dict[str, tuple[Callable[[Tensor, int], nn.Module], Tensor, Tensor]] = {
+        kind: (by_object, air_codes(model, labelled.images), air_codes(model, test.images))
+        for kind, model in models.items()}
+    inputs["VAE"] = of_code, vae_codes(vae, labelled.images), vae_codes(vae, test.images)
+    inputs["CNN"] = cnn, labelled.images, test.images
+    parameters = {"VAE": count(vae), **{kind: count(model) for kind, model in models.items()}}
+    labels, test_labels = tasks(labelled), tasks(test)
+    order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))
+    records = []
+    for size in tqdm(args.sizes, desc=f"labels, seed {seed}", disable=not sys.stderr.isatty()):
+        for task, classes in CLASSES.items():
+            for method, (make, codes, test_codes) in inputs.items():
+                chosen = order[:size]
+                net = learn(make, codes[chosen], labels[task][chosen], classes, seed)
+                right = outputs(net, test_codes).argmax(-1) == test_labels[task]
+                records.append({"task": task, "method": method, "labels": size, "seed": seed,
+                                "accuracy": right.float().mean().item(), "parameters": parameters.get(method)})
+    return records
+
+
+def count(net: nn.Module) -> int:
+    """How many parameters it has."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def by_size(records: Sequence[dict[str, Any]], task: str, method: str) -> dict[int, list[float]]:
+    """Number of labels -> the seeds' accuracies, in %."""
+    found: dict[int, list[float]] = {}
+    for record in records:
+        if (record["task"], record["method"]) == (task, method):
+            found.setdefault(record["labels"], []).append(100 * record["accuracy"])
+    return found
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and, in brackets, worst accuracy of the seeds, in %."""
+    sizes = sorted({record["labels"] for record in records})
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    lines = ["| task | features | " + " | ".join(f"{size:,}" for size in sizes) + " |",
+             "| --- | --- |" + " --- |" * len(sizes)]
+    for task in CLASSES:
+        for method in methods:
+            found = by_size(records, task, method)
+            cells = " | ".join(f"{statistics.mean(found[size]):.1f} ({min(found[size]):.1f})" for size in sizes)
+            lines.append(f"| {task} | {method} | {cells} |")
+    return "\n".join(lines)
+
+
+def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
+    """Accuracy against labels, a panel a task, a line a method, a dot a seed."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(CLASSES), squeeze=False)[0]
+    for axis, (task, classes) in zip(axes, CLASSES.items()):
+        for method in dict.fromkeys(record["method"] for record in records):
+            found = by_size(records, task, method)
+            line, = axis.plot(list(found), [statistics.mean(values) for values in found.values()], label=method)
+            for size, values in found.items():
+                axis.plot([size] * len(values), values, ".", color=line.get_color(), markersize=4)
+        axis.axhline(100 / classes, color="grey", linestyle=":", linewidth=1)
+        axis.set(xscale="log", xlabel="labelled scenes", title=TITLES[task], ylim=(0, 101))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test scenes right, %")
+    axes[-1].legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=110)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "representations", help="of AIR and DAIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of labelled scenes")
+    parser.add_argument("--steps", type=int, default=4000, help="of AIR, DAIR and the VAE")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "representations.json")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "representations.png")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the JSON file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, measure, write the JSON and the plot, print the table."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.table:
+        print(table(json.loads(args.json.read_text())["records"]))
+        return
+    if min(args.sizes) < 10 or max(args.sizes) > LABELLED:
+        parser.error(f"--sizes must lie in 10..{LABELLED}")
+    try:
+        unlabelled = load_dataset("multi-mnist", args.data_root).train
+        labelled, test = (multi_mnist(args.data_root, train, size, (2,), seed=1)
+                          for train, size in ((True, LABELLED), (False, TEST)))
+    except DataError as error:
+        parser.error(str(error))
+    records: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        records += measure(seed, args, labelled, test, unlabelled)
+        report = {**machine("cpu"), "steps": args.steps, "records": records}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    plot(records, args.plot)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
