@@ -73,6 +73,16 @@ REMEDIES = {
     "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }
+# Counts that training does not show.
+TO_THREE = f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 2 --unseen-counts 3"
+TO_TWO = f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 3 --unseen-counts 2"
+TO_FIVE = (f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 2 --unseen-counts 3 4 5 --image-size 64 "
+           "--object-size 0.25")
+GENERALISATION = {
+    f"{name}-to-{to}-{steps}-steps": Experiment(f"{arguments} {flag}--set model.num_steps={steps}", 5)
+    for to, arguments, lengths in (("3", TO_THREE, (3, 5)), ("2", TO_TWO, (3, 5)), ("345", TO_FIVE, (6,)))
+    for steps in lengths for name, flag in (("air", ""), ("dair", "--difference "))}
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
-          "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES}
+          "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
+          "Counts that training does not show": GENERALISATION}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

@@ -39,8 +39,9 @@ PLOT_FILE = ROOT / "docs" / "runs.png"
 EVAL_EVERY = 100  # steps: how finely the milestones are told apart
 MILESTONES = (90, 95, 98)  # percent of the held-out scenes that an evaluation on the way takes
 SUCCESS = 0.95  # held-out MAP count accuracy
+UNSEEN = "count_accuracy_unseen"  # MAP, of the counts that training does not show, where there are such
 COLUMNS = {"count_accuracy_map": ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
-           "count_accuracy_refined": ("refined %", 100, 2), "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3),
+           "count_accuracy_refined": ("refined %", 100, 2), UNSEEN: ("unseen counts %", 100, 2), "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3),
            "elbo": ("ELBO", 1, 1), "log_likelihood": ("log p(x given z)", 1, 1), "kl_pres": ("KL pres", 1, 1),
            "kl_where": ("KL where", 1, 1), "kl_what": ("KL what", 1, 1), "iw_bound": ("IW-100", 1, 1),
            **{f"steps_to_{percent}": (f"steps to {percent}%", 1, 0) for percent in MILESTONES},
@@ -75,6 +76,8 @@ def run(seed: int, arguments: Sequence[str]) -> dict[str, Any]:
         if done.returncode == 0:
             lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
             metrics = json.loads((out / "metrics.json").read_text()) | milestones(lines)
+            if "unseen" in metrics:
+                metrics[UNSEEN] = metrics["unseen"]["count_accuracy_map"]
     for place in ("data_root", "dataset_reason"):  # of this machine, and no part of the result
         del config[place]
     return {"command": f"python {shlex.join(command)}", "seed": seed, **machine(config["device"]), "config": config,
@@ -94,16 +97,17 @@ def milestones(evaluations: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row a run, then mean, sd and worst, and how many succeeded."""
-    lines = ["| seed | " + " | ".join(name for name, _, _ in COLUMNS.values()) + " |",
-             "| --- |" + " --- |" * len(COLUMNS)]
+    finished = [result["metrics"] for result in results if result["metrics"]]
+    columns = {key: column for key, column in COLUMNS.items() if key != UNSEEN or any(UNSEEN in run for run in finished)}
+    lines = ["| seed | " + " | ".join(name for name, _, _ in columns.values()) + " |",
+             "| --- |" + " --- |" * len(columns)]
 
     def row(name: str, values: dict[str, float]) -> str:
         cells = [f"{scale * values[key]:.{digits}f}" if key in values else "-"
-                 for key, (_, scale, digits) in COLUMNS.items()]
+                 for key, (_, scale, digits) in columns.items()]
         return f"| {name} | " + " | ".join(cells) + " |"
 
     lines += [row(str(result["seed"]), result["metrics"] or {}) for result in results]
-    finished = [result["metrics"] for result in results if result["metrics"]]
     if finished:
         by_column = {key: [metrics[key] for metrics in finished] for key in COLUMNS
                      if all(key in metrics for metrics in finished)}
@@ -140,12 +144,17 @@ def confusion_lines(finished: Sequence[dict[str, Any]]) -> list[str]:
 
 def overview(results_by_name: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Markdown: a row an experiment."""
-    lines = ["| experiment | success | MAP %, mean | worst | steps to 98%, median | s to 98%, median | "
-             + " | ".join(OVERVIEW) + " |", "| --- |" + " --- |" * (5 + len(OVERVIEW))]
+    unseen = any(UNSEEN in (result["metrics"] or {}) for results in results_by_name.values() for result in results)
+    lines = [f"| experiment | success | MAP %, mean | worst |{' unseen counts %, mean | worst |' * unseen} steps to 98%, "
+             f"median | s to 98%, median | {' | '.join(OVERVIEW)} |",
+             "| --- |" + " --- |" * (5 + 2 * unseen + len(OVERVIEW))]
     for name, results in results_by_name.items():
         finished = [result["metrics"] for result in results if result["metrics"]]
         accuracies = [100 * metrics["count_accuracy_map"] for metrics in finished] or [0.0]
         cells = [f"{succeeded(results)}/{len(results)}", f"{statistics.mean(accuracies):.2f}", f"{min(accuracies):.2f}"]
+        if unseen:
+            there = [100 * metrics[UNSEEN] for metrics in finished if UNSEEN in metrics] or [math.nan]
+            cells += [f"{statistics.mean(there):.2f}", f"{min(there):.2f}"]
         for key in ("steps_to_98", "seconds_to_98"):
             # A run that never got there counts as slower than any other.
             median = statistics.median([(result["metrics"] or {}).get(key, math.inf) for result in results])

@@ -100,6 +100,18 @@ def test_the_table_keeps_failed_runs(benchmark):
     assert "1 of 3 runs" in text and "with 0 objects, by MAP count, all runs: 0: 9, 1: 0." in text
 
 
+def test_unseen_counts_have_columns_where_they_were_measured(benchmark):
+    seeds, without = benchmark("seeds"), [result(0, 0.9), result(1, 0.9)]
+    assert "unseen" not in seeds.table(without) + seeds.overview({"a": without})
+    measured = [{**each, "metrics": {**each["metrics"], "count_accuracy_unseen": share}}
+                for each, share in zip(without, (0.25, 0.75))]
+    cells = [cell.strip() for cell in seeds.overview({"a": measured, "b": without}).splitlines()[2].split("|")]
+    assert cells[2:7] == ["0/2", "90.00", "90.00", "50.00", "25.00"]
+    rows = seeds.table(measured).splitlines()
+    place = [cell.strip() for cell in rows[0].split("|")].index("unseen counts %")
+    assert [row.split("|")[place].strip() for row in rows[2:7]] == ["25.00", "75.00", "50.00", "35.36", "25.00"]
+
+
 def test_milestones_are_the_first_evaluations_that_reach_them(benchmark):
     evaluations = [{"step": 100 * (i + 1), "seconds": 2.0 * i, "held_out": {"count_accuracy_map": accuracy}}
                    for i, accuracy in enumerate((0.5, 0.949, 0.93, 0.95, 0.97))]
