@@ -20,6 +20,7 @@ PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "estimator.model", "estimator.exploration",
               "estimator.particles", "estimator.rescue"}
+LIKELIHOOD_SD = 0.3  # of a pixel, for objects of the usual side in pixels and larger ones; in proportion for smaller
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -56,10 +57,12 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
         raise ValueError(f"shift must be a whole number of pixels, at least 0, got {chosen['shift']!r}")
     estimator, counts = chosen["estimator"], sorted(set(chosen.pop("counts")))
     channels, x_size = dataset.train.images.shape[1:3]
+    side = x_size * chosen["object_size"] / (IMAGE_SIZE * OBJECT_SIZE)  # of an object, 1 is the usual one
     # One step more than there are objects, so that counting one too many is possible and seen.
     model = {**MODEL, "num_steps": max(counts) + 1, "x_size": x_size, "channels": channels,
              "count_prior": chosen.pop("count_prior"), "scale_prior_mean": 1 / chosen["object_size"],
-             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
+             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"],
+             "likelihood_sd": LIKELIHOOD_SD * min(1.0, side), **_pop(chosen, "model.")}
     options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
                **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])
