@@ -130,7 +130,7 @@ def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: i
             confusion.index_put_((counts[known].cpu(), inferred.count[known].cpu()), torch.ones_like(confusion[0, 0]),
                                  True)
             present = (inferred.z_pres > 0) & known[:, None]
-            overlaps.append(matched_iou(inferred.boxes, present, boxes, (boxes[..., 2] > boxes[..., 0]))[present].cpu())
+            overlaps.append(match(inferred.boxes, present, boxes, boxes[..., 2] > boxes[..., 0])[0][present].cpu())
             scores.append(log_at_least(rollout.logits)[:, 1:][present].cpu())
         batches = scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ()
         for images in batches[rank()::size()]:
@@ -179,28 +179,28 @@ def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
     return log_w.view(-1, particles).logsumexp(-1) - math.log(particles)
 
 
-def matched_iou(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tensor) -> Tensor:
-    """The IoU of each inferred box with the true one it is matched to, 0 for one without.
-
-    Pairs are matched one to one, the best overlap in the image first.
+def match(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tensor) -> tuple[Tensor, Tensor]:
+    """The true box that each inferred one is matched to: pairs are one to one, the best overlap in the image first.
 
     Args:
         boxes: (B, N, 4), (x0, y0, x1, y1); present: (B, N) bool.
         true_boxes: (B, L, 4); true_present: (B, L) bool.
     Returns:
-        (B, N).
+        Their IoU, 0 for an inferred box without a match, and which true box it is, there any: (B, N) each.
     """
     iou = torch.vmap(box_iou)(boxes, true_boxes)  # (B, N, L)
     iou = iou * (present[..., :, None] & true_present[..., None, :])
     matched = iou.new_zeros(iou.shape[:2])
+    truth = torch.zeros_like(matched, dtype=torch.int64)
     image = torch.arange(len(iou), device=iou.device)
     for _ in range(min(iou.shape[1:])):
         best, pair = iou.flatten(1).max(-1)
         row, column = pair // iou.shape[2], pair % iou.shape[2]
+        truth[image, row] = column.where(best > matched[image, row], truth[image, row])
         matched[image, row] = torch.maximum(matched[image, row], best)  # a best of 0 takes no match away
         iou[image, row] = 0
         iou[image, :, column] = 0
-    return matched
+    return matched, truth
 
 
 def average_precision(hit: Tensor, score: Tensor, objects: int) -> float:

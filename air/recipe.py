@@ -22,6 +22,7 @@ MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.background", "model.difference",
               "estimator.model", "estimator.exploration", "estimator.particles", "estimator.rescue"}
 UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
+LIKELIHOOD_SD = 0.3  # of a pixel, for objects of the usual side in pixels and larger ones; in proportion for smaller
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -60,13 +61,15 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     for name in ("counts", "unseen_counts"):
         chosen[name] = sorted(set(chosen[name]))
     channels, x_size = dataset.train.images.shape[1:3]
-    # One step more than there are objects, so that counting one too many is possible and seen.
+    side = x_size * chosen["object_size"] / (IMAGE_SIZE * OBJECT_SIZE)  # of an object, 1 is the usual one
     known = bool((dataset.train.counts >= 0).any())
+    # One step more than there are objects, so that counting one too many is possible and seen.
     num_steps = max([max(chosen["counts"]) + 1, *chosen["unseen_counts"]]) if known else UNKNOWN_STEPS
     model = {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
              **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
              "scale_prior_mean": 1 / chosen["object_size"],
-             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"], **_pop(chosen, "model.")}
+             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"],
+             "likelihood_sd": LIKELIHOOD_SD * min(1.0, side), **_pop(chosen, "model.")}
     options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
                **_pop(chosen, "estimator.")}
     steps = chosen.pop("steps", STEPS[estimator])

@@ -28,8 +28,8 @@ MAIN = {
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
-    "digits-12px": Experiment(f"{STRICT} --estimator enumerate --object-size 0.24", 5),
-    "digits-9px": Experiment(f"{STRICT} --estimator enumerate --object-size 0.186", 5),
+    "digits-12px": Experiment(f"{STRICT} --estimator enumerate --object-size 0.24 --steps 4000", 5),
+    "digits-9px": Experiment(f"{STRICT} --estimator enumerate --object-size 0.186 --steps 4000", 5),
     "five-digits": Experiment(f"{STRICT} --estimator enumerate --counts 0 1 2 3 4 5 --image-size 64 --object-size 0.25 "
                               "--steps 4000", 5),
     "noise": Experiment(f"{STRICT} --estimator enumerate --noise 0.1", 5),
@@ -51,6 +51,8 @@ ABLATIONS = {
     "strict-constant-lr": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --set final_lr=1", 3),
     "strict-sigmoid-decoder": Experiment(f"{STRICT} --estimator enumerate --steps 2000 --set "
                                          "model.decoder_output_bias=-2 model.decoder_output_use_sigmoid=true", 3),
+    "digits-12px-wide-sd": Experiment(f"{STRICT} --estimator enumerate --object-size 0.24 --steps 4000 "
+                                      "--set model.likelihood_sd=0.3", 3),
     "nvil-short": Experiment(f"{STRICT} --estimator nvil --steps 2000", 3),
     "nvil-one-draw": Experiment(f"{STRICT} --estimator nvil --steps 2000 --set estimator.draws=1", 3),
     "nvil-no-baseline": Experiment(f"{STRICT} --estimator nvil --steps 2000 --set model.use_baselines=false", 3),

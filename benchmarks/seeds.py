@@ -38,6 +38,7 @@ README = ROOT / "README.md"
 PLOT_FILE = ROOT / "docs" / "runs.png"
 EVAL_EVERY = 100  # steps: how finely the milestones are told apart
 MILESTONES = (90, 95, 98)  # percent of the held-out scenes that an evaluation on the way takes
+TICKS, LEAST_WRONG = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03), 0.03  # of the plot, in %
 SUCCESS = 0.95  # held-out MAP count accuracy
 UNSEEN = "count_accuracy_unseen"  # MAP, of the counts that training does not show, where there are such
 COLUMNS = {"count_accuracy_map": ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
@@ -168,19 +169,18 @@ def overview(results_by_name: Mapping[str, Sequence[dict[str, Any]]]) -> str:
 
 
 def plot(results_by_name: Mapping[str, Sequence[dict[str, Any]]], file: Path) -> None:
-    """Every run's accuracy, a dot each, an experiment a row; a run that train.py had to stop is a cross at the left."""
+    """Every run's errors, a dot each, an experiment a row; a run that train.py had to stop is a cross at the left."""
     figure = Figure(figsize=(8, 0.6 + 0.32 * len(results_by_name)), layout="constrained")
     axis = figure.subplots()
-    lowest = min([99.0] + [100 * result["metrics"]["count_accuracy_map"] for results in results_by_name.values()
-                           for result in results if result["metrics"]]) - 0.2
     for place, results in enumerate(results_by_name.values()):
-        accuracies = [100 * result["metrics"]["count_accuracy_map"] for result in results if result["metrics"]]
-        axis.scatter(accuracies, [place] * len(accuracies), s=24, alpha=0.6, linewidths=0)
-        stopped = len(results) - len(accuracies)
-        axis.scatter([lowest] * stopped, [place] * stopped, marker="x", color="black")
+        wrong = [100 - 100 * result["metrics"]["count_accuracy_map"] for result in results if result["metrics"]]
+        axis.scatter([max(LEAST_WRONG, each) for each in wrong], [place] * len(wrong), s=24, alpha=0.6, linewidths=0)
+        stopped = len(results) - len(wrong)
+        axis.scatter([100] * stopped, [place] * stopped, marker="x", color="black")
     names = [f"{name} ({len(results)})" for name, results in results_by_name.items()]
     axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="held-out scenes counted right, MAP, %", xlim=(lowest - 0.1, 100.05))
+    axis.set(xlabel="held-out scenes counted wrong, MAP, %", xscale="log", xlim=(110, LEAST_WRONG))
+    axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=110)

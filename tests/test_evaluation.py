@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Normal
 
 from air.distributions import NormalLatent, log_count_probs
-from air.evaluation import average_precision, evaluate, failures, iw_bound, matched_iou
+from air.evaluation import average_precision, evaluate, failures, iw_bound, match
 from air.model import Inference
 from air.refinement import refine
 
@@ -16,14 +16,16 @@ class TestMatching:
         boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30]]])
         truth = torch.tensor([[[0.0, 0, 10, 10], [25, 20, 35, 30]]])
         everything = torch.ones(1, 3, dtype=torch.bool)
-        iou = matched_iou(boxes, everything, truth, everything[:, :2])
+        iou, which = match(boxes, everything, truth, everything[:, :2])
         assert iou.tolist() == [[1.0, 0.0, pytest.approx(50 / 150)]]  # the second is near the first's truth: no match
+        assert which[0, [0, 2]].tolist() == [0, 1]
 
     def test_absent_boxes_match_nothing(self):
         boxes = torch.tensor([[[0.0, 0, 4, 4], [4, 4, 8, 8]]]).repeat(2, 1, 1)
         present = torch.tensor([[True, False], [True, True]])
         true_present = torch.tensor([[True, True], [False, True]])
-        assert matched_iou(boxes, present, boxes, true_present).tolist() == [[1, 0], [0, 1]]
+        iou, which = match(boxes, present, boxes, true_present)
+        assert iou.tolist() == [[1, 0], [0, 1]] and (which[0, 0], which[1, 1]) == (0, 1)
 
 
 class TestAveragePrecision:

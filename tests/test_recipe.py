@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import pytest
+import torch
 
 from air.data import Dataset
 from air.recipe import SETTINGS, STEPS, configure
@@ -18,6 +21,16 @@ def test_a_run_follows_the_recipe_and_the_data(dataset):
     assert config.learn_count_prior_from is None and config.exploration_steps == config.steps // 2
     config = configure(dataset, estimator="vimco", particles=7, steps=100, learn_count_prior=True, rescue=0)
     assert config.estimator_options == {"particles": 7, "rescue": 0} and config.learn_count_prior_from == 50
+
+
+def test_small_objects_are_to_be_matched_as_much_more_closely(dataset):
+    """On 12 x 12 pixels: an object's squared error over the variance is as much as that of the usual one."""
+    usual = 50 / 3
+    for share in (0.25, 0.5):
+        assert configure(dataset, object_size=share).model["likelihood_sd"] == pytest.approx(0.3 * share * 12 / usual)
+    large = replace(dataset.train, images=torch.zeros(1, 1, 90, 90, dtype=torch.uint8))
+    assert configure(dataset._replace(train=large)).model["likelihood_sd"] == 0.3
+    assert configure(dataset, **{"model.likelihood_sd": 0.7}).model["likelihood_sd"] == 0.7
 
 
 def test_one_step_more_than_there_are_objects(dataset):
