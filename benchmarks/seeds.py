@@ -42,7 +42,8 @@ TICKS, LEAST_WRONG = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03), 0.03  # of the plot, i
 SUCCESS = 0.95  # held-out MAP count accuracy
 UNSEEN = "count_accuracy_unseen"  # MAP, of the counts that training does not show, where there are such
 COLUMNS = {"count_accuracy_map": ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
-           "count_accuracy_refined": ("refined %", 100, 2), UNSEEN: ("unseen counts %", 100, 2), "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3),
+           "count_accuracy_refined": ("refined %", 100, 2), UNSEEN: ("unseen counts %", 100, 2),
+           "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3),
            "elbo": ("ELBO", 1, 1), "log_likelihood": ("log p(x given z)", 1, 1), "kl_pres": ("KL pres", 1, 1),
            "kl_where": ("KL where", 1, 1), "kl_what": ("KL what", 1, 1), "iw_bound": ("IW-100", 1, 1),
            **{f"steps_to_{percent}": (f"steps to {percent}%", 1, 0) for percent in MILESTONES},
@@ -99,7 +100,8 @@ def milestones(evaluations: Iterable[dict[str, Any]]) -> dict[str, float]:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row a run, then mean, sd and worst, and how many succeeded."""
     finished = [result["metrics"] for result in results if result["metrics"]]
-    columns = {key: column for key, column in COLUMNS.items() if key != UNSEEN or any(UNSEEN in run for run in finished)}
+    unseen = any(UNSEEN in metrics for metrics in finished)
+    columns = {key: column for key, column in COLUMNS.items() if unseen or key != UNSEEN}
     lines = ["| seed | " + " | ".join(name for name, _, _ in columns.values()) + " |",
              "| --- |" + " --- |" * len(columns)]
 
@@ -146,8 +148,9 @@ def confusion_lines(finished: Sequence[dict[str, Any]]) -> list[str]:
 def overview(results_by_name: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Markdown: a row an experiment."""
     unseen = any(UNSEEN in (result["metrics"] or {}) for results in results_by_name.values() for result in results)
-    lines = [f"| experiment | success | MAP %, mean | worst |{' unseen counts %, mean | worst |' * unseen} steps to 98%, "
-             f"median | s to 98%, median | {' | '.join(OVERVIEW)} |",
+    between = " unseen counts %, mean | worst |" * unseen
+    lines = [f"| experiment | success | MAP %, mean | worst |{between} steps to 98%, median | s to 98%, median | "
+             f"{' | '.join(OVERVIEW)} |",
              "| --- |" + " --- |" * (5 + 2 * unseen + len(OVERVIEW))]
     for name, results in results_by_name.items():
         finished = [result["metrics"] for result in results if result["metrics"]]
