@@ -76,6 +76,31 @@ def reconstruction_picture(model: AIR, scenes: Scenes) -> Tensor:
 
 
 @torch.no_grad()
+def interpolation_picture(model: AIR, scenes: Scenes, pairs: int = 4, columns: int = 9) -> Tensor:
+    """From one object to another: rows in which z_what goes its way in equal steps, then rows in which z_where does.
+
+    Args:
+        scenes: those in which one object is counted are paired, the first ones.
+        pairs: rows of either kind.
+        columns: images a row, both ends among them.
+    Returns:
+        (3, height, width) uint8.
+    """
+    device = next(model.parameters()).device
+    seen = model.infer(scenes.images.to(device))
+    alone = (seen.count == 1).nonzero().flatten()[:2 * pairs]
+    alone = alone[:len(alone) // 2 * 2]
+    (where, other_where), (what, other_what) = (each[alone, 0].unflatten(0, (-1, 2)).unbind(1)
+                                                for each in (seen.z_where, seen.z_what))  # (pairs, size) each
+    share = torch.linspace(0, 1, columns, device=device)[:, None]  # (columns, 1)
+    moving_what, moving_where = (one[:, None].lerp(other[:, None], share)
+                                 for one, other in ((what, other_what), (where, other_where)))
+    rows = torch.cat((model.paint(where[:, None].expand_as(moving_where), moving_what),
+                      model.paint(moving_where, what[:, None].expand_as(moving_what))))  # (2 pairs, columns, C, H, W)
+    return make_grid(to_rgb(rows.flatten(0, 1), zoom=2), nrow=columns, padding=_PADDING, pad_value=96)
+
+
+@torch.no_grad()
 def sample_picture(model: AIR, size: int = 24, columns: int = 8, seed: int = 0) -> Tensor:
     """Scenes drawn from `model.prior`, with random numbers of its own: (3, height, width) uint8."""
     device = model.z_where_prior_loc.device

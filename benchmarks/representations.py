@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,13 +31,13 @@ from machine import machine
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
+from trained import ROOT, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset, multi_mnist
 from air.networks import MLP, Decoder, Encoder
 from air.spatial import invert_z_where
 
-ROOT = Path(__file__).parent.parent
 KINDS = {"AIR": "", "DAIR": "--difference"}  # train.py's further arguments
 LABELLED, TEST = 62_500, 10_000  # scenes
 SIZES = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)
@@ -79,18 +78,6 @@ def train_vae(model: air.AIR, images: Tensor, seed: int, steps: int) -> VAE:
         optimizer.step()
         schedule.step()
     return vae
-
-
-def trained(kind: str, seed: int, steps: int, runs: Path, data_root: str) -> air.AIR:
-    """AIR or DAIR, trained by train.py unless its run is there."""
-    out = runs / f"{kind}-{seed}"
-    if not (out / "metrics.json").exists():
-        begun = (out / "checkpoint.pt").exists()
-        arguments = ["--resume", str(out)] if begun else [
-            "--dataset", "multi-mnist", "--estimator", "enumerate", "--steps", str(steps), "--seed", str(seed),
-            "--out", str(out), *KINDS[kind].split()]
-        subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments, "--data-root", data_root], check=True)
-    return air.load(out)
 
 
 @torch.no_grad()
@@ -188,7 +175,9 @@ def outputs(net: nn.Module, inputs: Tensor) -> Tensor:
 def measure(seed: int, args: argparse.Namespace, labelled: Scenes, test: Scenes, unlabelled: Scenes
             ) -> list[dict[str, Any]]:
     """One seed's models and classifiers: a record for each task, method and number of labels."""
-    models = {kind: trained(kind, seed, args.steps, args.runs, args.data_root) for kind in KINDS}
+    models = {kind: trained(args.runs / f"{kind}-{seed}", [
+        "--dataset", "multi-mnist", "--estimator", "enumerate", "--steps", str(args.steps), "--seed", str(seed),
+        *flags.split()], args.data_root) for kind, flags in KINDS.items()}
     vae = train_vae(models["AIR"], unlabelled.images, seed, args.steps)
     inputs: dict[str, tuple[Callable[[Tensor, int], nn.Module], Tensor, Tensor]] = {
         kind: (by_object, air_codes(model, labelled.images), air_codes(model, test.images))

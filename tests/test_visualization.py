@@ -1,6 +1,6 @@
 import torch
 
-from air.visualization import ABSENT, draw_boxes, reconstruction_picture, sample_picture, to_rgb
+from air.visualization import ABSENT, draw_boxes, interpolation_picture, reconstruction_picture, sample_picture, to_rgb
 
 
 def test_to_rgb_scales_clips_and_enlarges():
@@ -63,3 +63,27 @@ def test_samples_are_the_prior_s_and_leave_the_random_numbers_alone(make_model):
     cell = 2 * 12 + 2
     assert picture.shape == (3, 2 * cell + 2, 3 * cell + 2)
     assert torch.equal(picture[:, 2 + cell:2 + cell + 24, 2:26], to_rgb(scenes[3:4, None], zoom=2)[0])
+
+
+def test_interpolation_goes_from_one_object_to_the_other(make_model, scenes):
+    model = make_model().float()
+    model.decode.mlp[-1].weight.data.mul_(30)  # bright enough to be seen
+    torch.manual_seed(1)
+    seen = model.infer(scenes[:4].images)
+    seen = seen._replace(count=torch.ones(4, dtype=torch.int64), z_what=3 * torch.randn_like(seen.z_what),
+                         z_where=torch.cat((torch.full((4, 3, 1), 2.0), torch.rand(4, 3, 2) - 0.5), -1))
+    model.infer = lambda images: seen
+    picture = interpolation_picture(model, scenes[:4], pairs=2, columns=5)
+    size, gap = 24, 2
+    assert picture.shape == (3, 4 * (size + gap) + gap, 5 * (size + gap) + gap)
+
+    def cell(row, column):
+        return picture[:, gap + row * (size + gap):, gap + column * (size + gap):][:, :size, :size]
+
+    for pair in range(2):
+        for row, where, what in ((pair, (0, 0), (0, 1)), (2 + pair, (0, 1), (0, 0))):
+            for end in (0, 1):
+                alone = model.paint(seen.z_where[2 * pair + where[end], None, :1],
+                                    seen.z_what[2 * pair + what[end], None, :1])[0]
+                assert torch.equal(cell(row, 4 * end), to_rgb(alone, zoom=2)[0])
+    assert not torch.equal(cell(0, 0), cell(0, 4)) and not torch.equal(cell(2, 0), cell(2, 4))

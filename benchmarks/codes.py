@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""What z_what knows of a single object: digit identity, or a sprite's shape and colour.
+
+    python benchmarks/codes.py                       # trains what is missing under --runs, measures, draws
+    python benchmarks/codes.py --dataset sprites
+    tensorboard --logdir runs/codes                  # the codes in the projector, with their glimpses
+
+Objects of scenes with 0, 1 and 2 of them are inferred by models trained without labels; each is matched to the true
+object that its box overlaps by half at least, and has that one's label. A linear probe (multinomial logistic
+regression) and the five nearest neighbours learn from the codes of training scenes, and are tested on held-out ones.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms.v2.functional import to_pil_image
+from trained import ROOT, trained
+
+import air
+from air.data import DataError, Scenes, load_dataset
+from air.evaluation import match
+from air.spatial import image_to_window
+from air.visualization import interpolation_picture
+
+TRAIN_SCENES, CHUNK = 20_000, 1000
+NEIGHBOURS = 5
+SHOWN = 2000  # codes in the projector
+STEPS = {"multi-mnist": 4000, "sprites": 2000}
+PROPERTIES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "multi-mnist": {"digit": lambda label: label},
+    "sprites": {"shape": lambda label: label // 3, "colour": lambda label: label % 3}}
+
+
+@torch.no_grad()
+def objects(model: air.AIR, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+    """What was found and is there: codes (P, D), true labels (P,) and glimpses (P, C, w, w)."""
+    codes, labels, glimpses = [], [], []
+    for start in range(0, len(scenes), CHUNK):
+        chunk = scenes[start:start + CHUNK]
+        seen, there = model.infer(chunk.images), chunk.boxes[..., 2] > chunk.boxes[..., 0]
+        iou, truth = match(seen.boxes, seen.z_pres > 0, chunk.boxes, there)
+        scene, step = (iou >= 0.5).nonzero(as_tuple=True)
+        codes.append(seen.z_what[scene, step])
+        labels.append(chunk.labels[scene, truth[scene, step]])
+        images = model.as_images(chunk.images)
+        glimpses.append(image_to_window(images[scene], seen.z_where[scene, step], model.window_size))
+    return torch.cat(codes), torch.cat(labels), torch.cat(glimpses)
+
+
+def linear_probe(codes: Tensor, labels: Tensor, test_codes: Tensor) -> Tensor:
+    """The classes of test codes by multinomial logistic regression on standardised codes, (P',)."""
+    mean, sd = codes.mean(0), codes.std(0).clamp(min=1e-3)
+    inputs, classes = (codes - mean) / sd, int(labels.max()) + 1
+    probe = torch.nn.Linear(codes.shape[1], classes)
+    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(probe(inputs), labels) + 1e-4 * probe.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        return probe((test_codes - mean) / sd).argmax(-1)
+
+
+def nearest(codes: Tensor, labels: Tensor, test_codes: Tensor) -> Tensor:
+    """The classes of test codes by vote of the nearest codes, (P',)."""
+    votes = [labels[torch.cdist(chunk, codes).topk(NEIGHBOURS, largest=False).indices]
+             for chunk in test_codes.split(CHUNK)]
+    return torch.cat(votes).mode(-1).values
+
+
+def measure(model: air.AIR, dataset: str, train: Scenes, test: Scenes, seed: int) -> list[dict[str, Any]]:
+    """A record for each property and classifier."""
+    torch.manual_seed(seed)
+    codes, labels, _ = objects(model, train)
+    test_codes, test_labels, _ = objects(model, test)
+    found = len(test_labels) / max(1, int(test.counts.sum()))
+    records = []
+    for name, of in PROPERTIES[dataset].items():
+        for classifier, classify in (("linear probe", linear_probe), ("5 nearest", nearest)):
+            right = classify(codes, of(labels), test_codes) == of(test_labels)
+            records.append({"property": name, "classifier": classifier, "seed": seed, "found": found,
+                            "accuracy": right.float().mean().item()})
+    return records
+
+
+def project(model: air.AIR, scenes: Scenes, out: Path) -> None:
+    """Codes, labels and glimpses for TensorBoard's projector."""
+    codes, labels, glimpses = (each[:SHOWN] for each in objects(model, scenes[:2 * SHOWN]))
+    with SummaryWriter(str(out)) as writer:
+        writer.add_embedding(codes, labels.tolist(), glimpses.clamp(0, 1), tag="z_what")
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and worst of the seeds, in %."""
+    lines = ["| property | classifier | right, mean % | worst | objects found, mean % | seeds |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for name, classifier in dict.fromkeys((record["property"], record["classifier"]) for record in records):
+        same = [record for record in records if (record["property"], record["classifier"]) == (name, classifier)]
+        right, found = ([100 * record[key] for record in same] for key in ("accuracy", "found"))
+        lines.append(f"| {name} | {classifier} | {statistics.mean(right):.2f} | {min(right):.2f} | "
+                     f"{statistics.mean(found):.2f} | {len(same)} |")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="multi-mnist", choices=tuple(PROPERTIES))
+    parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "codes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--json", type=Path, help="(benchmarks/results/codes-DATASET.json)")
+    parser.add_argument("--picture", type=Path, help="(docs/interpolation-DATASET.png)")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the JSON file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, measure, write the JSON, the picture and the projector's files, print the table."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    file = args.json or ROOT / "benchmarks" / "results" / f"codes-{args.dataset}.json"
+    if args.table:
+        print(table(json.loads(file.read_text())["records"]))
+        return
+    try:
+        dataset = load_dataset(args.dataset, args.data_root)
+    except DataError as error:
+        parser.error(str(error))
+    records: list[dict[str, Any]] = []
+    for place, seed in enumerate(args.seeds):
+        out = args.runs / f"{args.dataset}-{seed}"
+        model = trained(out, ["--dataset", args.dataset, "--estimator", "enumerate", "--steps",
+                              str(STEPS[args.dataset]), "--seed", str(seed)], args.data_root)
+        records += measure(model, args.dataset, dataset.train[:TRAIN_SCENES], dataset.held_out, seed)
+        file.write_text(json.dumps({**machine("cpu"), "records": records}, indent=1) + "\n")
+        if not place:
+            project(model, dataset.held_out, out)
+            picture = args.picture or ROOT / "docs" / f"interpolation-{args.dataset}.png"
+            to_pil_image(interpolation_picture(model, dataset.held_out)).save(picture)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
