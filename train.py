@@ -27,7 +27,7 @@ try:
     import torch
 
     from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
-    from air.data import BACKDROPS, DATASETS, OVERLAPS, DataError, load_dataset
+    from air.data import BACKDROPS, DATASETS, LAYOUT, OVERLAPS, DataError, load_dataset
     from air.estimators import ESTIMATORS
     from air.processes import first_alone, gather, join, leave, rank, size
     from air.recipe import PARTICLES, SETTINGS, STEPS, configure
@@ -36,8 +36,6 @@ except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
     sys.exit(2)
 
-# Of the scenes, as load_dataset takes them.
-LAYOUT = ("counts", "overlap", "image_size", "object_size", "noise", "backdrop", "unseen_counts")
 # What only --set reaches, besides the keywords of the model and the estimator.
 UNFLAGGED = ("shift", "exploration", "exploration_share", "rescue", "final_lr")
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
@@ -86,8 +84,9 @@ def train(trainer: Trainer) -> None:
     counts = f"mean count {metrics['mean_count']:.2f}"
     if "count_accuracy_map" in metrics:
         counts = (f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), "
-                  f"{100 * metrics['count_accuracy_refined']:.2f}% (refined), box IoU {metrics['box_iou']:.3f}, "
-                  f"AP50 {metrics['box_ap50']:.3f}")
+                  f"{100 * metrics['count_accuracy_refined']:.2f}% (refined)")
+    if "box_iou" in metrics:
+        counts += f", box IoU {metrics['box_iou']:.3f}, AP50 {metrics['box_ap50']:.3f}"
     print(f"held out, {metrics['held_out_scenes']} scenes: {counts}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
     if "unseen" in metrics:
@@ -107,8 +106,8 @@ def fresh_run(given: dict[str, Any]) -> Trainer:
     asked, _ = settings.pop("out", None), settings.pop("set", None)
     if asked and (Path(asked) / "config.json").exists():
         raise ValueError(f"--out {asked} already holds a run: name another folder, or go on with it: --resume {asked}")
-    name, layout = settings.pop("dataset"), [settings[name] for name in LAYOUT]
-    dataset = first_alone(lambda: load_dataset(name, settings["data_root"], *layout))
+    name, layout = settings.pop("dataset"), {key: settings[key] for key in LAYOUT}
+    dataset = first_alone(lambda: load_dataset(name, settings["data_root"], **layout))
     config = configure(dataset, **settings)
     if config.batch_size > len(dataset.train):
         raise ValueError(f"--batch-size {config.batch_size} exceeds the {len(dataset.train)} training scenes")
@@ -125,7 +124,7 @@ def resumed_run(given: dict[str, Any]) -> Trainer:
         ValueError: another setting was asked for, or the run is beyond the steps asked for.
         CheckpointError, DataError: the checkpoint or the data set cannot be had.
     """
-    changeable = {"device", "data_root", "steps"}
+    changeable = {"device", "data_root", "data_file", "steps"}
     fixed = sorted(set(given) - changeable - {"resume"})
     if fixed:
         flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
@@ -134,8 +133,8 @@ def resumed_run(given: dict[str, Any]) -> Trainer:
     config = replace(Config(**checkpoint["config"]), **{name: given[name] for name in changeable & set(given)})
     if config.steps < checkpoint["step"]:
         raise ValueError(f"--steps {config.steps}: the run has already taken {checkpoint['step']}")
-    layout = [getattr(config, name) for name in LAYOUT]
-    dataset = first_alone(lambda: load_dataset(config.dataset, config.data_root, *layout))
+    layout = {key: getattr(config, key) for key in LAYOUT}
+    dataset = first_alone(lambda: load_dataset(config.dataset, config.data_root, **layout))
     return Trainer(config, dataset, checkpoint_path(given["resume"]).parent, checkpoint)
 
 
@@ -160,13 +159,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("--device", "where to run", choices=("auto", "cpu", "cuda"))
     add("--dataset", "auto: multi-mnist where MNIST can be had, else sprites", choices=DATASETS)
-    add("--data-root", "where MNIST lies or is downloaded to; $AIR_DATA_ROOT sets the default")
+    add("--data-root", "where MNIST or Omniglot lies or is downloaded to, or the folder of your own images; "
+        "$AIR_DATA_ROOT sets the default")
+    add("--data-file", "of npz: images, and counts and boxes if they are known", metavar="FILE")
+    add("--invert", "your own images are dark on bright", action="store_true")
     add("--counts", "the numbers of objects that occur", nargs="+", type=whole(0), metavar="N")
     add("--unseen-counts", "numbers of objects that training does not show: held-out scenes with them are counted at "
         "the end", nargs="+", type=whole(0), metavar="N")
     add("--overlap", "none: digits keep apart; loose: they may touch", choices=OVERLAPS)
-    add("--image-size", "of multi-mnist and omniglot, in pixels a side", type=whole(8))
-    add("--object-size", "an object's side as a share of the image's: of multi-mnist's digits, and in the scale prior",
+    add("--image-size", "in pixels a side; of multi-mnist, omniglot and folder", type=whole(8))
+    add("--object-size", "an object's side as a share of the image's: in the scale prior, and of multi-mnist's digits",
         type=share)
     add("--noise", "sd of multi-mnist's pixel noise, in intensities", type=nonnegative)
     add("--backdrop", "what multi-mnist's digits stand before", choices=BACKDROPS)

@@ -43,7 +43,7 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
         iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
             IW_SCENES scenes, its K, and how many scenes that were.
 
-        Of the scenes whose count is known, where there are any:
+        Of the scenes whose count is known, where there are any, and of boxes, where they are:
         count_accuracy_map: share of scenes whose most probable count is right.
         count_accuracy_sampled: probability that a count drawn from q(n) is right.
         count_accuracy_refined: share of scenes counted right by `refine`, where asked for.
@@ -66,11 +66,14 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
     known = scenes.counts[scenes.counts >= 0]
     if len(known):
         confusion = torch.stack([tally.confusion for tally in tallies]).sum(0)
-        iou, score = torch.cat([tally.iou for tally in tallies]), torch.cat([tally.score for tally in tallies])
-        objects = int(known.sum())
         metrics |= _means((tally.known_sums for tally in tallies), len(known))
         metrics |= {"count_accuracy_map": confusion.diagonal().sum().item() / len(known),
-                    "confusion": confusion.tolist(), "box_iou": iou.sum().item() / max(1, objects),
+                    "confusion": confusion.tolist()}
+    objects = int(known.sum())
+    if len(known) and (not objects or (scenes.boxes[..., 2] > scenes.boxes[..., 0]).any()):
+        iou, score = torch.cat([tally.iou for tally in tallies]), torch.cat([tally.score for tally in tallies])
+        metrics |= _means((tally.boxed_sums for tally in tallies), len(known))
+        metrics |= {"box_iou": iou.sum().item() / max(1, objects),
                     "box_ap50": average_precision(iou >= 0.5, score, objects)}
     return metrics
 
@@ -80,6 +83,7 @@ class _Tally(NamedTuple):
 
     sums: dict[str, Tensor]  # over its scenes
     known_sums: dict[str, Tensor]  # over those whose count is known
+    boxed_sums: dict[str, Tensor]  # over the same ones, and of use where their boxes are known as well
     counted: Tensor  # scenes by MAP count
     confusion: Tensor  # scenes by true count and MAP count
     iou: Tensor  # of each inferred box with the true one matched to it
@@ -108,6 +112,7 @@ def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: i
     counted, iw = torch.zeros_like(confusion[0]), 0.0
     sums: dict[str, Tensor] = {}
     known_sums: dict[str, Tensor] = {}
+    boxed_sums: dict[str, Tensor] = {}
     overlaps, scores = [torch.empty(0)], [torch.empty(0)]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank())
@@ -122,11 +127,12 @@ def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: i
             _add(sums, {**terms.per_image(q), "blank": wrong.pop("blank"), "squared_error": error})
             counted += inferred.count.bincount(minlength=len(counted)).cpu()
             known = counts >= 0
-            right = {"count_accuracy_sampled": _at(q, counts), **wrong}
+            right = {"count_accuracy_sampled": _at(q, counts)}
             if refined:
                 again = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
                 right["count_accuracy_refined"] = again == counts
             _add(known_sums, {name: value[known] for name, value in right.items()})
+            _add(boxed_sums, {name: value[known] for name, value in wrong.items()})
             confusion.index_put_((counts[known].cpu(), inferred.count[known].cpu()), torch.ones_like(confusion[0, 0]),
                                  True)
             present = (inferred.z_pres > 0) & known[:, None]
@@ -135,7 +141,7 @@ def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: i
         batches = scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ()
         for images in batches[rank()::size()]:
             iw += iw_bound(model, images.to(device), iw_particles).double().sum().item()
-    return _Tally(sums, known_sums, counted, confusion, torch.cat(overlaps), torch.cat(scores), iw)
+    return _Tally(sums, known_sums, boxed_sums, counted, confusion, torch.cat(overlaps), torch.cat(scores), iw)
 
 
 def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:

@@ -3,14 +3,13 @@
 import inspect
 from typing import Any
 
-from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
+from air.data import IMAGE_SIZE, LAYOUT, OBJECT_SIZE, Dataset
 from air.estimators import ESTIMATORS
 from air.model import AIR
 from air.training import Config
 
 SETTINGS: dict[str, Any] = {
-    "counts": [0, 1, 2], "overlap": "none", "image_size": IMAGE_SIZE, "object_size": OBJECT_SIZE, "noise": 0.0,
-    "backdrop": "black", "unseen_counts": [], "background": False, "difference": False,
+    **LAYOUT, "background": False, "difference": False,
     "estimator": "nvil", "batch_size": 64, "shift": 0, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
     "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8,
     "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
@@ -62,9 +61,9 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
         chosen[name] = sorted(set(chosen[name]))
     channels, x_size = dataset.train.images.shape[1:3]
     side = x_size * chosen["object_size"] / (IMAGE_SIZE * OBJECT_SIZE)  # of an object, 1 is the usual one
-    known = bool((dataset.train.counts >= 0).any())
+    most = int(dataset.train.counts.max())
     # One step more than there are objects, so that counting one too many is possible and seen.
-    num_steps = max([max(chosen["counts"]) + 1, *chosen["unseen_counts"]]) if known else UNKNOWN_STEPS
+    num_steps = max([most + 1, *chosen["unseen_counts"]]) if most >= 0 else UNKNOWN_STEPS
     model = {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
              **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
              "scale_prior_mean": 1 / chosen["object_size"],

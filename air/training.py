@@ -54,6 +54,8 @@ class Config:
     object_size: float
     noise: float
     backdrop: str
+    invert: bool
+    data_file: str | None
     unseen_counts: list[int]  # of scenes that the final evaluation counts besides
     estimator: str
     estimator_options: dict[str, Any]  # keywords of the estimator

@@ -171,6 +171,8 @@ def test_scenes_whose_count_is_unknown_take_part_in_what_needs_no_truth(make_mod
     assert partial["count_accuracy_map"] == pytest.approx((seen.count == scenes.counts)[half].float().mean().item())
     there = evaluate(model, scenes[half])
     assert partial["box_iou"] == pytest.approx(there["box_iou"]) and partial["merged"] == there["merged"]
+    no_boxes = evaluate(model, replace(scenes, boxes=torch.zeros(len(scenes), 0, 4)))
+    assert no_boxes["confusion"] == whole["confusion"] and not {"box_iou", "merged"} & set(no_boxes)
     counted = seen.count.bincount(minlength=4).tolist()
     error = (scenes.images[:, None] / 255 - seen.canvases).square().mean((0, 2, 3, 4))
     assert whole["counted"] == counted and whole["squared_error"] == pytest.approx(error.tolist(), rel=1e-5)

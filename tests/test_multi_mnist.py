@@ -98,19 +98,19 @@ def test_damaged_digits_are_named(fake_mnist_root, tmp_path):
 def test_scenes_do_not_depend_on_how_the_counts_are_written(fake_mnist_root, monkeypatch):
     monkeypatch.setattr("air.data.MNIST_TRAIN", 10)
     monkeypatch.setattr("air.data.HELD_OUT", 30)
-    one, other = (load_dataset("multi-mnist", fake_mnist_root, counts) for counts in ((2, 0, 2), (0, 2)))
+    one, other = (load_dataset("multi-mnist", fake_mnist_root, counts=counts) for counts in ((2, 0, 2), (0, 2)))
     assert_equal(one.held_out, other.held_out)
 
 
 def test_unseen_counts_are_held_out_scenes_of_their_own(fake_mnist_root, monkeypatch):
     monkeypatch.setattr("air.data.MNIST_TRAIN", 10)
     monkeypatch.setattr("air.data.HELD_OUT", 30)
-    dataset = load_dataset("multi-mnist", fake_mnist_root, (0, 1), unseen_counts=(3, 2, 3))
+    dataset = load_dataset("multi-mnist", fake_mnist_root, counts=(0, 1), unseen_counts=(3, 2, 3))
     assert set(dataset.unseen.counts.tolist()) == {2, 3} and set(dataset.held_out.counts.tolist()) == {0, 1}
     assert dataset.unseen.images.max() <= 120  # the test digits' level
-    assert load_dataset("multi-mnist", fake_mnist_root, (0, 1)).unseen is None
+    assert load_dataset("multi-mnist", fake_mnist_root, counts=(0, 1)).unseen is None
     with pytest.raises(DataError, match="training shows scenes with 1 objects"):
-        load_dataset("multi-mnist", fake_mnist_root, (0, 1), unseen_counts=(1, 2))
+        load_dataset("multi-mnist", fake_mnist_root, counts=(0, 1), unseen_counts=(1, 2))
 
 
 def test_auto_falls_back_on_sprites_and_says_why(tmp_path, monkeypatch):
@@ -128,5 +128,7 @@ def test_auto_takes_multi_mnist_where_it_is(mnist_root):
 def test_unknown_names_and_impossible_rules_are_errors(tmp_path):
     with pytest.raises(DataError, match="'cifar'.*multi-mnist, sprites"):
         load_dataset("cifar", tmp_path)
-    with pytest.raises(DataError, match="sprites never overlap"):
-        load_dataset("sprites", tmp_path, overlap="loose")
+    with pytest.raises(DataError, match="--overlap, --noise: sprites has no use"):
+        load_dataset("sprites", tmp_path, overlap="loose", noise=0.1)
+    with pytest.raises(TypeError, match="no keyword colour"):
+        load_dataset("sprites", tmp_path, colour="red")

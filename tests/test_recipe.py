@@ -34,14 +34,16 @@ def test_small_objects_are_to_be_matched_as_much_more_closely(dataset):
 
 
 def test_one_step_more_than_there_are_objects(dataset):
-    config = configure(dataset, counts=[4, 0, 4], steps=7)
-    assert config.model["num_steps"] == 5 and config.counts == [0, 4] and config.steps == 7
+    config = configure(dataset, counts=[2, 0, 1, 2], steps=7)
+    assert config.model["num_steps"] == 3 and config.counts == [0, 1, 2] and config.steps == 7
+    unknown = replace(dataset.train, counts=torch.full((40,), -1))
+    assert configure(dataset._replace(train=unknown)).model["num_steps"] == 4
 
 
 def test_unseen_counts_are_within_reach(dataset):
     config = configure(dataset, counts=[0, 1], unseen_counts=[5, 3, 5], difference=True)
     assert (config.model["num_steps"], config.unseen_counts, config.model["difference"]) == (5, [3, 5], True)
-    assert configure(dataset, counts=[0, 1, 3], unseen_counts=[2]).model["num_steps"] == 4
+    assert configure(dataset, counts=[0, 2], unseen_counts=[1]).model["num_steps"] == 3
 
 
 def test_settings_that_do_not_exist_are_named(dataset):

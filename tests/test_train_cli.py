@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import air
 import train
@@ -52,6 +53,27 @@ def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     assert sum(metrics["confusion"][1]) == 0  # no scene with one object
     seen = air.load(out).infer(torch.zeros(2, 3, 50, 50))
     assert seen.count.shape == (2,)
+
+
+def test_own_images_of_unknown_counts(tmp_path, capsys):
+    """A folder, then the same with some counts, then resumed."""
+    images, out = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
+    for i in range(20):
+        Image.new("L", (30 + i, 40), 10 * i).save(images / f"{i:02}.png")
+    own = ["--dataset", "folder", "--data-root", str(images), "--image-size", "24", "--batch-size", "8"]
+    train.main([*own, "--steps", "2", "--out", str(out), "--object-size", "0.5"])
+    said = capsys.readouterr().out
+    assert "folder: 18 scenes" in said and "held out, 2 scenes: mean count" in said and "counts right" not in said
+    model = json.loads((out / "config.json").read_text())["model"]
+    assert (model["x_size"], model["channels"], model["num_steps"], model["scale_prior_mean"]) == (24, 1, 4, 2)
+    (images / "counts.csv").write_text("file,count\n09.png,5\n00.png,1\n")
+    train.main([*own, "--steps", "1", "--out", str(tmp_path / "other"), "--invert"])
+    said = capsys.readouterr().out
+    assert "counts right" in said and "box IoU" not in said
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["num_steps"] == 2
+    train.main(["--resume", str(out), "--steps", "3"])
+    assert "steps 2 to 3" in capsys.readouterr().out
 
 
 def test_set_reaches_what_has_no_flag(tmp_path):

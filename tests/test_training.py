@@ -19,7 +19,8 @@ from tests.conftest import SMALL
 def make_config():
     def make(**kwargs):
         settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
-                        image_size=12, object_size=1 / 3, noise=0.0, backdrop="black", unseen_counts=[],
+                        image_size=12, object_size=1 / 3, noise=0.0, backdrop="black", invert=False,
+                        data_file=None, unseen_counts=[],
                         estimator="nvil", estimator_options={"centre": True}, model=dict(SMALL, count_prior=0.01),
                         shift=0, steps=12, batch_size=8, lr=1e-3, final_lr=0.0, baseline_lr=1e-2,
                         exploration=0.2, exploration_steps=6,

@@ -1,19 +1,27 @@
 """Data sets by name. All give the same `Scenes`: images, counts, boxes, labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from air.data.multi_mnist import OVERLAPS, load_mnist, multi_mnist
 from air.data.omniglot import omniglot
+from air.data.own import load_arrays, load_folder, split
 from air.data.scenes import BACKDROPS, IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
 from air.data.sprites import sprites
 
-__all__ = ["BACKDROPS", "DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "Scenes",
+__all__ = ["BACKDROPS", "DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "LAYOUT", "Scenes",
            "load_dataset", "multi_mnist", "omniglot", "sprites"]
 
-DATASETS = ("auto", "multi-mnist", "sprites", "omniglot")
+DATASETS = ("auto", "multi-mnist", "sprites", "omniglot", "folder", "npz")
 MNIST_TRAIN, SPRITES_TRAIN, HELD_OUT = 60_000, 20_000, 10_000  # scenes
+# How scenes are laid out, and which data sets have a say in it.
+LAYOUT: dict[str, Any] = {"counts": (0, 1, 2), "unseen_counts": (), "overlap": "none", "image_size": IMAGE_SIZE,
+                          "object_size": OBJECT_SIZE, "noise": 0.0, "backdrop": "black", "invert": False,
+                          "data_file": None}
+TAKEN = {"multi-mnist": set(LAYOUT) - {"invert", "data_file"}, "sprites": {"counts", "unseen_counts"},
+         "omniglot": {"image_size", "object_size"}, "folder": {"image_size", "object_size", "invert"},
+         "npz": {"image_size", "object_size", "invert", "data_file"}}
 
 
 class Dataset(NamedTuple):
@@ -23,27 +31,30 @@ class Dataset(NamedTuple):
     reason: str
     train: Scenes
     held_out: Scenes
-    fell_back: bool = False  # "auto" did not get what it wanted
     unseen: Scenes | None = None  # held-out scenes with counts that training does not show
+    fell_back: bool = False  # "auto" did not get what it wanted
 
 
-def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
-                 image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0,
-                 backdrop: str = "black", unseen_counts: Sequence[int] = ()) -> Dataset:
+def load_dataset(name: str, root: str | Path, **layout: Any) -> Dataset:
     """Training and held-out scenes of a data set.
 
     Args:
         name: one of DATASETS; "auto" is multi-mnist where MNIST is under `root` or can be downloaded, else sprites.
-        root: where MNIST lies or is to be downloaded to.
-        counts: the numbers of objects that occur, each with equal probability.
-        overlap, image_size, object_size, noise, backdrop: of multi-mnist (see there).
-        unseen_counts: of further held-out scenes, each with equal probability.
+        root: where MNIST or Omniglot lies or is to be downloaded to; the folder of one's own images.
+        layout: what departs from LAYOUT. counts: the numbers of objects that occur, each with equal probability;
+            unseen_counts: those of further held-out scenes; overlap, image_size, object_size, noise, backdrop: see
+            `multi_mnist`; invert: see `fit`; data_file: the .npz file.
     Raises:
         DataError: the data set cannot be had as asked for.
+        TypeError: a keyword is not of LAYOUT.
     """
     if name not in DATASETS:
         raise DataError(f"there is no data set named {name!r}; there are {', '.join(DATASETS)}")
-    counts = sorted(set(counts))  # the scenes depend on which counts occur, not on how they were written
+    if set(layout) - set(LAYOUT):
+        raise TypeError(f"load_dataset has no keyword {', '.join(set(layout) - set(LAYOUT))}")
+    asked = {**LAYOUT, **layout}
+    for key in ("counts", "unseen_counts"):  # the scenes depend on which counts occur, not on how they were written
+        asked[key] = tuple(sorted(set(asked[key])))
     reason, fell_back = "asked for by name", False
     if name == "auto":
         try:
@@ -51,26 +62,46 @@ def load_dataset(name: str, root: str | Path, counts: Sequence[int] = (0, 1, 2),
             name, reason = "multi-mnist", f"MNIST is under {root}"
         except DataError as error:
             name, reason, fell_back = "sprites", str(error), True
-    if name == "omniglot":
-        if (counts, overlap, noise, backdrop, *unseen_counts) != ([0, 1, 2], "none", 0, "black"):
-            raise DataError("omniglot's drawings are as they are: leave out --counts, --unseen-counts, --overlap, "
-                            "--noise and --backdrop")
-        return Dataset(name, reason, omniglot(root, True, image_size), omniglot(root, False, image_size))
-    if shown := set(counts) & set(unseen_counts):
+    idle = [key for key, value in asked.items() if value != LAYOUT[key] and key not in TAKEN[name]]
+    if idle:
+        flags = ", ".join("--" + key.replace("_", "-") for key in idle)
+        raise DataError(f"{flags}: {name} has no use for that; leave it out" + (f" ({reason})" if fell_back else ""))
+    if shown := set(asked["counts"]) & set(asked["unseen_counts"]):
         raise DataError(f"training shows scenes with {' and '.join(map(str, sorted(shown)))} objects: no unseen "
                         "counts")
+    train, held_out, unseen = LOADERS[name](root, asked)
+    return Dataset(name, reason, train, held_out, unseen, fell_back)
 
-    def scenes(train: bool, size: int, counts: Sequence[int]) -> Scenes:
-        if name == "sprites":
-            return sprites(train, size, counts)
-        return multi_mnist(root, train, size, counts, overlap, image_size=image_size, object_size=object_size,
-                           noise=noise, backdrop=backdrop)
 
-    if name == "sprites" and (overlap, image_size, object_size, noise, backdrop) != (
-            "none", IMAGE_SIZE, OBJECT_SIZE, 0, "black"):
-        raise DataError("sprites never overlap, have one size and no noise, and stand on black: leave out --overlap, "
-                        "--image-size, --object-size, --noise and --backdrop, or use --dataset multi-mnist (sprites: "
-                        f"{reason})")
-    return Dataset(name, reason, scenes(True, SPRITES_TRAIN if name == "sprites" else MNIST_TRAIN, counts),
-                   scenes(False, HELD_OUT, counts), fell_back,
-                   scenes(False, HELD_OUT, sorted(set(unseen_counts))) if unseen_counts else None)
+Parts = tuple[Scenes, Scenes, Scenes | None]  # train, held_out and unseen
+
+
+def _multi_mnist(root: str | Path, asked: Mapping[str, Any]) -> Parts:
+    kwargs = {key: asked[key] for key in ("overlap", "image_size", "object_size", "noise", "backdrop")}
+    unseen = multi_mnist(root, False, HELD_OUT, asked["unseen_counts"], **kwargs) if asked["unseen_counts"] else None
+    return (multi_mnist(root, True, MNIST_TRAIN, asked["counts"], **kwargs),
+            multi_mnist(root, False, HELD_OUT, asked["counts"], **kwargs), unseen)
+
+
+def _sprites(root: str | Path, asked: Mapping[str, Any]) -> Parts:
+    unseen = sprites(False, HELD_OUT, asked["unseen_counts"]) if asked["unseen_counts"] else None
+    return sprites(True, SPRITES_TRAIN, asked["counts"]), sprites(False, HELD_OUT, asked["counts"]), unseen
+
+
+def _omniglot(root: str | Path, asked: Mapping[str, Any]) -> Parts:
+    return omniglot(root, True, asked["image_size"]), omniglot(root, False, asked["image_size"]), None
+
+
+def _folder(root: str | Path, asked: Mapping[str, Any]) -> Parts:
+    return *split(load_folder(Path(root), asked["image_size"], asked["invert"])[1]), None
+
+
+def _npz(root: str | Path, asked: Mapping[str, Any]) -> Parts:
+    if asked["data_file"] is None:
+        raise DataError("--dataset npz: name the file with --data-file")
+    size = None if asked["image_size"] == IMAGE_SIZE else asked["image_size"]
+    return *split(load_arrays(Path(asked["data_file"]), size, asked["invert"])), None
+
+
+LOADERS: dict[str, Callable[[str | Path, Mapping[str, Any]], Parts]] = {
+    "multi-mnist": _multi_mnist, "sprites": _sprites, "omniglot": _omniglot, "folder": _folder, "npz": _npz}

@@ -1,0 +1,167 @@
+"""One's own images: a folder of PNG and JPEG files, or arrays in an .npz file. Nothing about them need be known."""
+
+import csv
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from air.data.scenes import DataError, Scenes
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+COUNTS_FILE = "counts.csv"
+HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
+NAMED = 5  # bad files in a message; the others are counted
+
+
+def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
+    """An image of any size in the middle of a square, as large as it fits, its shape kept: (C, size, size) uint8.
+
+    Args:
+        size: of the square's side in pixels; what the image does not reach is black.
+        grey: to one channel; else to three.
+        invert: dark objects on a bright ground become bright ones on a dark ground.
+    """
+    image = image.convert("L" if grey else "RGB")
+    if invert:
+        image = ImageOps.invert(image)
+    square = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(square))  # (size, size), or with channels last
+    return pixels[None] if grey else pixels.movedim(-1, 0)
+
+
+def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str], Scenes]:
+    """The images of a folder, in the order of their names; those that cannot be read are left out with a warning.
+
+    Args:
+        folder: holds PNG and JPEG files, and may hold counts.csv with the columns file and count.
+        image_size: H = W in pixels, see `fit`.
+        invert: see `fit`.
+    Returns:
+        The files' names, and scenes with one channel if all of them are grey, else three.
+    Raises:
+        DataError: the folder is not there or holds no image that can be read, or counts.csv is not as it should be.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: name one that holds PNG or JPEG files with --data-root")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    images, bad = {}, []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image.load()
+                images[file.name] = image.copy()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            bad.append(f"{file.name} ({' '.join(str(error).split())})")
+    told = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+    if not images:
+        raise DataError(f"{folder} holds no PNG or JPEG file that can be read{': ' + told if bad else ''}")
+    if bad:
+        warnings.warn(f"{len(bad)} of {len(files)} images are left out, they cannot be read: {told}", stacklevel=2)
+    grey = all(image.mode in ("1", "L", "LA", "I", "I;16", "F") for image in images.values())
+    pixels = torch.stack([fit(image, image_size, grey, invert) for image in images.values()])
+    counts = _read_counts(folder / COUNTS_FILE, {file.name for file in files})
+    return list(images), _scenes(pixels, torch.tensor([counts.get(name, -1) for name in images]))
+
+
+def load_arrays(file: Path, image_size: int | None, invert: bool) -> Scenes:
+    """The scenes of an .npz file.
+
+    Args:
+        file: holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, uint8 or floats in [0, 1]; and
+            may hold `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels, 0 where
+            absent.
+        image_size: None, or H, which is then checked: arrays are not resized.
+        invert: dark objects on a bright ground become bright ones on a dark ground.
+    Raises:
+        DataError: the file cannot be read, or an array is not as above.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{file} cannot be read as an .npz file ({' '.join(str(error).split())})") from error
+    if "images" not in found:
+        raise DataError(f"{file} holds no array named images, but {', '.join(found) or 'none'}")
+    images = _as_uint8(found["images"], file)
+    if image_size is not None and images.shape[-1] != image_size:
+        raise DataError(f"{file}: --image-size {image_size}, but the images have {images.shape[-1]} pixels a side")
+    images = 255 - images if invert else images
+    counts, boxes = _truth(found, len(images), file)
+    return _scenes(images, counts, boxes)
+
+
+def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
+    """Training and held-out scenes. Raises DataError: there are too few to hold some out."""
+    held_out = torch.arange(len(scenes)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    if not held_out.any():
+        raise DataError(f"{len(scenes)} images are too few: every {HELD_OUT_EVERY}th is held out")
+    return scenes[~held_out], scenes[held_out]
+
+
+def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None) -> Scenes:
+    if boxes is None:
+        boxes = torch.zeros(len(images), 0, 4)
+    return Scenes(images, counts, boxes, torch.full(boxes.shape[:2], -1))
+
+
+def _read_counts(file: Path, names: set[str]) -> Mapping[str, int]:
+    """File name -> count; nothing where there is no such file."""
+    if not file.exists():
+        return {}
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        rows = csv.DictReader(lines)
+        if rows.fieldnames is None or not {"file", "count"} <= set(rows.fieldnames):
+            raise DataError(f"{file}: expected the columns file and count, found {rows.fieldnames}")
+        counts = {}
+        for row in rows:
+            where = f"{file}, line {rows.line_num}"
+            try:
+                counts[row["file"]] = int(row["count"])
+            except (TypeError, ValueError):
+                raise DataError(f"{where}: {row['count']!r} is not a whole number") from None
+            if counts[row["file"]] < 0:
+                raise DataError(f"{where}: a count cannot be {row['count']}")
+            if row["file"] not in names:
+                raise DataError(f"{where}: there is no image named {row['file']!r} beside it")
+    return counts
+
+
+def _as_uint8(images: np.ndarray, file: Path) -> Tensor:
+    """(M, H, H), (M, H, H, C) or (M, C, H, H) -> (M, C, H, H) uint8."""
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3] or not images.size:
+        raise DataError(f"{file}: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, "
+                        f"got {images.shape}")
+    if images.dtype != np.uint8:
+        if not np.issubdtype(images.dtype, np.floating):
+            raise DataError(f"{file}: images must be uint8 or floats in [0, 1], got {images.dtype}")
+        if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
+            raise DataError(f"{file}: images of floats must lie in [0, 1], got {images.min()} to {images.max()}")
+        images = np.rint(255 * images).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _truth(found: Mapping[str, np.ndarray], size: int, file: Path) -> tuple[Tensor, Tensor | None]:
+    """Counts, (M,), -1 where unknown, and boxes, (M, L, 4), if there are any."""
+    counts, boxes = torch.full((size,), -1), None
+    if "counts" in found:
+        given = found["counts"]
+        if given.shape != (size,) or not np.issubdtype(given.dtype, np.integer) or given.min() < -1:
+            raise DataError(f"{file}: expected counts of shape ({size},), whole numbers, -1 where unknown; "
+                            f"got {given.dtype} {given.shape}")
+        counts = torch.from_numpy(given.astype(np.int64))
+    if "boxes" in found:
+        given = found["boxes"]
+        if given.ndim != 3 or given.shape[0] != size or given.shape[2] != 4 or not np.isfinite(given).all():
+            raise DataError(f"{file}: expected boxes of shape ({size}, L, 4), finite, got {given.dtype} {given.shape}")
+        boxes = torch.from_numpy(given.astype(np.float32))
+    return counts, boxes

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from air.data import DataError, load_dataset
+from air.data.own import fit, load_arrays, load_folder, split
+
+
+def save(folder, name, pixels):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(folder / name)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eleven grey images, brighter from name to name, of several sizes."""
+    for i in range(11):
+        save(tmp_path, f"{i:02}.png", np.full((20 + i, 20 + i), 20 * i))
+    return tmp_path
+
+
+class TestFit:
+    def test_keeps_the_shape_and_pads_with_black(self):
+        wide = Image.fromarray(np.full((10, 40), 200, np.uint8))
+        square = fit(wide, 20, grey=True, invert=False)[0]
+        assert square.shape == (20, 20) and (square[8:12] == 200).all()  # 20 x 5 pixels in the middle
+        assert (square[:7] == 0).all() and (square[13:] == 0).all()
+
+    def test_inverts_the_image_and_not_the_border(self):
+        square = fit(Image.fromarray(np.full((10, 40), 255, np.uint8)), 20, grey=True, invert=True)
+        assert (square == 0).all()
+
+    def test_colours_come_first(self):
+        red = np.zeros((8, 8, 3), np.uint8)
+        red[..., 0] = 255
+        pixels = fit(Image.fromarray(red), 8, grey=False, invert=False)
+        assert pixels.shape == (3, 8, 8) and (pixels[0] == 255).all() and (pixels[1:] == 0).all()
+
+
+class TestFolder:
+    def test_images_come_in_the_order_of_their_names(self, folder):
+        names, scenes = load_folder(folder, 16, invert=False)
+        assert names == [f"{i:02}.png" for i in range(11)] and scenes.images.shape == (11, 1, 16, 16)
+        assert scenes.images[:, 0, 8, 8].tolist() == [20 * i for i in range(11)]
+        assert (scenes.counts == -1).all() and scenes.boxes.shape == (11, 0, 4)
+        train, held_out = split(scenes)
+        assert held_out.images[:, 0, 8, 8].tolist() == [180] and len(train) == 10
+
+    def test_one_image_in_colour_makes_all_of_them_so(self, folder):
+        save(folder, "colour.jpg", np.full((9, 9, 3), (200, 0, 0)))
+        names, scenes = load_folder(folder, 16, invert=False)
+        assert scenes.images.shape == (12, 3, 16, 16) and names[-1] == "colour.jpg"
+
+    def test_counts_are_read_where_they_are_given(self, folder):
+        (folder / "counts.csv").write_text("file,count,remark\n03.png,2,\n10.png,0,blurred\n")
+        _, scenes = load_folder(folder, 16, invert=False)
+        assert scenes.counts.tolist() == [-1] * 3 + [2] + [-1] * 6 + [0]
+
+    def test_bad_files_are_named_and_left_out(self, folder):
+        for i in range(6):
+            (folder / f"bad{i}.png").write_bytes(b"no image")
+        (folder / "notes.txt").write_text("no image either, and none that is asked for")
+        with pytest.warns(UserWarning, match="6 of 17 images are left out.*bad0.png.*bad4.png.*and 1 more"):
+            names, _ = load_folder(folder, 16, invert=False)
+        assert len(names) == 11
+
+    def test_a_cut_off_file_is_bad(self, folder):
+        whole = (folder / "10.png").read_bytes()
+        (folder / "10.png").write_bytes(whole[:len(whole) // 2])
+        with pytest.warns(UserWarning, match="1 of 11 .*10.png"):
+            assert len(load_folder(folder, 16, invert=False)[0]) == 10
+
+    @pytest.mark.parametrize("text, words", [
+        ("name,count\n03.png,2\n", "expected the columns file and count, found .'name', 'count'"),
+        ("file,count\n03.png,two\n", "line 2: 'two' is not a whole number"),
+        ("file,count\n03.png,-1\n", "line 2: a count cannot be -1"),
+        ("file,count\n03.png,1\n04.jpg,1\n", "line 3: there is no image named '04.jpg'")])
+    def test_a_bad_line_of_counts_is_named(self, folder, text, words):
+        (folder / "counts.csv").write_text(text)
+        with pytest.raises(DataError, match=words):
+            load_folder(folder, 16, invert=False)
+
+    def test_nothing_to_read_is_an_error(self, tmp_path):
+        with pytest.raises(DataError, match="holds no PNG or JPEG file"):
+            load_folder(tmp_path, 16, invert=False)
+        (tmp_path / "a.png").write_bytes(b"")
+        with pytest.raises(DataError, match="can be read: a.png"):
+            load_folder(tmp_path, 16, invert=False)
+        with pytest.raises(DataError, match="is not a folder"):
+            load_folder(tmp_path / "a.png", 16, invert=False)
+        save(tmp_path, "a.png", np.zeros((5, 5)))
+        with pytest.raises(DataError, match="1 images are too few"):
+            load_dataset("folder", tmp_path)
+
+
+class TestArrays:
+    def kept(self, tmp_path, **arrays):
+        np.savez(tmp_path / "own.npz", **arrays)
+        return tmp_path / "own.npz"
+
+    @pytest.mark.parametrize("shape, channels", [((12, 9, 9), 1), ((12, 9, 9, 3), 3), ((12, 3, 9, 9), 3),
+                                                 ((12, 1, 9, 9), 1)])
+    def test_any_layout_of_the_axes(self, tmp_path, shape, channels):
+        pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        scenes = load_arrays(self.kept(tmp_path, images=pixels), None, invert=False)
+        assert scenes.images.shape == (12, channels, 9, 9)
+        first = pixels[0] if shape[1:] != (9, 9, 3) else pixels[0].transpose(2, 0, 1)
+        assert torch.equal(scenes.images[0], torch.from_numpy(first).view(channels, 9, 9))
+
+    def test_floats_are_intensities(self, tmp_path):
+        pixels = np.linspace(0, 1, 256).repeat(2).reshape(2, 16, 16)
+        plain, inverted = (load_arrays(self.kept(tmp_path, images=pixels), 16, invert=invert)
+                           for invert in (False, True))
+        assert plain.images.flatten().tolist() == sorted([*range(256)] * 2)
+        assert torch.equal(inverted.images, 255 - plain.images)
+
+    def test_truth_comes_along(self, tmp_path):
+        boxes = np.zeros((20, 2, 4))
+        boxes[3, 0] = (1, 2, 5, 6)
+        file = self.kept(tmp_path, images=np.zeros((20, 9, 9), np.uint8), counts=np.arange(20) - 1, boxes=boxes)
+        dataset = load_dataset("npz", "nowhere", data_file=str(file))
+        assert dataset.held_out.counts.tolist() == [8, 18] and dataset.train.boxes[3, 0].tolist() == [1, 2, 5, 6]
+
+    @pytest.mark.parametrize("arrays, words", [
+        ({"pictures": np.zeros((3, 9, 9))}, "no array named images, but pictures"),
+        ({"images": np.zeros((3, 9, 8))}, r"expected images .* got \(3, 1, 9, 8\)"),
+        ({"images": np.zeros((3, 9, 9, 2))}, "expected images"),
+        ({"images": np.zeros((0, 9, 9))}, "expected images"),
+        ({"images": np.zeros((3, 9, 9), np.int64)}, "uint8 or floats in .0, 1., got int64"),
+        ({"images": np.full((3, 9, 9), 2.0)}, "must lie in .0, 1., got 2.0 to 2.0"),
+        ({"images": np.full((3, 9, 9), np.nan)}, "must lie in"),
+        ({"images": np.zeros((3, 9, 9)), "counts": np.zeros(2, np.int64)}, r"counts of shape \(3,\)"),
+        ({"images": np.zeros((3, 9, 9)), "counts": np.zeros(3)}, "whole numbers"),
+        ({"images": np.zeros((3, 9, 9)), "boxes": np.zeros((3, 4))}, r"boxes of shape \(3, L, 4\)")])
+    def test_what_is_wrong_is_said(self, tmp_path, arrays, words):
+        with pytest.raises(DataError, match=words):
+            load_arrays(self.kept(tmp_path, **arrays), None, invert=False)
+
+    def test_files_that_are_none(self, tmp_path):
+        (tmp_path / "own.npz").write_bytes(b"no zip file")
+        for file in ("own.npz", "elsewhere.npz"):
+            with pytest.raises(DataError, match=f"{file} cannot be read"):
+                load_arrays(tmp_path / file, None, invert=False)
+        with pytest.raises(DataError, match="--image-size 16, but the images have 9"):
+            load_arrays(self.kept(tmp_path, images=np.zeros((3, 9, 9))), 16, invert=False)
+        with pytest.raises(DataError, match="name the file with --data-file"):
+            load_dataset("npz", tmp_path)
