@@ -144,7 +144,7 @@ def test_what_resume_refuses(tmp_path, capsys):
     (["--no-such-flag"], ["--no-such-flag"]),
     (["--dataset", "sprites", "--count-prior", "2"], ["0 < k <= 1", "2"]),
     (["--dataset", "sprites", "--batch-size", "65"], ["65", "64 training scenes"]),
-    (["--dataset", "sprites", "--overlap", "loose"], ["sprites never overlap"]),
+    (["--dataset", "sprites", "--overlap", "loose"], ["--overlap: sprites has no use for that"]),
     (["--dataset", "sprites", "--noise", "0.1"], ["no noise", "--noise"]),
     (["--object-size", "1.5"], ["--object-size", "1.5 is more than 1"]),
     (["--noise", "-1"], ["--noise", "above 0"]),
