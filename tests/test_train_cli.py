@@ -145,7 +145,7 @@ def test_what_resume_refuses(tmp_path, capsys):
     (["--dataset", "sprites", "--count-prior", "2"], ["0 < k <= 1", "2"]),
     (["--dataset", "sprites", "--batch-size", "65"], ["65", "64 training scenes"]),
     (["--dataset", "sprites", "--overlap", "loose"], ["--overlap: sprites has no use for that"]),
-    (["--dataset", "sprites", "--noise", "0.1"], ["no noise", "--noise"]),
+    (["--dataset", "sprites", "--noise", "0.1"], ["--noise: sprites has no use"]),
     (["--object-size", "1.5"], ["--object-size", "1.5 is more than 1"]),
     (["--noise", "-1"], ["--noise", "above 0"]),
     (["--dataset", "sprites", "--estimator", "vimco", "--particles", "1"], ["vimco", "at least 2, got 1"]),
