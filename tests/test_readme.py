@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import train
+from air import predict
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -51,6 +52,8 @@ def test_commands_are_taken(command, monkeypatch):
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.M)
     elif command[:2] == ["python", "train.py"]:
         train.build_parser().parse_args(command[2:])
+    elif command[:3] == ["python", "-m", "air.predict"]:
+        predict.build_parser().parse_args(command[3:])
     elif command[0] == "python":
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         script = Path(command[1])

@@ -19,6 +19,13 @@ HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
 NAMED = 5  # bad files in a message; the others are counted
 
 
+def placement(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Where `fit` puts an image of width x height pixels in its square: left, top, and its width and height there."""
+    scale = size / max(width, height)
+    new_width, new_height = (max(1, round(side * scale)) for side in (width, height))
+    return (size - new_width) // 2, (size - new_height) // 2, new_width, new_height
+
+
 def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
     """An image of any size in the middle of a square, as large as it fits, its shape kept: (C, size, size) uint8.
 
@@ -30,9 +37,26 @@ def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
     image = image.convert("L" if grey else "RGB")
     if invert:
         image = ImageOps.invert(image)
-    square = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR)
+    left, top, width, height = placement(*image.size, size)
+    square = Image.new(image.mode, (size, size))
+    square.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, top))
     pixels = torch.from_numpy(np.array(square))  # (size, size), or with channels last
     return pixels[None] if grey else pixels.movedim(-1, 0)
+
+
+def read(file: Path) -> Image.Image:
+    """A whole image. Raises DataError: it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file.name} ({' '.join(str(error).split())})") from error
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The PNG and JPEG files of a folder, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
 def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str], Scenes]:
@@ -49,15 +73,13 @@ def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str],
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: name one that holds PNG or JPEG files with --data-root")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = image_files(folder)
     images, bad = {}, []
     for file in files:
         try:
-            with Image.open(file) as image:
-                image.load()
-                images[file.name] = image.copy()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{file.name} ({' '.join(str(error).split())})")
+            images[file.name] = read(file)
+        except DataError as error:
+            bad.append(str(error))
     told = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
     if not images:
         raise DataError(f"{folder} holds no PNG or JPEG file that can be read{': ' + told if bad else ''}")

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Scenes whose objects do not fit are laid out anew; what has found no place after so many tries will not.
-MAX_TRIES = 2000
+# Scenes whose objects do not fit are laid out anew; where so many in a row did not, the next ones will not.
+MAX_IN_VAIN = 100_000
 BACKDROPS = ("black", "grey", "grid", "noise")
 IMAGE_SIZE = 50  # pixels, of a canvas's side
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
@@ -67,8 +67,8 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
     tight = _tight_boxes(objects.patches)
     images = np.zeros((len(counts), objects.patches.shape[1], image_size, image_size), np.uint8)
 
-    pending = np.arange(len(counts))
-    for _ in range(MAX_TRIES):
+    pending, in_vain = np.arange(len(counts)), 0
+    while len(pending) and in_vain < MAX_IN_VAIN:
         moved = member[pending][member[pending] >= 0]
         corners[moved] = rng.integers(0, image_size - objects.sides[moved, None] + 1, (len(moved), 2))
         if overlap == "none":
@@ -77,12 +77,11 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
         else:
             images[pending] = 0
             placed = _paint(images, objects, corners, member, pending)
+        in_vain = 0 if placed.any() else in_vain + len(pending)
         pending = pending[~placed]
-        if not len(pending):
-            break
-    else:
+    if len(pending):
         raise DataError(f"no room for {int(counts[pending].max())} objects on a {image_size} x {image_size} canvas: "
-                        f"{len(pending)} of {len(counts)} scenes were laid out {MAX_TRIES} times in vain; "
+                        f"{len(pending)} of {len(counts)} scenes could not be laid out, {in_vain} times in a row; "
                         "use smaller counts or allow them to overlap")
 
     present = (member >= 0)[..., None]
