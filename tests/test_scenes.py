@@ -74,7 +74,7 @@ def test_loose_scenes_may_overlap_but_never_exceed_255():
 
 
 def test_crowded_scenes_are_tried_until_they_fit():
-    """One layout in 1,700 of three such blocks has room: of 200 scenes some take more than 5,000 tries."""
+    """One layout in 1,700 of three such blocks has room: the slowest of 200 scenes takes thousands of tries."""
     rng = np.random.default_rng(0)
     blocks_of_five = Objects(np.full((600, 1, 5, 5), 255, np.uint8), np.full(600, 5), np.zeros(600, np.int64))
     scenes = compose(rng, blocks_of_five, np.full(200, 3), 12, "none")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Scenes whose objects do not fit are laid out anew; where so many in a row did not, the next ones will not.
-MAX_IN_VAIN = 100_000
+MAX_IN_VAIN = 20_000
 BACKDROPS = ("black", "grey", "grid", "noise")
 IMAGE_SIZE = 50  # pixels, of a canvas's side
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
