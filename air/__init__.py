@@ -4,7 +4,8 @@ from air import pairing  # noqa: F401  first, so that a torchvision that does no
 from air.checkpoints import load
 from air.estimators import ESTIMATORS, NVIL, VIMCO, Enumerate
 from air.model import AIR
+from air.pyro_checkpoints import load_pyro_checkpoint
 from air.refinement import refine
 
-__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "load", "refine"]
+__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "load", "load_pyro_checkpoint", "refine"]
 __version__ = "0.1.0"
