@@ -3,9 +3,10 @@
 from air import pairing  # noqa: F401  first, so that a torchvision that does not load is named as such
 from air.checkpoints import load
 from air.estimators import ESTIMATORS, NVIL, VIMCO, Enumerate
+from air.exporting import export
 from air.model import AIR
 from air.pyro_checkpoints import load_pyro_checkpoint
 from air.refinement import refine
 
-__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "load", "load_pyro_checkpoint", "refine"]
+__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "export", "load", "load_pyro_checkpoint", "refine"]
 __version__ = "0.1.0"

@@ -235,7 +235,7 @@ class AIR(nn.Module):
         images = self.as_images(images)
         image_gates, state = self.rnn.read(images, particles)
         left = images.repeat_interleave(particles, 0)  # to explain
-        batch = len(left)
+        batch = left.shape[0]
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
@@ -314,7 +314,7 @@ class AIR(nn.Module):
         z_pres = self._z_pres(count)
         canvases = torch.cat((background[:, None], painted), 1).cumsum(1)
         boxes = painted_boxes(painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
-        reconstruction = canvases[torch.arange(len(count), device=count.device), count]
+        reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
         return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
 
     def as_images(self, images: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class RecurrentNet(nn.Module):
         """Images (B, C, H, W) -> their part of the gates, K times over (B K, 4R), and the state before the first step.
         """
         gates = self.image_gates(self.embed(images.flatten(1))).repeat_interleave(particles, 0)
-        size = (len(gates), -1)
+        size = (gates.shape[0], -1)
         return gates, (self.h_init.expand(size), self.c_init.expand(size))
 
     def forward(self, image_gates: Tensor, latents: Tensor, state: State) -> State:

@@ -121,6 +121,6 @@ def _sample_points(theta: Tensor, size: int) -> Tensor:
 
 def _check(pixels: Tensor, z_where: Tensor, name: str) -> None:
     if (pixels.ndim != 4 or z_where.ndim != 2 or pixels.shape[-1] != pixels.shape[-2]
-            or z_where.shape != (len(pixels), 3)):
+            or z_where.shape != (pixels.shape[0], 3)):
         raise ValueError(f"expected {name} (B, C, side, side) and z_where (B, 3), "
                          f"got {tuple(pixels.shape)} and {tuple(z_where.shape)}")
