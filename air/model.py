@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from air.distributions import CountPrior, NormalLatent, log_count_probs
-from air.networks import Baseline, Decoder, Encoder, Predict, RecurrentNet
+from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet
 from air.spatial import image_to_window, painted_boxes, window_to_image
 
 # A painted pixel belongs to its object above this share of the object's brightest one. Between the value that gives the
@@ -72,7 +72,8 @@ class AIR(nn.Module):
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False,
-                 background: bool = False, z_background_size: int = 8) -> None:
+                 background: bool = False, z_background_size: int = 8, convolutional: bool = False,
+                 encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
         """Build the networks.
 
         Args:
@@ -97,6 +98,9 @@ class AIR(nn.Module):
                 counts that training has not shown are counted better.
             background: a background is modelled; encoder_net and decoder_net give its networks' hidden layers too.
             z_background_size: of its code: small, or it would learn to paint objects.
+            convolutional: ConvEncoder and ConvDecoder, in place of those that encoder_net and decoder_net shape.
+            encoder: one's own, from a glimpse (B, C, w, w) to loc and scale of z_what, (B, D) each.
+            decoder: one's own, from z_what (B, D) to a window (B, C, w, w).
         Raises:
             ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
         """
@@ -122,9 +126,12 @@ class AIR(nn.Module):
         self._baseline_sizes = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
         self.rnn = RecurrentNet(*self._recurrent_sizes)
         self.predict = Predict(rnn_hidden_size, predict_net, non_linearity)
-        self.encode = Encoder(window_pixels, encoder_net, z_what_size, non_linearity)
-        self.decode = Decoder(z_what_size, decoder_net, channels, window_size, decoder_output_bias,
-                              decoder_output_use_sigmoid, non_linearity)
+        conv = (channels, window_size, z_what_size, non_linearity)
+        self.encode = encoder or (ConvEncoder(*conv) if convolutional else
+                                  Encoder(window_pixels, encoder_net, z_what_size, non_linearity))
+        self.decode = decoder or (ConvDecoder(*conv) if convolutional else
+                                  Decoder(z_what_size, decoder_net, channels, window_size, decoder_output_bias,
+                                          decoder_output_use_sigmoid, non_linearity))
         self.background, self.z_background_size = background, z_background_size
         if background:
             self.encode_background = Encoder(pixels, encoder_net, z_background_size, non_linearity)

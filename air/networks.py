@@ -1,4 +1,5 @@
-"""The networks: MLP, Encoder, Decoder, Predict, the recurrent net that reads an image once, and NVIL's Baseline.
+"""The networks: MLP, Encoder and Decoder, the same with convolutions, Predict, the recurrent net that reads an image
+once, and NVIL's Baseline.
 
 Under autocast only the layers run in low precision: each network gives back the dtype of what it read, so that samples,
 KLs and likelihoods are computed in full.
@@ -66,6 +67,46 @@ class Decoder(nn.Module):
         if self.use_sigmoid:
             window = window.sigmoid()
         return window.unflatten(-1, self.window_shape)
+
+
+class ConvEncoder(nn.Module):
+    """q(z_what | glimpse) by two convolutions, each of which halves the side, and a linear layer."""
+
+    def __init__(self, channels: int, window_size: int, z_what_size: int, non_linearity: str) -> None:
+        """Raises ValueError: the window's side cannot be halved twice."""
+        super().__init__()
+        side = _quarter(window_size)
+        act = getattr(nn, non_linearity)
+        self.net = nn.Sequential(nn.Conv2d(channels, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
+                                 nn.Flatten(), nn.Linear(64 * side**2, 2 * z_what_size))
+
+    def forward(self, glimpse: Tensor) -> tuple[Tensor, Tensor]:
+        """Glimpse (B, C, w, w) -> loc and scale of z_what, (B, D) each."""
+        loc, scale = self.net(glimpse).to(glimpse.dtype).chunk(2, -1)
+        return loc, F.softplus(scale)
+
+
+class ConvDecoder(nn.Module):
+    """The mean of the window's pixels given z_what, by a linear layer and two convolutions that double the side."""
+
+    def __init__(self, channels: int, window_size: int, z_what_size: int, non_linearity: str) -> None:
+        """Raises ValueError: the window's side cannot be halved twice."""
+        super().__init__()
+        side = _quarter(window_size)
+        act = getattr(nn, non_linearity)
+        self.net = nn.Sequential(nn.Linear(z_what_size, 64 * side**2), act(), nn.Unflatten(-1, (64, side, side)),
+                                 nn.ConvTranspose2d(64, 32, 4, 2, 1), act(),
+                                 nn.ConvTranspose2d(32, channels, 4, 2, 1))
+
+    def forward(self, z_what: Tensor) -> Tensor:
+        """z_what (B, D) -> window (B, C, w, w)."""
+        return self.net(z_what).to(z_what.dtype)
+
+
+def _quarter(window_size: int) -> int:
+    if window_size % 4:
+        raise ValueError(f"convolutions want a window whose side can be halved twice, got {window_size} pixels")
+    return window_size // 4
 
 
 class Predict(nn.Module):

@@ -19,6 +19,7 @@ PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.background", "model.difference",
+              "model.encoder", "model.decoder",
               "estimator.model", "estimator.exploration", "estimator.particles", "estimator.rescue"}
 UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
 LIKELIHOOD_SD = 0.3  # of a pixel, for objects of the usual side in pixels and larger ones; in proportion for smaller

@@ -6,6 +6,7 @@ import torch
 from air import AIR
 from air.distributions import CountPrior
 from air.estimators import elbo_terms
+from air.spatial import image_to_window
 from tests.literal import literal_elbo
 
 
@@ -180,3 +181,33 @@ def test_a_background_counts_in_every_elbo(make_model, images):
     torch.testing.assert_close(terms.kl["background"], kl)
     q = terms.log_q.exp()
     torch.testing.assert_close(terms.per_image(q)["kl_background"], kl[:, 0].detach())
+
+
+def test_own_networks_take_the_place_of_ours(make_model, images):
+    class Mean(torch.nn.Module):
+        def forward(self, glimpse):
+            brightness = glimpse.mean((1, 2, 3))[:, None]
+            return brightness.expand(-1, 4), torch.full_like(brightness, 0.5).expand(-1, 4)
+
+    class Flat(torch.nn.Module):
+        def forward(self, z_what):
+            return z_what.mean(-1)[:, None, None, None].expand(-1, 1, 6, 6)
+
+    model = make_model(encoder=Mean(), decoder=Flat())
+    rollout = model.rollout(images)
+    what, painted = rollout.latents["what"], rollout.painted
+    assert torch.equal(what.scale, torch.full_like(what.scale, 0.5)) and (what.loc[..., :1] == what.loc).all()
+    torch.testing.assert_close(painted.amax((2, 3, 4)), what.value.mean(-1).clamp(min=0), atol=1e-9, rtol=0.2)
+
+
+def test_with_convolutions_it_is_the_same_model(make_model, images):
+    model = make_model(convolutional=True, window_size=8)
+    torch.manual_seed(0)
+    rollout = model.rollout(images)
+    what, where = rollout.latents["what"], rollout.latents["where"]
+    for t in range(3):
+        loc, scale = model.encode(image_to_window(images, where.value[:, t], 8))
+        torch.testing.assert_close((what.loc[:, t], what.scale[:, t]), (loc, scale))
+    torch.testing.assert_close(rollout.painted, model.paint(where.value, what.value))
+    with pytest.raises(ValueError, match="halved twice, got 6 pixels"):
+        make_model(convolutional=True)

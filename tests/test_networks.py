@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from air.networks import MLP, Baseline, Decoder, Encoder, Predict, RecurrentNet
+from air.networks import MLP, Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet
 from tests.literal import as_lstm_cell
 
 
@@ -50,6 +51,21 @@ def test_decoder_bias_and_sigmoid():
     torch.testing.assert_close(decoder(z_what), plain - 2)
     decoder.use_sigmoid = True
     torch.testing.assert_close(decoder(z_what), (plain - 2).sigmoid())
+
+
+def test_convolutions_halve_and_double_the_side():
+    torch.manual_seed(0)
+    encoder, decoder = ConvEncoder(3, 12, 4, "ReLU"), ConvDecoder(3, 12, 4, "ReLU")
+    glimpse, z_what = torch.randn(2, 3, 12, 12), torch.randn(2, 4)
+    one, two, last = encoder.net[0], encoder.net[2], encoder.net[-1]
+    hidden = F.conv2d(glimpse, one.weight, one.bias, 2, 1).relu()
+    hidden = F.conv2d(hidden, two.weight, two.bias, 2, 1).relu()
+    code = F.linear(hidden.flatten(1), last.weight, last.bias)
+    torch.testing.assert_close(encoder(glimpse), (code[:, :4], F.softplus(code[:, 4:])))
+    first, one, two = decoder.net[0], decoder.net[3], decoder.net[5]
+    hidden = F.linear(z_what, first.weight, first.bias).relu().view(2, 64, 3, 3)
+    hidden = F.conv_transpose2d(hidden, one.weight, one.bias, 2, 1).relu()
+    torch.testing.assert_close(decoder(z_what), F.conv_transpose2d(hidden, two.weight, two.bias, 2, 1))
 
 
 def test_scales_are_positive_and_outputs_keep_their_dtype_under_autocast():
