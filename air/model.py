@@ -13,9 +13,10 @@ Source: Eslami et al. (2016), sections 2-3.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from air.distributions import CountPrior, NormalLatent, log_count_probs
@@ -297,15 +298,17 @@ class AIR(nn.Module):
         return list(latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
 
     @torch.no_grad()
-    def infer(self, images: Tensor) -> Inference:
+    def infer(self, images: Tensor | NDArray[Any]) -> Inference:
         """Count, locate, encode and reconstruct the objects of images, without noise.
 
         Args:
-            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
+            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255. An array of numpy will do.
         Raises:
-            ValueError: the images are not of the model's size.
+            ValueError: the images are not of the model's size, neither uint8 nor floats, or not finite.
         """
         images = self.as_images(images)
+        if not torch.compiler.is_compiling() and not images.isfinite().all():
+            raise ValueError("expected images of finite intensities, got some that are nan or infinite")
         background = self.look_behind(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
         logits, latents, _, painted = self.attend(images - background, at_mean=True)
         return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted,
@@ -324,16 +327,22 @@ class AIR(nn.Module):
         reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
         return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
 
-    def as_images(self, images: Tensor) -> Tensor:
-        """(B, H, W) or (B, C, H, W), uint8 or floating -> (B, C, H, W) in the model's dtype."""
+    def as_images(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """(B, H, W) or (B, C, H, W), uint8 or floating, also of numpy -> (B, C, H, W) as the model's parameters are.
+
+        Raises:
+            ValueError: the shape or the type is another one.
+        """
+        images = torch.as_tensor(images)
         shape = (self.channels, self.x_size, self.x_size)
         flat = images.ndim == 3 and self.channels == 1
         if images.shape[1:] != (shape[1:] if flat else shape):
             raise ValueError(f"expected images of shape (B, {', '.join(map(str, shape))})"
                              f"{f' or (B, {self.x_size}, {self.x_size})' if self.channels == 1 else ''}, "
                              f"got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"expected images of uint8 or floats, got {images.dtype}")
         if flat:
             images = images[:, None]
-        if images.dtype == torch.uint8:
-            return images.to(self.z_where_prior_loc.dtype) / 255
-        return images.to(self.z_where_prior_loc.dtype)
+        floating = images.to(self.z_where_prior_loc)
+        return floating / 255 if images.dtype == torch.uint8 else floating

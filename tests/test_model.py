@@ -211,3 +211,15 @@ def test_with_convolutions_it_is_the_same_model(make_model, images):
     torch.testing.assert_close(rollout.painted, model.paint(where.value, what.value))
     with pytest.raises(ValueError, match="halved twice, got 6 pixels"):
         make_model(convolutional=True)
+
+
+def test_infer_takes_arrays_and_says_what_it_cannot_take(make_model, images):
+    model = make_model(count_prior=0.5)
+    expected = model.infer(images).count_probs
+    torch.testing.assert_close(model.infer(images[:, 0].numpy()).count_probs, expected)
+    levels = (255 * images).round().to(torch.uint8)
+    torch.testing.assert_close(model.infer(levels.numpy()).count_probs, model.infer(levels.double() / 255).count_probs)
+    for wrong, words in ((levels.long(), "uint8 or floats, got torch.int64"), (images[0, 0], r"got \(12, 12\)"),
+                         (images[..., :11], r"got \(5, 1, 12, 11\)"), (images / 0, "nan or infinite")):
+        with pytest.raises(ValueError, match=words):
+            model.infer(wrong)
