@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 import air
 import train
+from air.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
@@ -24,6 +26,13 @@ def few_scenes(monkeypatch):
     """The real command; only the data set is smaller."""
     monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
     monkeypatch.setattr("air.data.HELD_OUT", 24)
+
+
+def start(arguments, output):
+    """The command in a process of its own, on as few scenes as here."""
+    code = "import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\nimport train; train.main()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                            stdout=output, text=True)
 
 
 def fails(capsys, arguments, *words):
@@ -199,11 +208,9 @@ def test_a_compiled_run(tmp_path, estimator):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     """A process of its own, interrupted while it trains, then resumed to the end."""
-    out, environment = tmp_path / "run", {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
-               "import train; train.main()"]
+    out = tmp_path / "run"
     arguments = [*SPRITES, "--steps", "100000", "--eval-every", "1", "--out", str(out)]
-    process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+    process = start(arguments, subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline
@@ -215,3 +222,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert f"stopped at step {saved}" in said
     train.main(["--resume", str(out), "--steps", str(saved + 2)])
     assert json.loads((out / "metrics.json").read_text())["steps"] == saved + 2
+
+
+def test_killed_at_any_moment_it_resumes_from_a_whole_checkpoint(tmp_path):
+    """kill -9 at random moments while every step writes a checkpoint; then to the end as if nothing had been."""
+    small = ["model.rnn_hidden_size=16", "model.encoder_net=[16]", "model.decoder_net=[16]", "model.embed_net=[16]"]
+    settings = [*SPRITES, "--steps", "60", "--eval-every", "25", "--checkpoint-every", "1", "--estimator", "enumerate",
+                "--device", "cpu", "--set", *small]
+    out, rng = tmp_path / "run", random.Random(0)
+    saved = out / "checkpoint.pt"
+    for arguments in ([*settings, "--out", str(out)], ["--resume", str(out)]):
+        before = saved.stat().st_mtime_ns if saved.exists() else 0
+        process = start(arguments, subprocess.DEVNULL)
+        while process.poll() is None and not (saved.exists() and saved.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        assert 1 <= load_checkpoint(out)["step"] <= 60
+    train.main(["--resume", str(out)])
+    train.main([*settings, "--out", str(tmp_path / "whole")])
+    resumed, whole = (load_checkpoint(tmp_path / name)["objective"] for name in ("run", "whole"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [25, 50, 60]
