@@ -1,0 +1,209 @@
+"""A differentiable renderer without parameters: spheres, boxes and upright cylinders on a table, seen by a camera.
+
+World: the table is the plane z = 0, x to the right, y away from the camera, z up. An object stands on the table; its
+pose is (x, y, rotation, size): where it stands, its rotation about the vertical in radians, and half of its height,
+which is a sphere's or a cylinder's radius and half of a box's side. Lengths are in units of the world.
+
+Every shape is convex: a ray enters and leaves it once, at depths in closed form. How far a ray is inside the silhouette
+becomes an opacity, sigmoid(sharpness · margin), and which of two objects is in front sigmoid(sharpness · difference of
+depths). So every pixel is differentiable in every pose; as the sharpness grows, the picture becomes that of a plain
+ray caster.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHAPES = ("sphere", "box", "cylinder")
+Vector = tuple[float, float, float]
+_TINY = 1e-9  # of a ray's direction, lest it be parallel to a face
+
+
+@dataclass(frozen=True)
+class View:
+    """What does not change from scene to scene. Colours are (red, green, blue) in [0, 1]."""
+
+    image_size: int = 48  # H = W, pixels
+    camera: Vector = (0.0, -4.0, 3.0)
+    target: Vector = (0.0, 0.0, 0.2)  # what the middle of the image shows
+    field_of_view: float = 42.0  # degrees, from edge to edge
+    light: Vector = (-0.5, -0.6, 0.8)  # towards it; parallel
+    ambient: float = 0.35  # share of the light that comes from everywhere
+    table: Vector = (0.35, 0.3, 0.28)
+    colours: tuple[Vector, ...] = ((0.9, 0.25, 0.2), (0.25, 0.8, 0.3), (0.3, 0.45, 0.95))  # of SHAPES
+    stripe: float = 0.45  # how much darker a cylinder's one half is, and brighter the other
+    sharpness: float = 40.0  # per unit of length
+
+
+class Layers(NamedTuple):
+    """Each object alone: P = H W pixels, row by row."""
+
+    opacity: Tensor  # (B, N, P)
+    depth: Tensor  # (B, N, P), to where a ray enters, in units of length
+    colour: Tensor  # (B, N, 3, P)
+
+
+class Hit(NamedTuple):
+    """Where rays meet one shape, (M, P) each; margin and depth in units of length."""
+
+    margin: Tensor  # how far inside the silhouette a ray is, negative outside
+    depth: Tensor  # of entry
+    facing: Tensor  # cosine between the surface's normal and the light, negative in the shade
+    stripe: Tensor | float  # from -1, dark, to 1, bright
+
+
+Rays = tuple[Tensor, Tensor, Tensor]  # x, y and z, (M, P), or (M, 1) where they have it in common
+
+
+def layers(shape: Tensor, pose: Tensor, view: View, sharpness: float | None = None) -> Layers:
+    """Render each object alone.
+
+    Args:
+        shape: (B, N) int64, indices into SHAPES.
+        pose: (B, N, 4), (x, y, rotation, size) as in the module's docstring; size > 0.
+        sharpness: in place of the view's.
+    Raises:
+        ValueError: the shapes do not go together (the message prints both).
+    """
+    if pose.shape != (*shape.shape, 4) or shape.ndim != 2:
+        raise ValueError(f"expected shape (B, N) and pose (B, N, 4), got {tuple(shape.shape)} and {tuple(pose.shape)}")
+    sharpness = view.sharpness if sharpness is None else sharpness
+    flat, kinds, rays = pose.flatten(0, 1), shape.flatten(), camera_rays(view).to(pose)
+    order = kinds.argsort(stable=True)
+    parts = []
+    for kind, rows in enumerate(order.split(kinds.bincount(minlength=len(SHAPES)).tolist())):
+        hit = _SHAPES[kind](*_own_frame(flat[rows], rays, view), flat[rows, 3:], sharpness)
+        shade = view.ambient + (1 - view.ambient) * hit.facing.clamp(min=0)
+        shade = shade * (1 + view.stripe * hit.stripe)
+        colour = shade[:, None] * pose.new_tensor(view.colours[kind])[:, None]  # (M, 3, P)
+        parts.append(((sharpness * hit.margin).sigmoid(), hit.depth, colour))
+    back = order.argsort()
+    opacity, depth, colour = (torch.cat(each)[back].unflatten(0, shape.shape) for each in zip(*parts))
+    return Layers(opacity, depth, colour)
+
+
+def compose(objects: Layers, present: Tensor, view: View, sharpness: float | None = None) -> Tensor:
+    """One image of the objects that are there, the nearer ones in front.
+
+    Args:
+        objects: of B scenes.
+        present: (B, N) in [0, 1], which of them are there.
+        sharpness: in place of the view's.
+    Returns:
+        (B, 3, H, W), intensities.
+    """
+    sharpness = view.sharpness if sharpness is None else sharpness
+    opacity = objects.opacity * present[..., None]  # (B, N, P)
+    before = (sharpness * (objects.depth[:, :, None] - objects.depth[:, None])).sigmoid()  # (B, N, N, P): j before i
+    itself = torch.eye(opacity.shape[1], dtype=torch.bool, device=opacity.device)[..., None]
+    uncovered = (1 - opacity[:, None] * before).masked_fill(itself, 1.0).prod(2)  # (B, N, P)
+    seen = opacity * uncovered
+    table = (1 - opacity).prod(1)  # (B, P)
+    ground = table[:, None] * _table_colour(view, opacity)[:, None]  # (B, 3, P)
+    image = (seen[:, :, None] * objects.colour).sum(1) + ground
+    return (image / (seen.sum(1) + table)[:, None]).unflatten(-1, (view.image_size, view.image_size))
+
+
+def render(shape: Tensor, pose: Tensor, present: Tensor, view: View, sharpness: float | None = None) -> Tensor:
+    """`layers` and `compose`: (B, N), (B, N, 4) and (B, N) -> (B, 3, H, W)."""
+    return compose(layers(shape, pose, view, sharpness), present, view, sharpness)
+
+
+def camera_rays(view: View) -> Tensor:
+    """The directions of the rays through the pixels' centres, of length 1: (3, P) float64."""
+    forward = _unit(torch.tensor(view.target, dtype=torch.float64) - torch.tensor(view.camera, dtype=torch.float64))
+    right = _unit(torch.linalg.cross(forward, forward.new_tensor((0.0, 0.0, 1.0))))
+    up = torch.linalg.cross(right, forward)
+    edge = math.tan(math.radians(view.field_of_view) / 2)
+    last = edge * (1 - 1 / view.image_size)
+    across = torch.linspace(-last, last, view.image_size, dtype=torch.float64)
+    rays = forward[:, None, None] + right[:, None, None] * across - up[:, None, None] * across[:, None]  # (3, H, W)
+    return (rays / rays.norm(dim=0)).flatten(1)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
+
+
+def _table_colour(view: View, like: Tensor) -> Tensor:
+    """(3,): a plane that faces up."""
+    light = view.ambient + (1 - view.ambient) * max(0.0, _unit(torch.tensor(view.light))[2].item())
+    return light * like.new_tensor(view.table)
+
+
+def _own_frame(pose: Tensor, rays: Tensor, view: View) -> tuple[Rays, Rays, Rays]:
+    """The camera, (M, 1), the rays, (M, P), and the light, (M, 1), as objects with these poses, (M, 4), see them: the
+    object's middle is the origin, its size 1, and it is not rotated. A ray's depth is in units of length all the same.
+    """
+    x, y, rotation, size = pose.split(1, -1)  # (M, 1)
+    cos, sin = rotation.cos(), rotation.sin()
+
+    def turned(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        return cos * dx + sin * dy, cos * dy - sin * dx
+
+    origin = (*turned((view.camera[0] - x) / size, (view.camera[1] - y) / size), view.camera[2] / size - 1)
+    direction = (*turned(rays[0] / size, rays[1] / size), rays[2] / size)
+    light = _unit(torch.tensor(view.light, dtype=torch.float64)).to(pose)
+    return origin, direction, (*turned(light[0], light[1]), light[2].expand_as(x))
+
+
+def _sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float) -> Hit:
+    """x² + y² + z² = 1."""
+    a, b, c = _quadratic(origin, direction)
+    nearest = (c + 1 - b.square() / a).clamp(min=_TINY).sqrt()  # from the middle to the ray
+    depth = -(b + (b.square() - a * c).clamp(min=_TINY).sqrt()) / a
+    return Hit(size * (1 - nearest), depth, _dot(_at(depth, origin, direction), light), 0.0)
+
+
+def _box(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float) -> Hit:
+    """|x|, |y|, |z| <= 1: which face a ray enters by is soft, too."""
+    slabs = [_slab(o, d) for o, d in zip(origin, direction)]
+    enters = torch.stack([near for near, _ in slabs])  # (3, M, P)
+    depth = enters.amax(0)
+    leaves = torch.stack([far for _, far in slabs]).amin(0)
+    face = (sharpness * (enters - depth)).softmax(0)
+    facing = -_dot([w * d.sign() for w, d in zip(face, direction)], light)
+    return Hit(leaves - depth, depth, facing, 0.0)
+
+
+def _cylinder(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float) -> Hit:
+    """x² + y² <= 1, |z| <= 1: bright where x > 0, dark where x < 0."""
+    a, b, c = _quadratic(origin[:2], direction[:2])
+    half = (b.square() - a * c).clamp(min=_TINY).sqrt() / a
+    near_side, far_side = -b / a - half, half - b / a
+    near_end, far_end = _slab(origin[2], direction[2])
+    depth = torch.maximum(near_side, near_end)
+    x, y = _at(depth, origin[:2], direction[:2])
+    end = (sharpness * (near_end - near_side)).sigmoid()  # whether a ray enters by an end, and not by the side
+    facing = (1 - end) * (x * light[0] + y * light[1]) - end * direction[2].sign() * light[2]
+    beside = size * (1 - (c + 1 - b.square() / a).clamp(min=_TINY).sqrt())  # how closely the ray passes the axis
+    margin = torch.minimum(beside, torch.minimum(far_side, far_end) - depth)
+    return Hit(margin, depth, facing, (4 * x).tanh())
+
+
+def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*(a * b for a, b in zip(one, other)))).sum(0)
+
+
+def _at(depth: Tensor, origin: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
+    """The point of a ray at a depth."""
+    return [o + depth * d for o, d in zip(origin, direction)]
+
+
+def _quadratic(origin: Sequence[Tensor], direction: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """a, b, c of |origin + t direction|² = 1: a t² + 2 b t + c = 0."""
+    return _dot(direction, direction) + _TINY, _dot(origin, direction), _dot(origin, origin) - 1
+
+
+def _slab(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """The depths at which a ray enters and leaves -1 <= x <= 1."""
+    direction = torch.where(direction.abs() < _TINY, torch.full_like(direction, _TINY), direction)
+    middle, half = -origin / direction, 1 / direction.abs()
+    return middle - half, middle + half
+
+
+_SHAPES: tuple[Callable[[Rays, Rays, Rays, Tensor, float], Hit], ...] = (_sphere, _box, _cylinder)
