@@ -14,7 +14,10 @@ class Experiment(NamedTuple):
 
 
 STRICT, SPRITES = "--dataset multi-mnist", "--dataset sprites"
-LOOSE = f"{STRICT} --overlap loose --estimator enumerate"
+LOOSE = f"{STRICT} --overlap loose"
+ENUMERATE_LOOSE = f"{LOOSE} --estimator enumerate"
+TOUCHING = ("--steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 model.z_what_size=15 "
+            "model.predict_net=[200] model.embed_net=[500] shift=2")
 
 MAIN = {
     "strict-enumerate": Experiment(f"{STRICT} --estimator enumerate --steps 4000"),
@@ -23,8 +26,9 @@ MAIN = {
     "sprites-enumerate": Experiment(f"{SPRITES} --estimator enumerate --steps 2000"),
     "sprites-nvil": Experiment(f"{SPRITES} --estimator nvil --steps 2000", 3),
     "sprites-vimco": Experiment(f"{SPRITES} --estimator vimco --steps 3000", 3),
-    "loose-enumerate": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
-                                  "model.z_what_size=15 model.predict_net=[200] model.embed_net=[500] shift=2"),
+    "loose-enumerate": Experiment(f"{LOOSE} --estimator enumerate {TOUCHING}"),
+    "loose-nvil": Experiment(f"{LOOSE} --estimator nvil {TOUCHING}", 3),
+    "loose-vimco": Experiment(f"{LOOSE} --estimator vimco {TOUCHING}", 3),
 }
 # Further from the defaults: smaller digits, more of them, noise.
 ROBUSTNESS = {
@@ -62,18 +66,18 @@ ABLATIONS = {
 }
 # What might tell touching digits apart, without labels: step by step to what loose-enumerate has, and beside it.
 REMEDIES = {
-    "loose-recipe": Experiment(f"{LOOSE} --steps 3000", 3),
-    "loose-sd-0.2": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2", 3),
-    "loose-small-code": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+    "loose-recipe": Experiment(f"{ENUMERATE_LOOSE} --steps 3000", 3),
+    "loose-sd-0.2": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2", 3),
+    "loose-small-code": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                    "model.z_what_size=15", 3),
-    "loose-predict-net": Experiment(f"{LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+    "loose-predict-net": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                                     "model.z_what_size=15 model.predict_net=[200]", 3),
-    "loose-long": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+    "loose-long": Experiment(f"{ENUMERATE_LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                              "model.z_what_size=15 model.predict_net=[200]", 2),
-    "loose-shift": Experiment(f"{LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
+    "loose-shift": Experiment(f"{ENUMERATE_LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                               "model.z_what_size=15 model.predict_net=[200] shift=2"),
-    "loose-learned-prior": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
-    "loose-two-particles": Experiment(f"{LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
+    "loose-learned-prior": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
+    "loose-two-particles": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }
 # Counts that training does not show.
 TO_THREE = f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 2 --unseen-counts 3"
