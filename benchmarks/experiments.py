@@ -76,7 +76,8 @@ REMEDIES = {
                              "model.z_what_size=15 model.predict_net=[200]", 2),
     "loose-shift": Experiment(f"{ENUMERATE_LOOSE} --steps 8000 --count-prior 1e-10 --set model.likelihood_sd=0.2 "
                               "model.z_what_size=15 model.predict_net=[200] shift=2"),
-    "loose-learned-prior": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --learn-count-prior", 3),
+    "loose-learned-prior": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2 "
+                                      "--learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }
 # Counts that training does not show.
