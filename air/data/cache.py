@@ -6,8 +6,8 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +33,13 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
     if path.exists():
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             warnings.warn(f"the cached scenes {path} are damaged ({error}); building them again", stacklevel=2)
     scenes = build()
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in scenes.arrays().items()}
     try:
         with atomic_write(path) as file:
-            np.savez(file, **{field.name: getattr(scenes, field.name).numpy() for field in fields(scenes)})
+            np.savez(file, **arrays)
     except OSError as error:
         warnings.warn(f"the scenes are not cached: {path} cannot be written ({error})", stacklevel=2)
     return scenes
@@ -46,4 +47,4 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
 
 def _read(path: Path) -> Scenes:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return Scenes(*(torch.from_numpy(arrays[field.name]) for field in fields(Scenes)))
+        return Scenes(**{name: torch.from_numpy(arrays[name]) for name in arrays.files})

@@ -28,13 +28,19 @@ class Scenes:
     counts: Tensor  # (M,) int64, -1 where unknown
     boxes: Tensor  # (M, L, 4) float32, tight (x0, y0, x1, y1) in pixels, x1 and y1 one past the last; 0 where absent
     labels: Tensor  # (M, L) int64, -1 where absent
+    poses: Tensor | None = None  # (M, L, 4) float32, of scenes that a renderer made, see `table_scenes`; 0 where absent
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def __getitem__(self, index: Any) -> "Scenes":
         """The scenes at a slice, a mask or a tensor of indices."""
-        return Scenes(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Scenes(**{name: value[index] for name, value in self.arrays().items()})
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What is known, by name."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in known.items() if value is not None}
 
 
 @dataclass(frozen=True)

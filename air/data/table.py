@@ -1,0 +1,88 @@
+"""Scenes of shapes on a table, made by the renderer in its sharp limit, with who stands where as the truth."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from air.data.cache import cached
+from air.data.scenes import DataError, Scenes, draw_counts
+from air.renderer import SHAPES, View, compose, layers
+
+REACH = 1.0  # objects stand within [-REACH, REACH]²
+SIZE = 0.35  # half of an object's height
+APART = 2 * SIZE * 2**0.5 + 0.05  # between two objects' middles: boxes do not touch however they are turned
+FINER = 2  # pixels are averages of so many a side
+SHARP = 1e4
+CHUNK = 200  # scenes at a time
+MAX_TRIES = 10_000
+
+
+def table_scenes(train: bool, size: int, counts: Sequence[int], view: View | None = None, seed: int = 0) -> Scenes:
+    """Scenes of objects that stand apart, each count with equal probability; identities and poses are uniform.
+
+    Args:
+        train: training and held-out scenes differ for any seed.
+        size: how many scenes.
+        counts: the numbers of objects that occur.
+        view: by default View().
+        seed: the same scenes for the same seed and arguments.
+    Returns:
+        Scenes with labels, indices into renderer.SHAPES; poses as the renderer has them; and the tight boxes of the
+        objects as if no other hid them.
+    Raises:
+        DataError: the table is too small for so many objects.
+    """
+    view = view or View()
+    settings = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
+
+    def build() -> Scenes:
+        rng = np.random.default_rng((seed, train))
+        drawn = draw_counts(rng, counts, size)
+        poses, present = _stand_apart(rng, drawn)
+        shapes = torch.from_numpy(rng.integers(0, len(SHAPES), present.shape))
+        chunks = zip(shapes.split(CHUNK), poses.split(CHUNK), present.split(CHUNK))
+        parts = [_picture(shape, pose, there, view) for shape, pose, there in chunks]
+        images, boxes = (torch.cat(each) for each in zip(*parts))
+        return Scenes(images, torch.from_numpy(drawn), boxes, torch.where(present, shapes, -1),
+                      poses * present[..., None])
+
+    return cached("table", settings, build)
+
+
+def _stand_apart(rng: np.random.Generator, counts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Poses, (M, L, 4) float32, and which of them are there, (M, L)."""
+    most = int(counts.max(initial=0))
+    present = np.arange(most) < counts[:, None]
+    place = np.zeros((len(counts), most, 2))
+    pending = np.arange(len(counts))
+    for _ in range(MAX_TRIES):
+        place[pending] = rng.uniform(-REACH, REACH, (len(pending), most, 2))
+        distance = np.linalg.norm(place[pending, :, None] - place[pending, None], axis=-1)  # (P, L, L)
+        pair = present[pending, :, None] & present[pending, None] & ~np.eye(most, dtype=bool)
+        pending = pending[(pair & (distance < APART)).any((1, 2))]
+        if not len(pending):
+            break
+    else:
+        raise DataError(f"the table has no room for {most} objects that stand {APART:.2f} apart: use smaller counts")
+    rotation = rng.uniform(0, 2 * np.pi, (len(counts), most, 1))
+    poses = np.concatenate((place, rotation, np.full_like(rotation, SIZE)), -1)
+    return torch.from_numpy(poses.astype(np.float32)), torch.from_numpy(present)
+
+
+def _picture(shapes: Tensor, poses: Tensor, present: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Images, (B, 3, H, W) uint8, and boxes, (B, L, 4)."""
+    fine = View(**{**asdict(view), "image_size": FINER * view.image_size})
+    alone = layers(shapes, poses, fine, SHARP)
+    images = F.avg_pool2d(compose(alone, present.float(), fine, SHARP), FINER)
+    inside = (alone.opacity > 0.5).unflatten(-1, (fine.image_size, fine.image_size)) & present[..., None, None]
+    edges = []
+    for line in (inside.any(-2), inside.any(-1)):  # columns (x), then rows (y): (B, L, FINER H)
+        edges.append((line.int().argmax(-1), fine.image_size - line.flip(-1).int().argmax(-1)))
+    (x0, x1), (y0, y1) = edges
+    boxes = torch.stack((x0, y0, x1, y1), -1) / FINER * inside.flatten(-2).any(-1)[..., None]
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8), boxes
