@@ -154,9 +154,9 @@ class Bench:
 
 
 def synthetic_scenes(size: int) -> Scenes:
-    """Images of the main job's size; what they show does not change the time."""
+    """Images of the main job's size and counts; what they show does not change the time."""
     images = torch.randint(0, 256, (size, 1, 50, 50), dtype=torch.uint8)
-    return Scenes(images, torch.zeros(size, dtype=torch.int64), torch.zeros(size, 2, 4), torch.full((size, 2), -1))
+    return Scenes(images, torch.arange(size) % 3, torch.zeros(size, 2, 4), torch.full((size, 2), -1))
 
 
 def peak_memory(device: str) -> float:

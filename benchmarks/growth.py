@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--device cuda: this torch sees no CUDA device")
     torch.set_num_threads(args.threads)
 
-    def bench(batch_size: int, num_steps: int) -> Bench:  # the recipe takes one step more than there are objects
-        return Bench(args.estimator, batch_size, args.device, compile=args.compile, counts=[num_steps - 1])
+    def bench(batch_size: int, num_steps: int) -> Bench:
+        return Bench(args.estimator, batch_size, args.device, compile=args.compile, **{"model.num_steps": num_steps})
 
     report = {**machine(args.device), "estimator": args.estimator, "compile": args.compile,
               "batch": growth({size: bench(size, N) for size in BATCHES}, args.steps),

@@ -34,6 +34,13 @@ def test_the_floor_counts_the_layers_products(benchmark):
         product.ready("cpu")()
 
 
+def test_bench_step_times_the_main_job_s_model(benchmark):
+    bench = benchmark("bench_step").Bench("nvil-without-baseline", 4, "cpu")
+    model = bench.trainer.config.model
+    assert (model["num_steps"], model["x_size"], model["rnn_hidden_size"], model["z_what_size"]) == (3, 50, 256, 50)
+    assert bench.trainer.config.estimator == "nvil" and bench.trainer.objective.baseline is None
+
+
 def test_bench_step_measures_what_it_says(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), "--estimator", "enumerate",
                            "nvil", "--batch-size", "2", "--steps", "8", "--threads", "1",
@@ -74,7 +81,8 @@ def test_growth_finds_a_line_and_what_a_step_keeps(benchmark):
     found = growth.line([1, 2, 4], [5.0, 7.0, 11.0])
     assert found == pytest.approx({"slope": 2, "start": 3, "worst_miss": 0}, abs=1e-9)
     assert growth.line([1, 2, 3], [1.0, 1.5, 1.0])["worst_miss"] > 0.1
-    kept = {(batch, n): growth.kept_bytes(bench_step.Bench("enumerate", batch, "cpu", counts=[n - 1]))
+    kept = {(batch, n): growth.kept_bytes(bench_step.Bench("enumerate", batch, "cpu",
+                                                             **{"model.num_steps": n}))
             for batch, n in ((2, 1), (4, 1), (4, 2), (4, 3))}
     assert kept[4, 1] == pytest.approx(2 * kept[2, 1], rel=0.1)
     each = kept[4, 2] - kept[4, 1]
