@@ -138,7 +138,7 @@ def worker(process, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
-def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path, monkeypatch):
+def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path):
     arguments = ["--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--eval-every", 4, "--checkpoint-every", 4]
     whole = torchrun(*arguments, "--out", tmp_path / "whole")
     said, errors = whole.communicate(timeout=120)
@@ -162,9 +162,17 @@ def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun,
     assert resumed.returncode == 0, errors
     assert_identical(everything(parts), everything(tmp_path / "whole"))
 
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_go_on_with_a_run(torchrun, tmp_path, monkeypatch):
+    """In two processes, then in one, then in two again."""
+    parts = tmp_path / "parts"
+    first = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--out", parts)
+    said, errors = first.communicate(timeout=120)
+    assert first.returncode == 0 and len(load_checkpoint(parts)["processes"]) == 2, errors
     for data, few in (("SPRITES_TRAIN", 64), ("HELD_OUT", 24)):
         monkeypatch.setattr(f"air.data.{data}", few)
-    train.main(["--resume", str(parts), "--steps", "26"])  # in one process, then in two again
+    train.main(["--resume", str(parts), "--steps", "26"])
     assert len(load_checkpoint(parts)["processes"]) == 1
     wider = torchrun("--resume", parts, "--steps", 28)
     said, errors = wider.communicate(timeout=120)
