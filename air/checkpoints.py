@@ -10,7 +10,7 @@ from air.files import atomic_write
 from air.model import AIR
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(Exception):
