@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import train
+from air.data.cache import cache_dir
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +90,24 @@ def test_growth_finds_a_line_and_what_a_step_keeps(benchmark):
     assert kept[4, 3] - kept[4, 2] == pytest.approx(each, rel=0.1)
     # At least, for each image and step: the canvas, the window and its glimpse, the hidden layers, in four bytes each.
     assert 4 * 4 * (50 * 50 + 2 * 28 * 28 + 2 * 200) < each < 5 * 4 * 4 * (50 * 50 + 2 * 28 * 28 + 2 * 200)
+
+
+def test_data_are_timed_in_a_cache_of_their_own(benchmark, monkeypatch, tmp_path, capsys):
+    script, built = benchmark("bench_data"), []
+    times = itertools.chain([0, 5, 10, 13, 20, 21, 30, 32, 40, 44, 50, 52], itertools.repeat(0))
+    monkeypatch.setattr(script, "sprites", lambda train, size: built.append((cache_dir(), cache_dir().parent.exists())))
+    monkeypatch.setattr(script.time, "perf_counter", lambda: next(times))
+    script.main(["sprites", "--scenes", "50", "--json", str(tmp_path / "data.json")])
+    (folder, existed), = set(built)
+    assert len(built) == 6 and existed and not folder.parent.exists() and folder != cache_dir()
+    report = json.loads((tmp_path / "data.json").read_text())
+    assert report["rows"] == {"sprites": {"generate_s": 5, "load_s": 2}} and report["scenes"] == 50
+    assert "| sprites | 5.00 | 2.000 |" in capsys.readouterr().out
+    for arguments, word in ((["cifar"], "no data set named cifar"), (["--scenes", "0"], "at least 1"),
+                            (["multi-mnist", "--data-root", "/nowhere"], "MNIST")):
+        with pytest.raises(SystemExit) as ended:
+            script.main(arguments)
+        assert ended.value.code == 2 and word in capsys.readouterr().err
 
 
 def result(seed, accuracy):
