@@ -51,10 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = resumed_run(given) if "resume" in given else fresh_run(given)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         parser.error(str(error))
-    except TypeError as error:
-        if "set" not in given:
-            raise
-        parser.error(f"--set {dict(given['set'])}: {error}")
     try:
         with redirect_stdout(None if rank() else sys.stdout):  # process 0 speaks for all
             train(trainer)
@@ -79,7 +75,7 @@ def train(trainer: Trainer) -> None:
     except KeyboardInterrupt:  # a second Ctrl-C, or one during the final evaluation
         print(f"\ninterrupted; from the last checkpoint, go on with: {go_on}")
         sys.exit(130)
-    except (TrainingError, OSError) as error:
+    except TrainingError as error:
         sys.exit(f"train.py: {error}")
     counts = f"mean count {metrics['mean_count']:.2f}"
     if "count_accuracy_map" in metrics:
@@ -217,7 +213,9 @@ def positive(text: str) -> float:
 
 def nonnegative(text: str) -> float:
     """An argparse type: a finite number from 0 up."""
-    return positive(text) if float(text) else 0.0
+    if not (0 <= float(text) < math.inf):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number, 0 or above")
+    return float(text)
 
 
 def share(text: str) -> float:

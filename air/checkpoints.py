@@ -18,9 +18,18 @@ class CheckpointError(Exception):
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: plain containers and tensors; the old file stays until the new one is whole."""
+    """Write a checkpoint: plain containers and tensors; the old file stays until the new one is whole.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
     with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # torch's archive, closed after a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class AIR(nn.Module):
                            "z_what_size": z_what_size, "rnn_hidden_size": rnn_hidden_size,
                            "likelihood_sd": likelihood_sd, "scale_prior_sd": scale_prior_sd,
                            "pos_prior_sd": pos_prior_sd, "z_background_size": z_background_size}.items():
-            if size <= 0:
+            if not size > 0:
                 raise ValueError(f"{name} must be positive, got {size}")
         if not isinstance(count_prior, CountPrior):
             count_prior = CountPrior.geometric(num_steps, count_prior)

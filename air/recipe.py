@@ -1,7 +1,9 @@
 """The recipe: training settings for every data set and estimator. The README says what fails without each."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from air.data import IMAGE_SIZE, LAYOUT, OBJECT_SIZE, Dataset
 from air.estimators import ESTIMATORS
@@ -49,9 +51,9 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
                 raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
             if prefix + name in NOT_TO_SET:
                 raise ValueError(f"{prefix}{name} follows from the data, or from a setting of its own")
-            kind, value = signature.parameters[name].annotation, settings[prefix + name]
-            if kind in (bool, int, float) and type(value) not in ({int, float} if kind is float else {kind}):
-                raise ValueError(f"{prefix}{name} must be of type {kind.__name__}, got {value!r}")
+            kinds, value = _kinds(signature.parameters[name].annotation), settings[prefix + name]
+            if not any(fits(value) for _, fits in kinds):
+                raise ValueError(f"{prefix}{name} must be {' or '.join(words for words, _ in kinds)}, got {value!r}")
     for name in ("exploration", "exploration_share", "rescue", "final_lr"):
         if not isinstance(chosen[name], int | float) or not 0 <= chosen[name] <= 1:
             raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
@@ -78,6 +80,21 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
     return Config(dataset=dataset.name, dataset_reason=dataset.reason, model=model, steps=steps,
                   estimator_options=options, learn_count_prior_from=learn_from,
                   exploration_steps=exploration_steps, **chosen)
+
+
+def _kinds(annotation: Any) -> list[tuple[str, Callable[[Any], bool]]]:
+    """What a keyword so annotated takes, in words and as a test of a JSON value."""
+    return [_KINDS[kind] for kind in (get_args(annotation) if get_origin(annotation) is UnionType else [annotation])]
+
+
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a whole number", lambda value: type(value) is int),
+    float: ("a number", lambda value: type(value) in (int, float)),
+    str: ("a name", lambda value: type(value) is str),
+    NoneType: ("null", lambda value: value is None),
+    Sequence[int]: ("a list of layers' sizes, such as [200]",
+                    lambda value: type(value) is list and all(type(size) is int and size > 0 for size in value))}
 
 
 def _pop(settings: dict[str, Any], prefix: str) -> dict[str, Any]:

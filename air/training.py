@@ -119,9 +119,21 @@ class Trainer:
             the final metrics, as in metrics.json.
         Raises:
             Interrupted: Ctrl-C; the checkpoint is the state at that moment.
-            TrainingError: the loss is not finite, or another process is gone; the checkpoint is the last one written
-                before.
+            TrainingError: the loss is not finite, the disk is full, or another process is gone; the checkpoint is the
+                last one written before.
         """
+        try:
+            return self._run()
+        except OSError as error:
+            raise TrainingError(f"the run's folder cannot be written at step {self.step} ({error}); {self._saved()}. "
+                                "Make room, and go on from there with --resume") from error
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise TrainingError(f"another process of this run is gone, at step {self.step}; {self._saved()}. "
+                                "Go on from there with --resume") from error
+
+    def _run(self) -> dict[str, Any]:
         config = self.config
         self._write_json("config.json", asdict(config))
         log = NoLog() if rank() else RunLog(self.out, self.step, config.steps)
@@ -145,11 +157,6 @@ class Trainer:
             metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
             if self.dataset.unseen is not None:
                 metrics["unseen"] = evaluate(self.model, self.dataset.unseen, refined=True)
-        except RuntimeError as error:
-            if not is_lost(error):
-                raise
-            raise TrainingError(f"another process of this run is gone, at step {self.step}; {self._saved()}. "
-                                "Go on from there with --resume") from error
         finally:
             log.close()
         metrics |= {"held_out_scenes": len(self.dataset.held_out), "steps": self.step, "seconds": self.seconds,

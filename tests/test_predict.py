@@ -33,16 +33,6 @@ def run(tmp_path_factory):
     return out, folder
 
 
-def fails(capsys, arguments, *words):
-    """The command ends with code 2 and says what is wrong in one line."""
-    with pytest.raises(SystemExit) as ended:
-        predict.main(arguments)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("\n") == 2
-    assert all(word in message for word in words), message
-
-
 def test_records_are_what_the_model_infers(run, tmp_path):
     out, folder = run
     predict.main([str(out), str(folder), "--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv"),
@@ -128,14 +118,3 @@ def test_nothing_but_broken_images_is_an_empty_list(run, tmp_path):
     with pytest.raises(SystemExit):
         predict.main([str(run[0]), str(tmp_path), "--json", str(tmp_path / "d.json"), "--device", "cpu"])
     assert json.loads((tmp_path / "d.json").read_text()) == []
-
-
-def test_what_is_wrong_is_said_at_once(run, tmp_path, capsys):
-    out, folder = run
-    fails(capsys, [str(tmp_path), str(folder)], "there is no checkpoint")
-    fails(capsys, [str(out), str(tmp_path / "none.png")], "no file or folder", "none.png")
-    fails(capsys, [str(out), str(tmp_path)], "holds no file ending in .png")
-    fails(capsys, [str(out), str(folder), "--codes"], "--json")
-    fails(capsys, [str(out), str(folder), "--batch-size", "0"], "at least 1")
-    if not torch.cuda.is_available():
-        fails(capsys, [str(out), str(folder), "--device", "cuda"], "no CUDA device")

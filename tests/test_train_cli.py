@@ -35,17 +35,6 @@ def start(arguments, output):
                             stdout=output, text=True)
 
 
-def fails(capsys, arguments, *words):
-    """The command ends with code 2 and says what is wrong: no traceback, and no page of usage."""
-    with pytest.raises(SystemExit) as ended:
-        train.main(arguments)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message and message.count("\n") == 2
-    for word in words:
-        assert word in message, message
-
-
 @pytest.mark.parametrize("estimator", ["nvil", "enumerate", "vimco"])
 def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     out = tmp_path / "run"
@@ -126,71 +115,6 @@ def test_resume_takes_the_run_s_settings_and_may_go_further(tmp_path, capsys):
     assert config["lr"] == 5e-4 and config["steps"] == 4
     assert json.loads((out / "metrics.json").read_text())["steps"] == 4
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4]
-
-
-def test_what_resume_refuses(tmp_path, capsys):
-    out = tmp_path / "run"
-    train.main([*SPRITES, "--steps", "2", "--out", str(out)])
-    fails(capsys, ["--resume", str(out), "--lr", "1", "--batch-size", "2"], "--batch-size, --lr")
-    fails(capsys, ["--resume", str(out), "--steps", "1"], "has already taken 2")
-    fails(capsys, ["--resume", str(tmp_path)], "no checkpoint at", str(tmp_path))
-    (out / "checkpoint.pt").write_bytes(b"damage")
-    fails(capsys, ["--resume", str(out)], "not a checkpoint that can be read")
-    fails(capsys, [*SPRITES, "--out", str(out)], "already holds a run", f"--resume {out}")
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (["--steps", "0"], ["--steps", "0 is less than 1"]),
-    (["--batch-size", "-4"], ["--batch-size"]),
-    (["--batch-size", "x"], ["--batch-size", "whole number"]),
-    (["--lr", "0"], ["--lr", "above 0"]),
-    (["--lr", "nan"], ["--lr", "nan"]),
-    (["--counts", "-1"], ["--counts"]),
-    (["--estimator", "magic"], ["--estimator", "nvil", "enumerate"]),
-    (["--precision", "fp8"], ["--precision", "bf16"]),
-    (["--dataset", "sprites", "--device", "cpu", "--precision", "tf32"], ["tf32 is for CUDA"]),
-    (["--dataset", "cifar"], ["--dataset", "multi-mnist"]),
-    (["--no-such-flag"], ["--no-such-flag"]),
-    (["--dataset", "sprites", "--count-prior", "2"], ["0 < k <= 1", "2"]),
-    (["--dataset", "sprites", "--batch-size", "65"], ["65", "64 training scenes"]),
-    (["--dataset", "sprites", "--overlap", "loose"], ["--overlap: sprites has no use for that"]),
-    (["--dataset", "sprites", "--noise", "0.1"], ["--noise: sprites has no use"]),
-    (["--object-size", "1.5"], ["--object-size", "1.5 is more than 1"]),
-    (["--noise", "-1"], ["--noise", "above 0"]),
-    (["--dataset", "sprites", "--estimator", "vimco", "--particles", "1"], ["vimco", "at least 2, got 1"]),
-    (["--dataset", "sprites", "--estimator", "enumerate", "--particles", "30"], ["combinations", "vimco"]),
-    (["--set", "exploration"], ["'exploration' is not NAME=VALUE"]),
-    (["--set", "lr=1"], ["lr is not one of", "flag of their own"]),
-    (["--set", "steps=3"], ["steps is not one of", "exploration_share"]),
-    (["--dataset", "sprites", "--set", "model.x_size=60"], ["model.x_size follows from the data"]),
-    (["--dataset", "sprites", "--set", "estimator.draws=2.5"], ["estimator.draws must be of type int", "2.5"]),
-    (["--dataset", "sprites", "--set", "estimator.signal_scale=x"], ["signal_scale must be of type float", "'x'"]),
-    (["--dataset", "sprites", "--set", "exploration=2"], ["exploration must be a number in [0, 1]", "2"]),
-    (["--dataset", "sprites", "--set", "shift=-1"], ["shift must be a whole number of pixels", "-1"]),
-    (["--dataset", "sprites", "--set", "shift=0.5"], ["shift must be a whole number of pixels", "0.5"]),
-    (["--dataset", "sprites", "--set", "exploration=much"], ["exploration must be a number", "'much'"]),
-    (["--dataset", "sprites", "--set", "model.depth=1"], ["no keyword model.depth", "likelihood_sd"]),
-    (["--dataset", "sprites", "--set", "estimator.model=1"], ["estimator.model follows from"]),
-    (["--dataset", "sprites", "--set", "model.decoder_net=x"], ["--set", "decoder_net", "x"]),
-    (["--dataset", "sprites", "--counts", "9"], ["no room for 9 objects"]),
-    (["--dataset", "sprites", "--out", "/proc/nowhere"], ["/proc/nowhere"]),
-])
-def test_bad_arguments(capsys, monkeypatch, tmp_path, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    fails(capsys, arguments, *words)
-
-
-def test_no_mnist_and_no_cuda(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
-    fails(capsys, ["--dataset", "multi-mnist", "--data-root", str(tmp_path)], "MNIST is not under", "--dataset sprites")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fails(capsys, ["--device", "cuda", "--dataset", "sprites"], "sees no CUDA device")
-
-
-def test_a_loss_that_is_not_finite_ends_the_command_in_words(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        train.main([*SPRITES, "--steps", "60", "--lr", "1e30", "--out", str(tmp_path / "run")])
-    assert "the loss is" in str(ended.value.code) and "lower --lr" in str(ended.value.code)
 
 
 @pytest.mark.slow

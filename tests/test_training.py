@@ -1,4 +1,5 @@
 import json
+import resource
 import signal
 import threading
 
@@ -196,6 +197,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         trainer.run()
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint["step"] == 5 and all(value.isfinite().all() for value in checkpoint["objective"].values())
+
+
+def test_a_full_disk_stops_the_run_in_words_and_leaves_a_whole_checkpoint(make_config, dataset, tmp_path):
+    """No file may grow beyond some size from step 7 on: a checkpoint's writing fails half-way, as on a full disk."""
+    Trainer(make_config(), dataset, tmp_path / "whole").run()
+    out = tmp_path / "full"
+    trainer = Trainer(make_config(), dataset, out)
+    train_step, (_, most) = trainer.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling():
+        if trainer.step == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, most))
+        return train_step()
+
+    trainer.train_step = filling
+    try:
+        with pytest.raises(TrainingError, match=r"cannot be written at step 10 .*checkpoint.pt holds the last good "
+                                                "step. Make room"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert load_checkpoint(out)["step"] == 5 and not list(out.glob(".*"))
+    Trainer(make_config(), dataset, out, load_checkpoint(out)).run()
+    assert_identical(everything(out), everything(tmp_path / "whole"))
 
 
 def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_path):

@@ -122,7 +122,7 @@ def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
     """Training and held-out scenes. Raises DataError: there are too few to hold some out."""
     held_out = torch.arange(len(scenes)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     if not held_out.any():
-        raise DataError(f"{len(scenes)} images are too few: every {HELD_OUT_EVERY}th is held out")
+        raise DataError(f"too few images, {len(scenes)}: every {HELD_OUT_EVERY}th is held out")
     return scenes[~held_out], scenes[held_out]
 
 
