@@ -38,6 +38,7 @@ except ImportError as error:
 
 # What only --set reaches, besides the keywords of the model and the estimator.
 UNFLAGGED = ("shift", "exploration", "exploration_share", "rescue", "final_lr")
+SCALE_OFFSET = 2.5  # in sds of the scale prior, beyond which it is said to be wrong; right ones are found within 1.5
 DEFAULTS = {**SETTINGS, "dataset": "auto", "device": "auto", "data_root": os.environ.get("AIR_DATA_ROOT", "data")}
 
 
@@ -88,6 +89,11 @@ def train(trainer: Trainer) -> None:
     if "unseen" in metrics:
         print(f"scenes with {' or '.join(map(str, config.unseen_counts))} objects, which training did not show: "
               f"counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")
+    if abs(metrics["scale_offset"]) > SCALE_OFFSET:
+        more, size_asked = ("larger", "above") if metrics["scale_offset"] < 0 else ("smaller", "below")
+        print(f"train.py: WARNING: objects are found {more} than the scale prior says, by "
+              f"{abs(metrics['scale_offset']):.1f} of its sds on average: try an --object-size {size_asked} "
+              f"{config.object_size:.3g}", file=sys.stderr)
     print(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
 
 

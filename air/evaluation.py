@@ -39,6 +39,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
         mean_count: the average count under q(n).
         counted: how many scenes have the MAP count n, n = 0..N.
         squared_error: of the canvas after n = 0..N objects, at their mean latents, averaged over the pixels.
+        scale_offset: how far the counted objects' s lies from its prior's mean, in the prior's sds, on average; 0 where
+            nothing is counted. Far below 0 the windows want to be larger than the prior says, far above it smaller.
         blank: share of scenes with this failure, see `failures`.
         iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
             IW_SCENES scenes, its K, and how many scenes that were.
@@ -59,6 +61,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
     model.train(was_training)
     metrics = _means((tally.sums for tally in tallies), len(scenes))
     metrics["counted"] = torch.stack([tally.counted for tally in tallies]).sum(0).tolist()
+    metrics["scale_offset"] *= len(scenes) / max(1, sum(n * scenes_of_n for n, scenes_of_n in
+                                                        enumerate(metrics["counted"])))
     if iw_particles:
         iw_scenes = min(IW_SCENES, len(scenes))
         metrics |= {"iw_bound": sum(tally.iw for tally in tallies) / iw_scenes, "iw_particles": iw_particles,
@@ -124,7 +128,9 @@ def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: i
             q = terms.log_q.exp()  # (B, N+1)
             wrong = failures(inferred, boxes)
             error = (model.as_images(images)[:, None] - inferred.canvases).square().mean((2, 3, 4))  # (B, N+1)
-            _add(sums, {**terms.per_image(q), "blank": wrong.pop("blank"), "squared_error": error})
+            offset = (inferred.z_where - model.z_where_prior_loc) / model.z_where_prior_scale  # (B, N, 3)
+            _add(sums, {**terms.per_image(q), "blank": wrong.pop("blank"), "squared_error": error,
+                        "scale_offset": (offset[..., 0] * inferred.z_pres).sum(-1)})
             counted += inferred.count.bincount(minlength=len(counted)).cpu()
             known = counts >= 0
             right = {"count_accuracy_sampled": _at(q, counts)}

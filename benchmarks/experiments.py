@@ -89,11 +89,16 @@ GENERALISATION = {
     f"{name}-to-{to}-{steps}-steps": Experiment(f"{arguments} {flag}--set model.num_steps={steps}", 5)
     for to, arguments, lengths in (("3", TO_THREE, (3, 5)), ("2", TO_TWO, (3, 5)), ("345", TO_FIVE, (6,)))
     for steps in lengths for name, flag in (("air", ""), ("dair", "--difference "))}
+NETWORKS = {
+    "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
+                                        3),
+}
 # As many processes would share them: a run's batch is theirs together, whoever computes its parts.
 LARGE_BATCHES = {f"batch-{size}-lr-{lr}": Experiment(f"{STRICT} --estimator enumerate --batch-size {size} "
                                                      f"--steps {steps} --lr {lr}", 3)
                  for size, steps in ((256, 1000), (1024, 500)) for lr in ("1e-3", "2e-3", "4e-3")}
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
-          "Counts that training does not show": GENERALISATION, "Large batches": LARGE_BATCHES}
+          "Counts that training does not show": GENERALISATION, "Other networks": NETWORKS,
+          "Large batches": LARGE_BATCHES}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

@@ -119,6 +119,21 @@ def test_measures_agree_with_counting_by_hand(make_model, scenes):
     assert 0 <= metrics["box_iou"] <= 1
 
 
+def test_scale_offset_is_that_of_the_counted_objects(make_model, scenes):
+    model = make_model(scale_prior_mean=2.0, scale_prior_sd=0.5).float()
+    with torch.no_grad():
+        model.predict.mlp[-1].weight *= 5  # or every image would have the same count
+        model.predict.mlp[-1].bias[0] = 0.3
+    seen = model.infer(scenes.images)
+    scales = [s for z_where, count in zip(seen.z_where, seen.count.tolist()) for s in z_where[:count, 0].tolist()]
+    assert 1 < len(scales) < 3 * len(scenes)
+    offset = evaluate(model, scenes)["scale_offset"]
+    assert offset == pytest.approx(sum((s - 2) / 0.5 for s in scales) / len(scales), rel=1e-5)
+    with torch.no_grad():
+        model.predict.mlp[-1].bias[0] = -50
+    assert evaluate(model, scenes)["scale_offset"] == 0
+
+
 def test_a_perfect_model_scores_perfectly(make_model, scenes):
     """A model that is told the truth: counts 100%, boxes IoU 1, AP 1."""
     model = make_model().float()

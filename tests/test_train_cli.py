@@ -16,6 +16,7 @@ from PIL import Image
 import air
 import train
 from air.checkpoints import load_checkpoint
+from air.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
@@ -72,6 +73,16 @@ def test_own_images_of_unknown_counts(tmp_path, capsys):
     assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["num_steps"] == 2
     train.main(["--resume", str(out), "--steps", "3"])
     assert "steps 2 to 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("offset, words", [(-3.0, ["larger than", "by 3.0 of its sds", "--object-size above 0.333"]),
+                                           (2.6, ["smaller than", "--object-size below 0.333"]), (-2.4, [])])
+def test_a_scale_prior_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch, offset, words):
+    monkeypatch.setattr("air.training.evaluate", lambda *args, **kwargs: {
+        **evaluate(*args, **kwargs), "scale_offset": offset})
+    train.main([*SPRITES, "--steps", "1", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert all(word in said for word in words) and ("WARNING" in said) == bool(words)
 
 
 def test_set_reaches_what_has_no_flag(tmp_path):
