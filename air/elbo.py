@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from air.base import CountingModel, Rollout
 from air.distributions import log_count_probs
-from air.model import AIR, Rollout
 
 Metrics = dict[str, Tensor]
 
@@ -74,7 +74,7 @@ class Terms(NamedTuple):
         return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
 
 
-def elbo_terms(model: AIR, rollout: Rollout, sampled: bool = False, masked: bool | None = None) -> Terms:
+def elbo_terms(model: CountingModel, rollout: Rollout, sampled: bool = False, masked: bool | None = None) -> Terms:
     """Collect the terms of elbo_n from a rollout.
 
     Args:

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from air.base import CountingModel, Rollout
 from air.elbo import Metrics, Terms, bound_with, elbo_terms
-from air.model import AIR, Rollout
 
 MAX_COMBINATIONS = 100_000  # of K counts, that Enumerate sums over
 
@@ -47,7 +47,7 @@ class Estimator(nn.Module):
 
     exploration: Tensor
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0) -> None:
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0) -> None:
         """Build around a model.
 
         Args:
@@ -104,7 +104,7 @@ class Enumerate(Estimator):
     With K particles that is a sum over the (N+1)^K combinations of their counts.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0
                  ) -> None:
         """Raises ValueError: the combinations are more than MAX_COMBINATIONS."""
         super().__init__(model, exploration, particles, rescue)
@@ -114,7 +114,7 @@ class Enumerate(Estimator):
                              f"combinations of counts, at most {MAX_COMBINATIONS}: use fewer particles, or vimco")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
-        """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
+        """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
         _, terms = self._rollout(images)
         weights, rescued = map(self._combinations, self.branch_weights(terms))  # (B, N+1, ..., N+1, K) each
         log_w = self._combinations(terms.explained + terms.log_p - terms.log_q.detach())
@@ -143,7 +143,7 @@ class SampledCount(Estimator):
     part wants, and the score-function part carries the importance weight of q(n).
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0,
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0,
                  draws: int = 5) -> None:
         """Raises ValueError: nothing would be drawn."""
         super().__init__(model, exploration, particles, rescue)
@@ -194,7 +194,7 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0,
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, rescue: float = 0.0,
                  draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Args:
             model: `use_baselines=False` in its constructor means no learned baseline.
@@ -209,7 +209,7 @@ class NVIL(SampledCount):
         self.register_buffer("variance", unseen.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
-        """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
+        """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
 
         The loss holds the score-function term and the baseline's squared error: its value is not the ELBO,
         `metrics["elbo"]` is.
@@ -284,7 +284,7 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
-    def __init__(self, model: AIR, exploration: float = 0.0, particles: int = 3, rescue: float = 0.0,
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 3, rescue: float = 0.0,
                  draws: int = 5) -> None:
         """Raises ValueError: there is no other particle to compare with."""
         if particles < 2:
@@ -292,7 +292,7 @@ class VIMCO(SampledCount):
         super().__init__(model, exploration, particles, rescue, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
-        """Images as `AIR.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
+        """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
 
         The loss holds the score-function term: its value is not the bound, `metrics["bound"]` is.
         """

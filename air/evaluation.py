@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from air.base import CountingModel, Inference
 from air.data.scenes import Scenes
 from air.distributions import log_at_least
 from air.elbo import elbo_terms
-from air.model import AIR, Inference
+from air.model import AIR
 from air.processes import gather, rank, size
 from air.refinement import LOOKS, refine
 
@@ -21,7 +22,7 @@ IW_SCENES = 1000  # the importance-weighted bound is that of the first scenes on
 
 
 @torch.no_grad()
-def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = False, seed: int = 0
+def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refined: bool = False, seed: int = 0
              ) -> dict[str, Any]:
     """Measure a model on scenes it was not trained on.
 
@@ -32,15 +33,16 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
         model: put into eval mode while it is measured.
         scenes: with their true counts and boxes, where they are known.
         iw_particles: K of the importance-weighted bound; 0 leaves the bound out.
-        refined: count by `refine` as well, which takes nine times as long as `infer`.
+        refined: count by `refine` as well, which takes nine times as long as `infer`; of AIR alone.
         seed: of the latents' draws.
     Returns:
         elbo, log_likelihood, kl_pres, kl_where, kl_what: nats an image, z_where and z_what drawn once, n summed out.
         mean_count: the average count under q(n).
         counted: how many scenes have the MAP count n, n = 0..N.
         squared_error: of the canvas after n = 0..N objects, at their mean latents, averaged over the pixels.
-        scale_offset: how far the counted objects' s lies from its prior's mean, in the prior's sds, on average; 0 where
-            nothing is counted. Far below 0 the windows want to be larger than the prior says, far above it smaller.
+        scale_offset: of AIR alone: how far the counted objects' s lies from its prior's mean, in the prior's sds, on
+            average; 0 where nothing is counted. Far below 0 the windows want to be larger than the prior says, far
+            above it smaller.
         blank: share of scenes with this failure, see `failures`.
         iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats an image, averaged over the first
             IW_SCENES scenes, its K, and how many scenes that were.
@@ -61,8 +63,8 @@ def evaluate(model: AIR, scenes: Scenes, iw_particles: int = 0, refined: bool = 
     model.train(was_training)
     metrics = _means((tally.sums for tally in tallies), len(scenes))
     metrics["counted"] = torch.stack([tally.counted for tally in tallies]).sum(0).tolist()
-    metrics["scale_offset"] *= len(scenes) / max(1, sum(n * scenes_of_n for n, scenes_of_n in
-                                                        enumerate(metrics["counted"])))
+    if "scale_offset" in metrics:
+        metrics["scale_offset"] *= len(scenes) / max(1, sum(n * seen for n, seen in enumerate(metrics["counted"])))
     if iw_particles:
         iw_scenes = min(IW_SCENES, len(scenes))
         metrics |= {"iw_bound": sum(tally.iw for tally in tallies) / iw_scenes, "iw_particles": iw_particles,
@@ -109,7 +111,7 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + total if name in sums else total
 
 
-def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: int) -> _Tally:
+def _tally(model: CountingModel, scenes: Scenes, iw_particles: int, refined: bool, seed: int) -> _Tally:
     """This process's share of `evaluate`."""
     device = next(model.parameters()).device
     confusion = torch.zeros(max(int(scenes.counts.max()), model.num_steps) + 1, model.num_steps + 1, dtype=torch.int64)
@@ -128,13 +130,14 @@ def _tally(model: AIR, scenes: Scenes, iw_particles: int, refined: bool, seed: i
             q = terms.log_q.exp()  # (B, N+1)
             wrong = failures(inferred, boxes)
             error = (model.as_images(images)[:, None] - inferred.canvases).square().mean((2, 3, 4))  # (B, N+1)
-            offset = (inferred.z_where - model.z_where_prior_loc) / model.z_where_prior_scale  # (B, N, 3)
-            _add(sums, {**terms.per_image(q), "blank": wrong.pop("blank"), "squared_error": error,
-                        "scale_offset": (offset[..., 0] * inferred.z_pres).sum(-1)})
+            _add(sums, {**terms.per_image(q), "blank": wrong.pop("blank"), "squared_error": error})
+            if isinstance(model, AIR):
+                offset = (inferred.z_where - model.z_where_prior_loc) / model.z_where_prior_scale  # (B, N, 3)
+                _add(sums, {"scale_offset": (offset[..., 0] * inferred.z_pres).sum(-1)})
             counted += inferred.count.bincount(minlength=len(counted)).cpu()
             known = counts >= 0
             right = {"count_accuracy_sampled": _at(q, counts)}
-            if refined:
+            if refined and isinstance(model, AIR):
                 again = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
                 right["count_accuracy_refined"] = again == counts
             _add(known_sums, {name: value[known] for name, value in right.items()})
@@ -172,14 +175,14 @@ def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:
             "merged": (holds.sum(2) > 1).any(-1), "collapsed": there.any(-1) & ~counted.any(-1)}
 
 
-def iw_bound(model: AIR, images: Tensor, particles: int) -> Tensor:
+def iw_bound(model: CountingModel, images: Tensor, particles: int) -> Tensor:
     """The importance-weighted bound on log p(x), with the count summed out of every particle.
 
     A rollout's weight is Σ_n p(n) p(x | z_{1:n}) Π_{t<=n} p(z_t)/q(z_t): its mean is p(x) whatever q(n) is, and it
     varies less than that of a drawn n.
 
     Args:
-        images: as `AIR.rollout` takes them.
+        images: as `CountingModel.rollout` takes them.
         particles: K.
     Returns:
         (B,) in nats: log 1/K Σ_k w_k.

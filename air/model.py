@@ -11,14 +11,14 @@ Shapes: B batch, N num_steps, C H W image, w window_size, D z_what_size.
 Source: Eslami et al. (2016), sections 2-3.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from air.base import CountingModel, Inference, Rollout
 from air.distributions import CountPrior, NormalLatent, log_count_probs
 from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet
 from air.spatial import image_to_window, painted_boxes, window_to_image
@@ -28,33 +28,7 @@ from air.spatial import image_to_window, painted_boxes, window_to_image
 BOX_THRESHOLD = 0.2
 
 
-class Rollout(NamedTuple):
-    """All N steps of the guide with every z_pres set to 1, and the N+1 likelihoods that go with them.
-
-    Estimators read this and nothing else, so they do not know what an object's latents are.
-    """
-
-    logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    latents: Mapping[str, NormalLatent]  # name -> (B, N, size): "where", "what"; (B, size): "background", if modelled
-    history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
-    painted: Tensor  # (B, N, C, H, W), each object alone
-    log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
-
-
-class Inference(NamedTuple):
-    """What the model sees in an image, along the path of most probable count and mean latents."""
-
-    count: Tensor  # type: ignore[assignment]  # (B,) int64, the MAP count; hides tuple.count
-    count_probs: Tensor  # (B, N+1), q(n)
-    z_pres: Tensor  # (B, N), 1 for t <= count, else 0
-    z_where: Tensor  # (B, N, 3), (s, x, y)
-    z_what: Tensor  # (B, N, D)
-    boxes: Tensor  # (B, N, 4), (x0, y0, x1, y1) in pixels: tight around what the object paints; 0 where z_pres is 0
-    reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
-    canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
-
-
-class AIR(nn.Module):
+class AIR(CountingModel):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
     Where it departs from that class: immutable defaults, `channels`, `count_prior`, p(n) as part of the model,
@@ -105,21 +79,10 @@ class AIR(nn.Module):
         Raises:
             ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
         """
-        super().__init__()
-        for name, size in {"num_steps": num_steps, "x_size": x_size, "window_size": window_size, "channels": channels,
-                           "z_what_size": z_what_size, "rnn_hidden_size": rnn_hidden_size,
-                           "likelihood_sd": likelihood_sd, "scale_prior_sd": scale_prior_sd,
-                           "pos_prior_sd": pos_prior_sd, "z_background_size": z_background_size}.items():
-            if not size > 0:
-                raise ValueError(f"{name} must be positive, got {size}")
-        if not isinstance(count_prior, CountPrior):
-            count_prior = CountPrior.geometric(num_steps, count_prior)
-        if count_prior.log_probs.shape != (num_steps + 1,):
-            raise ValueError(f"the count prior must be over 0..{num_steps}, shape ({num_steps + 1},), "
-                             f"got {tuple(count_prior.log_probs.shape)}")
-        self.num_steps, self.x_size, self.window_size, self.channels = num_steps, x_size, window_size, channels
-        self.use_masking, self.use_baselines, self.likelihood_sd = use_masking, use_baselines, likelihood_sd
-        self.count_prior, self.difference = count_prior, difference
+        super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines,
+                         window_size=window_size, z_what_size=z_what_size, rnn_hidden_size=rnn_hidden_size,
+                         scale_prior_sd=scale_prior_sd, pos_prior_sd=pos_prior_sd, z_background_size=z_background_size)
+        self.window_size, self.difference = window_size, difference
 
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
@@ -144,7 +107,6 @@ class AIR(nn.Module):
         self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
 
     def make_baseline(self) -> Baseline:
-        """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
         baseline = Baseline(RecurrentNet(*self._recurrent_sizes), *self._baseline_sizes)
         return baseline.to(self.z_where_prior_loc)  # its device and dtype
 
@@ -164,7 +126,7 @@ class AIR(nn.Module):
         prior = self.count_prior
         if z_pres_prior_p is not None:
             prior = CountPrior.from_steps(self.num_steps, z_pres_prior_p).to(self.z_where_prior_loc)
-        z_pres = self._z_pres(prior.sample(n))  # (n, N)
+        z_pres = self.z_pres(prior.sample(n))  # (n, N)
         z_where = torch.normal(self.z_where_prior_loc.expand(n, self.num_steps, 3), self.z_where_prior_scale)
         z_what = z_where.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
         x = (self.paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
@@ -176,11 +138,6 @@ class AIR(nn.Module):
         """Each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
         window = self.decode(z_what.flatten(0, 1))  # (B*N, C, w, w)
         return window_to_image(window, z_where.flatten(0, 1), self.x_size).unflatten(0, z_where.shape[:2])
-
-    def _z_pres(self, count: Tensor) -> Tensor:
-        """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""
-        steps = torch.arange(self.num_steps, device=count.device)
-        return (steps < count[:, None]).to(self.z_where_prior_loc.dtype)
 
     def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
         """log p(x | n, z_{1:n}) = Σ_pixels log Normal(x; canvas_n, likelihood_sd²) for n = 0..N.
@@ -196,30 +153,11 @@ class AIR(nn.Module):
         for painted_t in painted.unbind(1):
             residual = residual - painted_t
             squares.append(residual.square().sum((1, 2, 3)))
-        return self.log_likelihood_ceiling - torch.stack(squares, 1) / (2 * self.likelihood_sd**2)
-
-    @property
-    def log_likelihood_ceiling(self) -> float:
-        """The log-likelihood of a perfect reconstruction, in nats: an ELBO means something only beside it."""
-        pixels = self.channels * self.x_size**2
-        return -pixels * (math.log(self.likelihood_sd) + math.log(2 * math.pi) / 2)
+        return self.log_likelihood_of(torch.stack(squares, 1))
 
     # ---- inference network ---------------------------------------------------------------------------------------
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
-        """Run all N steps of the guide with z_pres = 1, and paint what they found.
-
-        Given the image, the chain is only ever continued from z_pres = 1, so this holds all that any estimator needs.
-
-        Args:
-            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
-            at_mean: take each Normal's loc in place of a draw.
-            particles: K independent draws an image, folded into the batch: row b K + k is the k-th of image b.
-        Returns:
-            The rollout of B K rows; the recurrent net has read each image once.
-        Raises:
-            ValueError: the images are not of the model's size.
-        """
         images = self.as_images(images)
         of_scene = {}
         if self.background:
@@ -299,16 +237,7 @@ class AIR(nn.Module):
 
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
-        """Count, locate, encode and reconstruct the objects of images, without noise.
-
-        Args:
-            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255. An array of numpy will do.
-        Raises:
-            ValueError: the images are not of the model's size, neither uint8 nor floats, or not finite.
-        """
-        images = self.as_images(images)
-        if not torch.compiler.is_compiling() and not images.isfinite().all():
-            raise ValueError("expected images of finite intensities, got some that are nan or infinite")
+        images = self.as_images(images, finite=True)
         background = self.look_behind(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
         logits, latents, _, painted = self.attend(images - background, at_mean=True)
         return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted,
@@ -321,28 +250,8 @@ class AIR(nn.Module):
         Args: of shapes (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W), (B, C, H, W).
         """
         count = count_probs.argmax(-1)
-        z_pres = self._z_pres(count)
+        z_pres = self.z_pres(count)
         canvases = torch.cat((background[:, None], painted), 1).cumsum(1)
         boxes = painted_boxes(painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
         reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
         return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
-
-    def as_images(self, images: Tensor | NDArray[Any]) -> Tensor:
-        """(B, H, W) or (B, C, H, W), uint8 or floating, also of numpy -> (B, C, H, W) as the model's parameters are.
-
-        Raises:
-            ValueError: the shape or the type is another one.
-        """
-        images = torch.as_tensor(images)
-        shape = (self.channels, self.x_size, self.x_size)
-        flat = images.ndim == 3 and self.channels == 1
-        if images.shape[1:] != (shape[1:] if flat else shape):
-            raise ValueError(f"expected images of shape (B, {', '.join(map(str, shape))})"
-                             f"{f' or (B, {self.x_size}, {self.x_size})' if self.channels == 1 else ''}, "
-                             f"got {tuple(images.shape)}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"expected images of uint8 or floats, got {images.dtype}")
-        if flat:
-            images = images[:, None]
-        floating = images.to(self.z_where_prior_loc)
-        return floating / 255 if images.dtype == torch.uint8 else floating

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from air.base import Inference, Rollout
 from air.elbo import elbo_terms
-from air.model import AIR, Inference, Rollout
+from air.model import AIR
 
 LOOKS = 9
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from air.base import Inference
 from air.distributions import NormalLatent, log_count_probs
 from air.evaluation import average_precision, evaluate, failures, iw_bound, match
-from air.model import Inference
 from air.refinement import refine
 
 

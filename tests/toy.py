@@ -6,9 +6,9 @@ import math
 import torch
 from torch import nn
 
+from air.base import Rollout
 from air.distributions import CountPrior, NormalLatent
 from air.elbo import Terms
-from air.model import Rollout
 from air.networks import Baseline, RecurrentNet
 
 STEPS = 2

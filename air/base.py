@@ -1,0 +1,132 @@
+"""What AIR and SceneAIR have in common: how they take images, count, and are read by estimators and evaluation."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from air.distributions import CountPrior, NormalLatent
+from air.networks import Baseline
+
+
+class Rollout(NamedTuple):
+    """All N steps of the guide with every z_pres set to 1, and the N+1 likelihoods that go with them.
+
+    Estimators read this and nothing else, so they do not know what an object's latents are.
+    """
+
+    logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    latents: Mapping[str, NormalLatent]  # name -> (B, N, size): "where", "what"; (B, size): "background", if modelled
+    history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
+    painted: Tensor  # (B, N, C, H, W), each object alone
+    log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
+
+
+class Inference(NamedTuple):
+    """What the model sees in an image, along the path of most probable count and mean latents."""
+
+    count: Tensor  # type: ignore[assignment]  # (B,) int64, the MAP count; hides tuple.count
+    count_probs: Tensor  # (B, N+1), q(n)
+    z_pres: Tensor  # (B, N), 1 for t <= count, else 0
+    z_where: Tensor  # (B, N, 3), (s, x, y)
+    z_what: Tensor  # (B, N, D)
+    boxes: Tensor  # (B, N, 4), (x0, y0, x1, y1) in pixels: tight around what the object paints; 0 where z_pres is 0
+    reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
+    canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
+
+
+class CountingModel(nn.Module, ABC):
+    """A model of images that hold 0 to N objects, found one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
+
+    def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
+                 count_prior: float | CountPrior, use_masking: bool, use_baselines: bool, **sizes: float) -> None:
+        """Args: as of AIR; sizes: further keywords that have to be positive.
+
+        Raises:
+            ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
+        """
+        super().__init__()
+        for name, size in {"num_steps": num_steps, "x_size": x_size, "channels": channels,
+                           "likelihood_sd": likelihood_sd, **sizes}.items():
+            if not size > 0:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if not isinstance(count_prior, CountPrior):
+            count_prior = CountPrior.geometric(num_steps, count_prior)
+        if count_prior.log_probs.shape != (num_steps + 1,):
+            raise ValueError(f"the count prior must be over 0..{num_steps}, shape ({num_steps + 1},), "
+                             f"got {tuple(count_prior.log_probs.shape)}")
+        self.num_steps, self.x_size, self.channels, self.likelihood_sd = num_steps, x_size, channels, likelihood_sd
+        self.use_masking, self.use_baselines, self.count_prior = use_masking, use_baselines, count_prior
+
+    @abstractmethod
+    def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
+        """Run all N steps of the guide with z_pres = 1, and paint what they found.
+
+        Given the image, the chain is only ever continued from z_pres = 1, so this holds all that any estimator needs.
+
+        Args:
+            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
+            at_mean: take each Normal's loc in place of a draw.
+            particles: K independent draws an image, folded into the batch: row b K + k is the k-th of image b.
+        Returns:
+            The rollout of B K rows; the recurrent net has read each image once.
+        Raises:
+            ValueError: the images are not of the model's size.
+        """
+
+    @abstractmethod
+    def infer(self, images: Tensor | NDArray[Any]) -> Inference:
+        """Count, locate, encode and reconstruct the objects of images, without noise.
+
+        Args:
+            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255. An array of numpy will do.
+        Raises:
+            ValueError: the images are not of the model's size, neither uint8 nor floats, or not finite.
+        """
+
+    @abstractmethod
+    def make_baseline(self) -> Baseline:
+        """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
+
+    def z_pres(self, count: Tensor) -> Tensor:
+        """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""
+        steps = torch.arange(self.num_steps, device=count.device)
+        return (steps < count[:, None]).to(self.count_prior.log_probs.dtype)
+
+    def log_likelihood_of(self, squared_error: Tensor) -> Tensor:
+        """Σ_pixels log Normal(x; canvas, likelihood_sd²) in nats, from Σ_pixels (x - canvas)²."""
+        return self.log_likelihood_ceiling - squared_error / (2 * self.likelihood_sd**2)
+
+    @property
+    def log_likelihood_ceiling(self) -> float:
+        """The log-likelihood of a perfect reconstruction, in nats: an ELBO means something only beside it."""
+        pixels = self.channels * self.x_size**2
+        return -pixels * (math.log(self.likelihood_sd) + math.log(2 * math.pi) / 2)
+
+    def as_images(self, images: Tensor | NDArray[Any], finite: bool = False) -> Tensor:
+        """(B, H, W) or (B, C, H, W), uint8 or floating, also of numpy -> (B, C, H, W) as the model's parameters are.
+
+        Args: finite: look whether they are, which waits for a GPU.
+
+        Raises:
+            ValueError: the shape or the type is another one, or they are not finite.
+        """
+        images = torch.as_tensor(images)
+        shape = (self.channels, self.x_size, self.x_size)
+        flat = images.ndim == 3 and self.channels == 1
+        if images.shape[1:] != (shape[1:] if flat else shape):
+            raise ValueError(f"expected images of shape (B, {', '.join(map(str, shape))})"
+                             f"{f' or (B, {self.x_size}, {self.x_size})' if self.channels == 1 else ''}, "
+                             f"got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"expected images of uint8 or floats, got {images.dtype}")
+        if flat:
+            images = images[:, None]
+        floating = images.to(self.count_prior.log_probs)
+        if finite and not torch.compiler.is_compiling() and not floating.isfinite().all():
+            raise ValueError("expected images of finite intensities, got some that are nan or infinite")
+        return floating / 255 if images.dtype == torch.uint8 else floating
