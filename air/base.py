@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from air.distributions import CountPrior, NormalLatent
+from air.distributions import CountPrior, Latent
 from air.networks import Baseline
 
 
@@ -20,7 +20,7 @@ class Rollout(NamedTuple):
     """
 
     logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    latents: Mapping[str, NormalLatent]  # name -> (B, N, size): "where", "what"; (B, size): "background", if modelled
+    latents: Mapping[str, Latent]  # name -> (B, N, size): "where", "what"; (B, size): "background", if modelled
     history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
@@ -91,6 +91,9 @@ class CountingModel(nn.Module, ABC):
     @abstractmethod
     def make_baseline(self) -> Baseline:
         """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
+
+    def anneal(self, share: float) -> None:
+        """What a training loop tells before each step: the share of its steps that are taken. AIR has no use for it."""
 
     def z_pres(self, count: Tensor) -> Tensor:
         """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""

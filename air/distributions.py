@@ -32,6 +32,24 @@ class NormalLatent(NamedTuple):
         return (log_p - normal_log_prob(self.value, self.loc, self.scale)).sum(-1)
 
 
+class CategoricalLatent(NamedTuple):
+    """A categorical posterior over S values, its prior uniform, and one draw."""
+
+    value: Tensor  # (...,) int64
+    log_q: Tensor  # (..., S)
+
+    def kl(self) -> Tensor:
+        """KL(q || p) in nats, (...)."""
+        return (self.log_q.exp() * self.log_q).sum(-1) + math.log(self.log_q.shape[-1])
+
+    def log_ratio(self) -> Tensor:
+        """log p(value) - log q(value) in nats, (...): its mean under q is -KL(q || p)."""
+        return -math.log(self.log_q.shape[-1]) - self.log_q.gather(-1, self.value[..., None]).squeeze(-1)
+
+
+Latent = NormalLatent | CategoricalLatent
+
+
 def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
     """KL(Normal(loc, scale²) || Normal(prior_loc, prior_scale²)), elementwise, in nats.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 SHAPES = ("sphere", "box", "cylinder")
+SYMMETRIES = (0, 4, 1)  # of SHAPES: in how many rotations of a full turn one looks the same; 0: in all of them
 Vector = tuple[float, float, float]
 _TINY = 1e-9  # of a ray's direction, lest it be parallel to a face
 
@@ -46,6 +47,15 @@ class Layers(NamedTuple):
     depth: Tensor  # (B, N, P), to where a ray enters, in units of length
     colour: Tensor  # (B, N, 3, P)
 
+    def boxes(self, image_size: int) -> Tensor:
+        """Tight around each object as if no other hid it, (B, N, 4), (x0, y0, x1, y1) in pixels; 0 where none shows."""
+        inside = (self.opacity > 0.5).unflatten(-1, (image_size, image_size))
+        edges = []
+        for line in (inside.any(-2), inside.any(-1)):  # columns (x), then rows (y): (B, N, H)
+            edges.append((line.int().argmax(-1), image_size - line.flip(-1).int().argmax(-1)))
+        (x0, x1), (y0, y1) = edges
+        return torch.stack((x0, y0, x1, y1), -1) * inside.flatten(-2).any(-1)[..., None]
+
 
 class Hit(NamedTuple):
     """Where rays meet one shape, (M, P) each; margin and depth in units of length."""
@@ -59,7 +69,7 @@ class Hit(NamedTuple):
 Rays = tuple[Tensor, Tensor, Tensor]  # x, y and z, (M, P), or (M, 1) where they have it in common
 
 
-def layers(shape: Tensor, pose: Tensor, view: View, sharpness: float | None = None) -> Layers:
+def layers(shape: Tensor, pose: Tensor, view: View, sharpness: float | Tensor | None = None) -> Layers:
     """Render each object alone.
 
     Args:
@@ -86,7 +96,7 @@ def layers(shape: Tensor, pose: Tensor, view: View, sharpness: float | None = No
     return Layers(opacity, depth, colour)
 
 
-def compose(objects: Layers, present: Tensor, view: View, sharpness: float | None = None) -> Tensor:
+def compose(objects: Layers, present: Tensor, view: View, sharpness: float | Tensor | None = None) -> Tensor:
     """One image of the objects that are there, the nearer ones in front.
 
     Args:
@@ -96,19 +106,38 @@ def compose(objects: Layers, present: Tensor, view: View, sharpness: float | Non
     Returns:
         (B, 3, H, W), intensities.
     """
+    opacity = objects.opacity * present[..., None]
+    return stages(objects._replace(opacity=opacity), view, sharpness)[:, -1]
+
+
+def stages(objects: Layers, view: View, sharpness: float | Tensor | None = None) -> Tensor:
+    """The table with the first n objects on it, n = 0..N, the nearer ones in front.
+
+    Args:
+        objects: of B scenes.
+        sharpness: in place of the view's.
+    Returns:
+        (B, N+1, 3, H, W), intensities.
+    """
     sharpness = view.sharpness if sharpness is None else sharpness
-    opacity = objects.opacity * present[..., None]  # (B, N, P)
-    before = (sharpness * (objects.depth[:, :, None] - objects.depth[:, None])).sigmoid()  # (B, N, N, P): j before i
-    itself = torch.eye(opacity.shape[1], dtype=torch.bool, device=opacity.device)[..., None]
-    uncovered = (1 - opacity[:, None] * before).masked_fill(itself, 1.0).prod(2)  # (B, N, P)
-    seen = opacity * uncovered
-    table = (1 - opacity).prod(1)  # (B, P)
-    ground = table[:, None] * _table_colour(view, opacity)[:, None]  # (B, 3, P)
-    image = (seen[:, :, None] * objects.colour).sum(1) + ground
-    return (image / (seen.sum(1) + table)[:, None]).unflatten(-1, (view.image_size, view.image_size))
+    opacity, depth, colour = objects
+    before = (sharpness * (depth[:, :, None] - depth[:, None])).sigmoid()  # (B, N, N, P): j before i
+    lets_see = 1 - opacity[:, None] * before  # (B, N, N, P): what j leaves to be seen of i
+    table = torch.ones_like(opacity[:, :0].sum(1))  # (B, P)
+    ground = _table_colour(view, opacity)[:, None]  # (3, 1)
+    images = [ground.expand(len(table), 3, table.shape[-1])]
+    seen = opacity[:, :0]  # (B, n, P)
+    for n in range(opacity.shape[1]):
+        own = opacity[:, n] * lets_see[:, n, :n].prod(1)
+        seen = torch.cat((seen * lets_see[:, :n, n], own[:, None]), 1)
+        table = table * (1 - opacity[:, n])
+        image = (seen[:, :, None] * colour[:, :n + 1]).sum(1) + table[:, None] * ground
+        images.append(image / (seen.sum(1) + table)[:, None])
+    return torch.stack(images, 1).unflatten(-1, (view.image_size, view.image_size))
 
 
-def render(shape: Tensor, pose: Tensor, present: Tensor, view: View, sharpness: float | None = None) -> Tensor:
+def render(shape: Tensor, pose: Tensor, present: Tensor, view: View, sharpness: float | Tensor | None = None
+           ) -> Tensor:
     """`layers` and `compose`: (B, N), (B, N, 4) and (B, N) -> (B, 3, H, W)."""
     return compose(layers(shape, pose, view, sharpness), present, view, sharpness)
 
@@ -151,7 +180,7 @@ def _own_frame(pose: Tensor, rays: Tensor, view: View) -> tuple[Rays, Rays, Rays
     return origin, direction, (*turned(light[0], light[1]), light[2].expand_as(x))
 
 
-def _sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float) -> Hit:
+def _sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
     """x² + y² + z² = 1."""
     a, b, c = _quadratic(origin, direction)
     nearest = (c + 1 - b.square() / a).clamp(min=_TINY).sqrt()  # from the middle to the ray
@@ -159,7 +188,7 @@ def _sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness:
     return Hit(size * (1 - nearest), depth, _dot(_at(depth, origin, direction), light), 0.0)
 
 
-def _box(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float) -> Hit:
+def _box(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
     """|x|, |y|, |z| <= 1: which face a ray enters by is soft, too."""
     slabs = [_slab(o, d) for o, d in zip(origin, direction)]
     enters = torch.stack([near for near, _ in slabs])  # (3, M, P)
@@ -170,7 +199,7 @@ def _box(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: fl
     return Hit(leaves - depth, depth, facing, 0.0)
 
 
-def _cylinder(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float) -> Hit:
+def _cylinder(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
     """x² + y² <= 1, |z| <= 1: bright where x > 0, dark where x < 0."""
     a, b, c = _quadratic(origin[:2], direction[:2])
     half = (b.square() - a * c).clamp(min=_TINY).sqrt() / a
@@ -206,4 +235,4 @@ def _slab(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     return middle - half, middle + half
 
 
-_SHAPES: tuple[Callable[[Rays, Rays, Rays, Tensor, float], Hit], ...] = (_sphere, _box, _cylinder)
+_SHAPES: tuple[Callable[[Rays, Rays, Rays, Tensor, float | Tensor], Hit], ...] = (_sphere, _box, _cylinder)

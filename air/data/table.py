@@ -79,10 +79,5 @@ def _picture(shapes: Tensor, poses: Tensor, present: Tensor, view: View) -> tupl
     fine = View(**{**asdict(view), "image_size": FINER * view.image_size})
     alone = layers(shapes, poses, fine, SHARP)
     images = F.avg_pool2d(compose(alone, present.float(), fine, SHARP), FINER)
-    inside = (alone.opacity > 0.5).unflatten(-1, (fine.image_size, fine.image_size)) & present[..., None, None]
-    edges = []
-    for line in (inside.any(-2), inside.any(-1)):  # columns (x), then rows (y): (B, L, FINER H)
-        edges.append((line.int().argmax(-1), fine.image_size - line.flip(-1).int().argmax(-1)))
-    (x0, x1), (y0, y1) = edges
-    boxes = torch.stack((x0, y0, x1, y1), -1) / FINER * inside.flatten(-2).any(-1)[..., None]
+    boxes = alone.boxes(fine.image_size) / FINER * present[..., None]
     return (255 * images.clamp(0, 1)).round().to(torch.uint8), boxes

@@ -1,0 +1,225 @@
+"""SceneAIR: the model of 3D scenes, a fixed renderer in the decoder's place.
+
+    n ~ p(n);  for t = 1..n: what_t ~ uniform over SHAPES, where_t ~ Normal(0, WHERE_SD² I), turn_t ~ Normal(0, I)
+    x ~ Normal(rendering of the first n objects, likelihood_sd²)
+
+where_t is the place on the table: a Normal as wide as the uniform distribution over [-1, 1]², so that it covers that.
+A rotation is a direction in a plane, and is inferred as one: turn_t is a vector for each shape that can be turned
+at all, and its angle over the shape's order of symmetry the rotation. So every rotation is equally likely a priori, no
+number jumps where a full turn is completed, and a box looks the same after a quarter turn, at which its vector is back
+where it was. A shape's vector counts for nothing where the object is of another shape: its KL alone draws it to the
+prior.
+
+The guide reads the image with convolutions, and at each step what the step before found, a shape's probability in place
+of a drawn shape: given the places and turns, the shapes are independent of one another. Their gradients are not
+reparameterised; log_likelihood_n carries them as a term of value 0:
+
+    local      Σ_{t<=n} Σ_s ∇q_t(s) log p(x | s in place of what_t, the other shapes as drawn)
+    nvil       Σ_{t<=n} ∇log q_t(what_t) (log p(x | z_{1:n}) - log p(x | z_{1:t-1}))
+    enumerate  Σ over all S^n combinations of shapes, differentiated as it stands; no shape is drawn
+
+All three have the same mean.
+
+Source: Eslami et al. (2016), section 3.3 and appendix; Titsias & Lázaro-Gredilla (2015), *Local Expectation Gradients
+for Black Box Variational Inference*, for the local one.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from air.base import CountingModel, Inference, Rollout
+from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
+from air.networks import MLP, Baseline, RecurrentNet
+from air.renderer import SHAPES, SYMMETRIES, Layers, View, layers, stages
+
+WHERE_SD = 0.6
+TURNED = [s for s, order in enumerate(SYMMETRIES) if order]  # shapes that look different when they are turned
+IDENTITIES = ("local", "nvil", "enumerate")
+MAX_COMBINATIONS = 27
+
+
+class SceneAIR(CountingModel):
+    """Counts, names and places the objects of a 3D scene, with the rollout that every estimator of the count reads."""
+
+    sharpness: Tensor
+
+    def __init__(self, num_steps: int, object_size: float, view: View | None = None, rnn_hidden_size: int = 256,
+                 features: int = 256, predict_net: Sequence[int] = (200,), bl_embed_net: Sequence[int] = (200,),
+                 bl_predict_net: Sequence[int] = (), non_linearity: str = "ReLU", use_masking: bool = True,
+                 use_baselines: bool = True, likelihood_sd: float = 0.1, count_prior: float | CountPrior = 0.5,
+                 identity: str = "local", first_sharpness: float = 5.0, annealed: float = 0.5) -> None:
+        """Build the networks.
+
+        Args:
+            num_steps: N, the most objects a scene can hold.
+            object_size: half of an object's height, in the world's units.
+            view: by default View(); it gives the images' size.
+            rnn_hidden_size: of the LSTM, and of the baseline's.
+            features: what the convolutions make of an image.
+            predict_net, bl_embed_net, bl_predict_net: hidden layers' sizes.
+            non_linearity: the name of a class in torch.nn.
+            use_masking, use_baselines: see AIR.
+            likelihood_sd: of a pixel, in intensities.
+            count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n.
+            identity: how the shapes are learned, one of IDENTITIES.
+            first_sharpness: of the renderer at the start of training: a blurred object gives a gradient from afar.
+            annealed: share of the training by the end of which the sharpness is the view's.
+        Raises:
+            ValueError: a size or a standard deviation is not positive, or `identity` is not one of IDENTITIES.
+        """
+        view = view or View()
+        super().__init__(num_steps, view.image_size, 3, likelihood_sd, count_prior, use_masking, use_baselines,
+                         object_size=object_size, rnn_hidden_size=rnn_hidden_size, features=features,
+                         first_sharpness=first_sharpness)
+        if identity not in IDENTITIES:
+            raise ValueError(f"there is no identity={identity!r}; there are {', '.join(IDENTITIES)}")
+        if identity == "enumerate" and len(SHAPES)**num_steps > MAX_COMBINATIONS:
+            raise ValueError(f"identity='enumerate' renders {len(SHAPES)}^{num_steps} combinations of shapes, at most "
+                             f"{MAX_COMBINATIONS}: use 'local'")
+        self.view, self.object_size, self.identity = view, object_size, identity
+        self.first_sharpness, self.annealed = first_sharpness, annealed
+        self.register_buffer("sharpness", torch.tensor(view.sharpness))
+        act = getattr(nn, non_linearity)
+        side = view.image_size // 8
+        self.see = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
+                                 nn.Conv2d(64, 64, 4, 2, 1), act(), nn.Flatten(), nn.Linear(64 * side**2, features),
+                                 act())
+        self.sizes = (1, len(SHAPES), 2, 2 * len(TURNED))  # of z_pres, what, where and turn
+        read = sum(self.sizes)
+        self.rnn = RecurrentNet(features, None, read, rnn_hidden_size, non_linearity)
+        self.predict = MLP(rnn_hidden_size, [*predict_net, sum(self.sizes) + sum(self.sizes[2:])], non_linearity)
+        self._baseline = (3 * view.image_size**2, bl_embed_net, read, rnn_hidden_size, non_linearity)
+        self._baseline_predict = (rnn_hidden_size, bl_predict_net, non_linearity, None)
+
+    def make_baseline(self) -> Baseline:
+        return Baseline(RecurrentNet(*self._baseline), *self._baseline_predict).to(self.count_prior.log_probs)
+
+    def anneal(self, share: float) -> None:
+        along = min(1.0, share / self.annealed) if self.annealed else 1.0
+        self.sharpness.fill_(self.first_sharpness * (self.view.sharpness / self.first_sharpness)**along)
+
+    def poses(self, where: Tensor, turn: Tensor) -> Tensor:
+        """The pose that each shape would have: places (..., 2) and turns (..., 2 len(TURNED)) -> (..., S, 4)."""
+        x, y = where.unbind(-1)
+        still, size = torch.zeros_like(x), torch.full_like(x, self.object_size)
+        angles = [still] * len(SHAPES)
+        for s, vector in zip(TURNED, turn.split(2, -1)):
+            angles[s] = torch.atan2(vector[..., 1], vector[..., 0]) / SYMMETRIES[s]
+        return torch.stack([torch.stack((x, y, angle, size), -1) for angle in angles], -2)
+
+    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
+               ) -> tuple[Tensor, dict[str, Any], Tensor]:
+        """The guide, arguments as of `rollout`: the first three of a Rollout's fields."""
+        images = self.as_images(images)
+        image_gates, state = self.rnn.read(self.see(images).to(images.dtype), particles)
+        noise = images.new_zeros(len(images) * particles, self.num_steps, sum(self.sizes[2:]))
+        noise = noise if at_mean else noise.normal_()
+        read = images.new_zeros(len(noise), sum(self.sizes))
+        steps: list[tuple[Tensor, ...]] = []
+        for noise_t in noise.unbind(1):
+            state = self.rnn(image_gates, read, state)
+            logit, what, loc, scale = self.predict(state[0]).to(images.dtype).split(
+                (1, len(SHAPES), noise_t.shape[-1], noise_t.shape[-1]), -1)
+            log_what, scale = what.log_softmax(-1), F.softplus(scale)
+            value = loc + scale * noise_t
+            steps.append((logit, read, log_what, value, loc, scale))
+            read = torch.cat((torch.ones_like(logit), log_what.exp(), value), -1)
+        logits, history, log_what, value, loc, scale = (torch.stack(each, 1) for each in zip(*steps))
+        what = log_what.argmax(-1) if at_mean else torch.multinomial(
+            log_what.detach().exp().flatten(0, 1), 1).view(log_what.shape[:2])
+        values, locs, scales = (each.split(self.sizes[2:], -1) for each in (value, loc, scale))
+        where, turn = (NormalLatent(value, loc, scale, images.new_zeros(()), images.new_tensor(sd))
+                       for value, loc, scale, sd in zip(values, locs, scales, (WHERE_SD, 1.0)))
+        return logits.squeeze(-1), {"where": where, "turn": turn, "what": CategoricalLatent(what, log_what)}, history
+
+    def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
+        images = self.as_images(images)
+        logits, latents, history = self.attend(images, at_mean, particles)
+        images = images.repeat_interleave(particles, 0)
+        poses = self.poses(latents["where"].value, latents["turn"].value)  # (B, N, S, 4)
+        what, log_q = latents["what"]
+        learns = torch.is_grad_enabled()
+        if learns and particles > 1:
+            raise ValueError("SceneAIR learns the shapes with one particle: a bound of several is for evaluation")
+        drawn = self.layers(what, poses)
+        if learns and self.identity == "enumerate":
+            log_likelihood = self._enumerated(images, poses, log_q)
+        else:
+            log_likelihood = self.log_likelihood(images, drawn)
+            if learns:
+                score = self._local if self.identity == "local" else self._nvil
+                log_likelihood = log_likelihood + score(images, drawn, poses, what, log_q, log_likelihood.detach())
+        painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
+        return Rollout(logits, latents, history, painted, log_likelihood)
+
+    def layers(self, what: Tensor, poses: Tensor) -> Layers:
+        """Objects of shapes (B, N), given the poses that each shape would have, (B, N, S, 4)."""
+        pose = poses.gather(2, what[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+        return layers(what, pose, self.view, self.sharpness)
+
+    def log_likelihood(self, images: Tensor, objects: Layers) -> Tensor:
+        """log p(x | z_{1:n}) for n = 0..N: images (B, 3, H, W) -> (B, N+1) in nats."""
+        canvases = stages(objects, self.view, self.sharpness)
+        return self.log_likelihood_of((images[:, None] - canvases).square().sum((2, 3, 4)))
+
+    def _local(self, images: Tensor, drawn: Layers, poses: Tensor, what: Tensor, log_q: Tensor, log_p: Tensor
+               ) -> Tensor:
+        """The local expectations' term, (B, N+1), of value 0."""
+        shapes, q = len(SHAPES), log_q.exp()
+        term = torch.zeros_like(log_p)
+        for t in range(self.num_steps):
+            with torch.no_grad():
+                rows = torch.arange(shapes, device=what.device).repeat(len(images))  # row b S + s
+                other = Layers(*(each.detach().repeat_interleave(shapes, 0) for each in drawn))
+                own = layers(rows[:, None], poses[:, t].flatten(0, 1)[:, None], self.view, self.sharpness)
+                for each, instead in zip(other, own):
+                    each[:, t] = instead[:, 0]
+                instead_of = self.log_likelihood(images.repeat_interleave(shapes, 0), other).unflatten(0, (-1, shapes))
+                instead_of[..., :t + 1] = 0  # not there yet
+            term = term + ((q[:, t] - q[:, t].detach())[..., None] * instead_of).sum(1)
+        return term
+
+    def _nvil(self, images: Tensor, drawn: Layers, poses: Tensor, what: Tensor, log_q: Tensor, log_p: Tensor
+              ) -> Tensor:
+        """The score function's term, (B, N+1), of value 0."""
+        chosen = log_q.gather(-1, what[..., None]).squeeze(-1)  # (B, N)
+        chosen = chosen - chosen.detach()
+        gains = log_p[:, None] - log_p[:, :-1, None]  # (B, N, N+1): of n over t - 1
+        there = torch.ones_like(gains[0]).triu(1)  # t <= n
+        return (chosen[..., None] * gains * there).sum(1)
+
+    def _enumerated(self, images: Tensor, poses: Tensor, log_q: Tensor) -> Tensor:
+        """E log p(x | z_{1:n}) over the shapes, (B, N+1), n = 0..N."""
+        combinations = torch.tensor(list(itertools.product(range(len(SHAPES)), repeat=self.num_steps)),
+                                    device=images.device)
+        times = len(combinations)
+        every = combinations.repeat(len(images), 1)  # row b M + m
+        of_each = self.log_likelihood(images.repeat_interleave(times, 0),
+                                      self.layers(every, poses.repeat_interleave(times, 0)))
+        log_weight = log_q.repeat_interleave(times, 0).gather(-1, every[..., None]).squeeze(-1).sum(-1)
+        return (log_weight.exp()[:, None] * of_each).unflatten(0, (-1, times)).sum(1)
+
+    @torch.no_grad()
+    def infer(self, images: Tensor | NDArray[Any]) -> Inference:
+        """As CountingModel's, with z_where the poses, (B, N, 4), as the renderer has them, and z_what the shapes'
+        probabilities, (B, N, S).
+        """
+        images = self.as_images(images, finite=True)
+        logits, latents, _ = self.attend(images, at_mean=True)
+        what, log_q = latents["what"]
+        poses = self.poses(latents["where"].value, latents["turn"].value)
+        objects = self.layers(what, poses)
+        canvases = stages(objects, self.view, self.sharpness)
+        count_probs = log_count_probs(logits).exp()
+        count = count_probs.argmax(-1)
+        z_pres = self.z_pres(count)
+        boxes = objects.boxes(self.x_size) * z_pres[..., None]
+        pose = poses.gather(2, what[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+        reconstruction = canvases[torch.arange(len(count), device=count.device), count]
+        return Inference(count, count_probs, z_pres, pose, log_q.exp(), boxes, reconstruction, canvases)

@@ -1,0 +1,150 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from air import NVIL, Enumerate
+from air.distributions import CategoricalLatent
+from air.renderer import SHAPES, View, render
+from air.scene_model import IDENTITIES, WHERE_SD, SceneAIR
+
+VIEW = View(image_size=8)
+
+
+@pytest.fixture
+def make_scene_model():
+    def make(num_steps=2, **kwargs) -> SceneAIR:
+        torch.manual_seed(0)
+        return SceneAIR(num_steps, 0.35, VIEW, rnn_hidden_size=8, features=6, predict_net=(7,), bl_embed_net=(5,),
+                        **kwargs).double()
+    return make
+
+
+@pytest.fixture
+def table_images():
+    torch.manual_seed(1)
+    shape = torch.randint(3, (4, 2))
+    pose = torch.cat((torch.rand(4, 2, 2) * 2 - 1, torch.rand(4, 2, 1), torch.full((4, 2, 1), 0.35)), -1).double()
+    return render(shape, pose, torch.ones(4, 2).double(), VIEW)
+
+
+def gradients(model, loss):
+    parameters = [p for name, p in model.named_parameters()]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True,
+                                                               materialize_grads=True)])
+
+
+def test_likelihoods_are_those_of_the_first_n_objects_rendered(make_scene_model, table_images):
+    model = make_scene_model(3, likelihood_sd=0.2)
+    with torch.no_grad():
+        rollout = model.rollout(table_images)
+    what, where, turn = (rollout.latents[name].value for name in ("what", "where", "turn"))
+    for n in range(4):
+        for b, image in enumerate(table_images):
+            angles = [[0.0, math.atan2(v[1], v[0]) / 4, math.atan2(v[3], v[2])] for v in turn[b].tolist()]
+            poses = torch.tensor([[*where[b, t], angles[t][what[b, t]], 0.35] for t in range(3)]).double()
+            present = (torch.arange(3) < n).double()
+            canvas = render(what[b:b + 1], poses[None], present[None], VIEW)[0]
+            expected = torch.distributions.Normal(canvas, 0.2).log_prob(image).sum()
+            torch.testing.assert_close(rollout.log_likelihood[b, n], expected)
+
+
+@pytest.mark.parametrize("identity", ["local", "nvil"])
+def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_model, table_images, monkeypatch, identity):
+    """Places and turns held fixed, the drawn shapes summed out by their probabilities: of every elbo_n."""
+    exact, model = make_scene_model(identity="enumerate"), make_scene_model(identity=identity)
+    model.load_state_dict(exact.state_dict())
+    for n in range(3):
+        torch.manual_seed(2)
+        wanted = gradients(exact, exact.rollout(table_images).log_likelihood[:, n].sum())
+        found, values = torch.zeros_like(wanted), 0
+        for b in range(len(table_images)):
+            for combination in itertools.product(range(len(SHAPES)), repeat=2):
+                drawn = torch.tensor(combination).repeat(len(table_images))[:, None]
+                monkeypatch.setattr(torch, "multinomial", lambda *args, drawn=drawn: drawn)
+                torch.manual_seed(2)
+                rollout = model.rollout(table_images)
+                log_q = rollout.latents["what"].log_q[b, [0, 1], list(combination)].sum().exp().item()
+                found += log_q * gradients(model, rollout.log_likelihood[b, n])
+                values += log_q * rollout.log_likelihood[b, n].item()
+        torch.manual_seed(2)
+        assert values == pytest.approx(exact.rollout(table_images).log_likelihood[:, n].sum().item(), rel=1e-10)
+        assert wanted.norm() > 0 or n == 0
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+@pytest.mark.parametrize("estimator", [Enumerate, NVIL])
+def test_every_estimator_of_the_count_trains_it(make_scene_model, table_images, identity, estimator):
+    objective = estimator(make_scene_model(identity=identity, count_prior=1e-3, likelihood_sd=0.03))
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    objective.exploration.fill_(1.0)
+    losses = []
+    for _ in range(60):
+        loss, metrics = objective(table_images)
+        losses.append(metrics["elbo"].item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert sum(losses[-5:]) / 5 > sum(losses[:5]) / 5 + 50
+    assert {"kl_where", "kl_turn", "kl_what", "kl_pres"} <= set(metrics)
+
+
+def test_rotations_by_symmetry_and_the_prior_s_width(make_scene_model):
+    model = make_scene_model()
+    turn = torch.tensor([[math.cos(1.2), math.sin(1.2), 3 * math.cos(-2.0), 3 * math.sin(-2.0)]]).double()
+    poses = model.poses(torch.tensor([[0.3, -0.4]]).double(), turn)
+    expected = [[0.3, -0.4, 0.0, 0.35], [0.3, -0.4, 0.3, 0.35], [0.3, -0.4, -2.0, 0.35]]  # sphere, box, cylinder
+    torch.testing.assert_close(poses[0], torch.tensor(expected).double())
+    assert WHERE_SD == pytest.approx(torch.rand(100_000).mul(2).sub(1).std().item(), rel=0.05)
+
+
+def test_a_categorical_s_kl_and_ratio_agree():
+    torch.manual_seed(0)
+    log_q = torch.randn(5, 3).double().log_softmax(-1)
+    ratio = torch.stack([CategoricalLatent(torch.full((5,), s), log_q).log_ratio() for s in range(3)], -1)
+    latent = CategoricalLatent(torch.zeros(5).long(), log_q)
+    torch.testing.assert_close(latent.kl(), -(log_q.exp() * ratio).sum(-1))
+    uniform = torch.distributions.Categorical(probs=torch.ones(5, 3).double())
+    torch.testing.assert_close(latent.kl(), torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=log_q), uniform))
+
+
+def test_the_renderer_grows_sharp_over_half_of_the_steps(make_scene_model):
+    model = make_scene_model(first_sharpness=10.0)
+    for share, sharpness in ((0, 10), (0.25, 20), (0.5, 40), (0.9, 40)):
+        model.anneal(share)
+        assert model.sharpness.item() == pytest.approx(sharpness)
+    still = make_scene_model(annealed=0.0)
+    still.anneal(0.0)
+    assert still.sharpness.item() == 40
+
+
+def test_what_it_infers_is_what_it_renders(make_scene_model, table_images):
+    model = make_scene_model(count_prior=0.5)
+    with torch.no_grad():
+        model.predict[-1].bias[0] = 3
+    seen = model.infer(table_images)
+    assert (seen.count == 2).all() and seen.z_where.shape == (4, 2, 4)
+    torch.testing.assert_close(seen.z_what.sum(-1), torch.ones(4, 2).double())
+    canvas = render(seen.z_what.argmax(-1), seen.z_where, seen.z_pres, VIEW)
+    torch.testing.assert_close(seen.reconstruction, canvas)
+    torch.testing.assert_close(seen.canvases[:, -1], canvas)
+    x0, y0, x1, y1 = seen.boxes.unbind(-1)
+    assert (x1 > x0).all() and (y1 > y0).all()
+
+
+def test_several_particles_are_for_evaluation(make_scene_model, table_images):
+    model = make_scene_model()
+    with pytest.raises(ValueError, match="with one particle"):
+        model.rollout(table_images, particles=2)
+    with torch.no_grad():
+        assert model.rollout(table_images, particles=2).log_likelihood.shape == (8, 3)
+
+
+def test_what_it_cannot_be_built_as_is_said(make_scene_model):
+    with pytest.raises(ValueError, match="no identity='magic'; there are local, nvil, enumerate"):
+        make_scene_model(identity="magic")
+    with pytest.raises(ValueError, match=r"renders 3\^4 combinations of shapes, at most 27"):
+        make_scene_model(4, identity="enumerate")
