@@ -1,30 +1,32 @@
 """SceneAIR: the model of 3D scenes, a fixed renderer in the decoder's place.
 
-    n ~ p(n);  for t = 1..n: what_t ~ uniform over SHAPES, where_t ~ Normal(0, WHERE_SD² I), turn_t ~ Normal(0, I)
+    n ~ p(n);  for t = 1..n: what_t ~ uniform over SHAPES, where_t ~ Normal(0, I), turn_t ~ Normal(0, I)
     x ~ Normal(rendering of the first n objects, likelihood_sd²)
 
-where_t is the place on the table: a Normal as wide as the uniform distribution over [-1, 1]², so that it covers that.
-A rotation is a direction in a plane, and is inferred as one: turn_t is a vector for each shape that can be turned
-at all, and its angle over the shape's order of symmetry the rotation. So every rotation is equally likely a priori, no
-number jumps where a full turn is completed, and a box looks the same after a quarter turn, at which its vector is back
-where it was. A shape's vector counts for nothing where the object is of another shape: its KL alone draws it to the
-prior.
+Each shape s has a place and, where it can be turned at all, a rotation of its own, of which the object shows those of
+what_t. A place is REACH erf(where / √2), uniform over the table. A rotation is a direction in a plane, and is inferred
+as one: the angle of a vector of turn_t over the shape's order of symmetry. So every rotation is equally likely, no
+number jumps where a turn is completed, and a box looks the same after a quarter turn, at which its vector is back where
+it was. What the image shows no object of is drawn to the prior by its KL, and costs nothing.
 
-The guide reads the image with convolutions, and at each step what the step before found, a shape's probability in place
-of a drawn shape: given the places and turns, the shapes are independent of one another. Their gradients are not
-reparameterised; log_likelihood_n carries them as a term of value 0:
+The guide sees the image less the empty table through convolutions, and at each step what the step before found, a
+shape's probability in place of a drawn shape: given the places and turns, the shapes are independent of one another.
+Their gradients are not reparameterised; log_likelihood_n carries them as a term of value 0:
 
     local      Σ_{t<=n} Σ_s ∇q_t(s) log p(x | s in place of what_t, the other shapes as drawn)
     nvil       Σ_{t<=n} ∇log q_t(what_t) (log p(x | z_{1:n}) - log p(x | z_{1:t-1}))
     enumerate  Σ over all S^n combinations of shapes, differentiated as it stands; no shape is drawn
 
-All three have the same mean.
+All three have the same mean. While a run is young the shapes are explored as the counts are: they are drawn by
+(1-ε) q + ε / S, and q follows what is found in the share 1-ε. Placed where another shape is, an object explains less
+than nothing, so without that each shape would soon be sent to where it does the least harm.
 
 Source: Eslami et al. (2016), section 3.3 and appendix; Titsias & Lázaro-Gredilla (2015), *Local Expectation Gradients
 for Black Box Variational Inference*, for the local one.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +38,10 @@ from torch import Tensor, nn
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
 from air.networks import MLP, Baseline, RecurrentNet
-from air.renderer import SHAPES, SYMMETRIES, Layers, View, layers, stages
+from air.renderer import SHAPES, SYMMETRIES, Layers, View, layers, render, stages
 
-WHERE_SD = 0.6
+REACH = 1.0  # of places on the table, as of the data
+CONTRAST = 10.0  # by which an image's difference from the empty table is multiplied, to be of the order of 1
 TURNED = [s for s, order in enumerate(SYMMETRIES) if order]  # shapes that look different when they are turned
 IDENTITIES = ("local", "nvil", "enumerate")
 MAX_COMBINATIONS = 27
@@ -48,6 +51,8 @@ class SceneAIR(CountingModel):
     """Counts, names and places the objects of a 3D scene, with the rollout that every estimator of the count reads."""
 
     sharpness: Tensor
+    exploration: Tensor
+    empty: Tensor  # (1, 3, H, W), the table alone
 
     def __init__(self, num_steps: int, object_size: float, view: View | None = None, rnn_hidden_size: int = 256,
                  features: int = 256, predict_net: Sequence[int] = (200,), bl_embed_net: Sequence[int] = (200,),
@@ -69,7 +74,8 @@ class SceneAIR(CountingModel):
             count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n.
             identity: how the shapes are learned, one of IDENTITIES.
             first_sharpness: of the renderer at the start of training: a blurred object gives a gradient from afar.
-            annealed: share of the training by the end of which the sharpness is the view's.
+            annealed: share of the training by the end of which the sharpness is the view's and ε is 0; ε is 1 for half
+                of that.
         Raises:
             ValueError: a size or a standard deviation is not positive, or `identity` is not one of IDENTITIES.
         """
@@ -85,15 +91,24 @@ class SceneAIR(CountingModel):
         self.view, self.object_size, self.identity = view, object_size, identity
         self.first_sharpness, self.annealed = first_sharpness, annealed
         self.register_buffer("sharpness", torch.tensor(view.sharpness))
+        self.register_buffer("exploration", torch.tensor(0.0))
+        nothing = torch.zeros(1, 0)
+        self.register_buffer("empty", render(nothing.long(), nothing[..., None].expand(1, 0, 4), nothing, view))
         act = getattr(nn, non_linearity)
         side = view.image_size // 8
         self.see = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
                                  nn.Conv2d(64, 64, 4, 2, 1), act(), nn.Flatten(), nn.Linear(64 * side**2, features),
                                  act())
-        self.sizes = (1, len(SHAPES), 2, 2 * len(TURNED))  # of z_pres, what, where and turn
+        self.sizes = (1, len(SHAPES), 2 * len(SHAPES), 2 * len(TURNED))  # of z_pres, what, where and turn
         read = sum(self.sizes)
         self.rnn = RecurrentNet(features, None, read, rnn_hidden_size, non_linearity)
-        self.predict = MLP(rnn_hidden_size, [*predict_net, sum(self.sizes) + sum(self.sizes[2:])], non_linearity)
+        self.predict = MLP(rnn_hidden_size + features, [*predict_net, sum(self.sizes) + sum(self.sizes[2:])],
+                           non_linearity)
+        for parameter in (*self.see.parameters(), *self.predict.parameters()):
+            if parameter.ndim > 1:  # so large, or all images would look alike, and what ignores them be learned first
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
         self._baseline = (3 * view.image_size**2, bl_embed_net, read, rnn_hidden_size, non_linearity)
         self._baseline_predict = (rnn_hidden_size, bl_predict_net, non_linearity, None)
 
@@ -103,39 +118,47 @@ class SceneAIR(CountingModel):
     def anneal(self, share: float) -> None:
         along = min(1.0, share / self.annealed) if self.annealed else 1.0
         self.sharpness.fill_(self.first_sharpness * (self.view.sharpness / self.first_sharpness)**along)
+        self.exploration.fill_(min(1.0, 2 - 2 * along))
 
     def poses(self, where: Tensor, turn: Tensor) -> Tensor:
-        """The pose that each shape would have: places (..., 2) and turns (..., 2 len(TURNED)) -> (..., S, 4)."""
-        x, y = where.unbind(-1)
-        still, size = torch.zeros_like(x), torch.full_like(x, self.object_size)
-        angles = [still] * len(SHAPES)
+        """The pose that each shape would have: (..., 2 S) and (..., 2 len(TURNED)) -> (..., S, 4)."""
+        place = REACH * torch.erf(where / math.sqrt(2)).unflatten(-1, (len(SHAPES), 2))
+        angles = list(torch.zeros_like(place[..., :1]).unbind(-2))
         for s, vector in zip(TURNED, turn.split(2, -1)):
-            angles[s] = torch.atan2(vector[..., 1], vector[..., 0]) / SYMMETRIES[s]
-        return torch.stack([torch.stack((x, y, angle, size), -1) for angle in angles], -2)
+            angles[s] = torch.atan2(vector[..., 1:], vector[..., :1]) / SYMMETRIES[s]
+        return torch.cat((place, torch.stack(angles, -2), torch.full_like(place[..., :1], self.object_size)), -1)
+
+    def explored(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """By what the shapes are drawn, and what q learns of them, 0 but for its gradient: (..., S) each."""
+        q = log_q.exp()
+        return q.detach().lerp(torch.full_like(q, 1 / len(SHAPES)), self.exploration), (1 - self.exploration) * (
+            q - q.detach())
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
                ) -> tuple[Tensor, dict[str, Any], Tensor]:
         """The guide, arguments as of `rollout`: the first three of a Rollout's fields."""
         images = self.as_images(images)
-        image_gates, state = self.rnn.read(self.see(images).to(images.dtype), particles)
+        seen = self.see(CONTRAST * (images - self.empty)).to(images.dtype)
+        image_gates, state = self.rnn.read(seen, particles)
+        seen = seen.repeat_interleave(particles, 0)
         noise = images.new_zeros(len(images) * particles, self.num_steps, sum(self.sizes[2:]))
         noise = noise if at_mean else noise.normal_()
         read = images.new_zeros(len(noise), sum(self.sizes))
         steps: list[tuple[Tensor, ...]] = []
         for noise_t in noise.unbind(1):
             state = self.rnn(image_gates, read, state)
-            logit, what, loc, scale = self.predict(state[0]).to(images.dtype).split(
+            logit, what, loc, scale = self.predict(torch.cat((state[0], seen), -1)).to(images.dtype).split(
                 (1, len(SHAPES), noise_t.shape[-1], noise_t.shape[-1]), -1)
             log_what, scale = what.log_softmax(-1), F.softplus(scale)
             value = loc + scale * noise_t
             steps.append((logit, read, log_what, value, loc, scale))
             read = torch.cat((torch.ones_like(logit), log_what.exp(), value), -1)
         logits, history, log_what, value, loc, scale = (torch.stack(each, 1) for each in zip(*steps))
-        what = log_what.argmax(-1) if at_mean else torch.multinomial(
-            log_what.detach().exp().flatten(0, 1), 1).view(log_what.shape[:2])
+        drawn_by = self.explored(log_what)[0] if torch.is_grad_enabled() else log_what.exp()
+        what = log_what.argmax(-1) if at_mean else torch.multinomial(drawn_by.flatten(0, 1), 1).view(drawn_by.shape[:2])
         values, locs, scales = (each.split(self.sizes[2:], -1) for each in (value, loc, scale))
         where, turn = (NormalLatent(value, loc, scale, images.new_zeros(()), images.new_tensor(sd))
-                       for value, loc, scale, sd in zip(values, locs, scales, (WHERE_SD, 1.0)))
+                       for value, loc, scale, sd in zip(values, locs, scales, (1.0, 1.0)))
         return logits.squeeze(-1), {"where": where, "turn": turn, "what": CategoricalLatent(what, log_what)}, history
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
@@ -171,7 +194,7 @@ class SceneAIR(CountingModel):
     def _local(self, images: Tensor, drawn: Layers, poses: Tensor, what: Tensor, log_q: Tensor, log_p: Tensor
                ) -> Tensor:
         """The local expectations' term, (B, N+1), of value 0."""
-        shapes, q = len(SHAPES), log_q.exp()
+        shapes, (_, learnt) = len(SHAPES), self.explored(log_q)
         term = torch.zeros_like(log_p)
         for t in range(self.num_steps):
             with torch.no_grad():
@@ -182,14 +205,14 @@ class SceneAIR(CountingModel):
                     each[:, t] = instead[:, 0]
                 instead_of = self.log_likelihood(images.repeat_interleave(shapes, 0), other).unflatten(0, (-1, shapes))
                 instead_of[..., :t + 1] = 0  # not there yet
-            term = term + ((q[:, t] - q[:, t].detach())[..., None] * instead_of).sum(1)
+            term = term + (learnt[:, t, :, None] * instead_of).sum(1)
         return term
 
     def _nvil(self, images: Tensor, drawn: Layers, poses: Tensor, what: Tensor, log_q: Tensor, log_p: Tensor
               ) -> Tensor:
         """The score function's term, (B, N+1), of value 0."""
-        chosen = log_q.gather(-1, what[..., None]).squeeze(-1)  # (B, N)
-        chosen = chosen - chosen.detach()
+        drawn_by, learnt = (each.gather(-1, what[..., None]).squeeze(-1) for each in self.explored(log_q))  # (B, N)
+        chosen = learnt / drawn_by
         gains = log_p[:, None] - log_p[:, :-1, None]  # (B, N, N+1): of n over t - 1
         there = torch.ones_like(gains[0]).triu(1)  # t <= n
         return (chosen[..., None] * gains * there).sum(1)
@@ -202,8 +225,9 @@ class SceneAIR(CountingModel):
         every = combinations.repeat(len(images), 1)  # row b M + m
         of_each = self.log_likelihood(images.repeat_interleave(times, 0),
                                       self.layers(every, poses.repeat_interleave(times, 0)))
-        log_weight = log_q.repeat_interleave(times, 0).gather(-1, every[..., None]).squeeze(-1).sum(-1)
-        return (log_weight.exp()[:, None] * of_each).unflatten(0, (-1, times)).sum(1)
+        drawn_by, learnt = self.explored(log_q)
+        weight = (drawn_by + learnt).repeat_interleave(times, 0).gather(-1, every[..., None]).squeeze(-1).prod(-1)
+        return (weight[:, None] * of_each).unflatten(0, (-1, times)).sum(1)
 
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:

@@ -7,7 +7,7 @@ import torch
 from air import NVIL, Enumerate
 from air.distributions import CategoricalLatent
 from air.renderer import SHAPES, View, render
-from air.scene_model import IDENTITIES, WHERE_SD, SceneAIR
+from air.scene_model import IDENTITIES, SceneAIR
 
 VIEW = View(image_size=8)
 
@@ -43,7 +43,8 @@ def test_likelihoods_are_those_of_the_first_n_objects_rendered(make_scene_model,
     for n in range(4):
         for b, image in enumerate(table_images):
             angles = [[0.0, math.atan2(v[1], v[0]) / 4, math.atan2(v[3], v[2])] for v in turn[b].tolist()]
-            poses = torch.tensor([[*where[b, t], angles[t][what[b, t]], 0.35] for t in range(3)]).double()
+            places = torch.erf(where[b] / 2**0.5).view(3, 3, 2)
+            poses = torch.tensor([[*places[t, s], angles[t][s], 0.35] for t, s in enumerate(what[b])]).double()
             present = (torch.arange(3) < n).double()
             canvas = render(what[b:b + 1], poses[None], present[None], VIEW)[0]
             expected = torch.distributions.Normal(canvas, 0.2).log_prob(image).sum()
@@ -51,10 +52,14 @@ def test_likelihoods_are_those_of_the_first_n_objects_rendered(make_scene_model,
 
 
 @pytest.mark.parametrize("identity", ["local", "nvil"])
-def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_model, table_images, monkeypatch, identity):
+@pytest.mark.parametrize("exploration", [0.0, 0.6])
+def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_model, table_images, monkeypatch,
+                                                                 exploration, identity):
     """Places and turns held fixed, the drawn shapes summed out by their probabilities: of every elbo_n."""
     exact, model = make_scene_model(identity="enumerate"), make_scene_model(identity=identity)
     model.load_state_dict(exact.state_dict())
+    for each in (exact, model):
+        each.exploration.fill_(exploration)
     for n in range(3):
         torch.manual_seed(2)
         wanted = gradients(exact, exact.rollout(table_images).log_likelihood[:, n].sum())
@@ -65,9 +70,10 @@ def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_mode
                 monkeypatch.setattr(torch, "multinomial", lambda *args, drawn=drawn: drawn)
                 torch.manual_seed(2)
                 rollout = model.rollout(table_images)
-                log_q = rollout.latents["what"].log_q[b, [0, 1], list(combination)].sum().exp().item()
-                found += log_q * gradients(model, rollout.log_likelihood[b, n])
-                values += log_q * rollout.log_likelihood[b, n].item()
+                q = rollout.latents["what"].log_q[b, [0, 1], list(combination)].exp()
+                drawn_by = ((1 - exploration) * q + exploration / len(SHAPES)).prod().item()
+                found += drawn_by * gradients(model, rollout.log_likelihood[b, n])
+                values += drawn_by * rollout.log_likelihood[b, n].item()
         torch.manual_seed(2)
         assert values == pytest.approx(exact.rollout(table_images).log_likelihood[:, n].sum().item(), rel=1e-10)
         assert wanted.norm() > 0 or n == 0
@@ -91,13 +97,19 @@ def test_every_estimator_of_the_count_trains_it(make_scene_model, table_images, 
     assert {"kl_where", "kl_turn", "kl_what", "kl_pres"} <= set(metrics)
 
 
-def test_rotations_by_symmetry_and_the_prior_s_width(make_scene_model):
+def test_places_and_rotations_are_uniform_a_priori(make_scene_model):
     model = make_scene_model()
     turn = torch.tensor([[math.cos(1.2), math.sin(1.2), 3 * math.cos(-2.0), 3 * math.sin(-2.0)]]).double()
-    poses = model.poses(torch.tensor([[0.3, -0.4]]).double(), turn)
-    expected = [[0.3, -0.4, 0.0, 0.35], [0.3, -0.4, 0.3, 0.35], [0.3, -0.4, -2.0, 0.35]]  # sphere, box, cylinder
+    places = torch.tensor([0.3, -0.4, 0.1, 0.9, -0.99, 0.0]).double()
+    poses = model.poses((places.erfinv() * 2**0.5)[None], turn)
+    expected = [[0.3, -0.4, 0.0, 0.35], [0.1, 0.9, 0.3, 0.35], [-0.99, 0.0, -2.0, 0.35]]  # sphere, box, cylinder
     torch.testing.assert_close(poses[0], torch.tensor(expected).double())
-    assert WHERE_SD == pytest.approx(torch.rand(100_000).mul(2).sub(1).std().item(), rel=0.05)
+    torch.manual_seed(0)
+    drawn = model.poses(torch.randn(20_000, 6).double(), torch.randn(20_000, 4).double())
+    quartiles = torch.tensor([0.25, 0.5, 0.75]).double()
+    torch.testing.assert_close(drawn[:, 0, 0].quantile(quartiles), 2 * quartiles - 1, atol=0.03, rtol=0)
+    turns = drawn[:, 2, 2] / (2 * math.pi) + 0.5
+    torch.testing.assert_close(turns.quantile(quartiles), quartiles, atol=0.015, rtol=0)
 
 
 def test_a_categorical_s_kl_and_ratio_agree():
@@ -113,12 +125,26 @@ def test_a_categorical_s_kl_and_ratio_agree():
 
 def test_the_renderer_grows_sharp_over_half_of_the_steps(make_scene_model):
     model = make_scene_model(first_sharpness=10.0)
-    for share, sharpness in ((0, 10), (0.25, 20), (0.5, 40), (0.9, 40)):
+    for share, sharpness, exploration in ((0, 10, 1), (0.25, 20, 1), (0.375, 28.28427, 0.5), (0.5, 40, 0), (1, 40, 0)):
         model.anneal(share)
         assert model.sharpness.item() == pytest.approx(sharpness)
+        assert model.exploration.item() == pytest.approx(exploration)
     still = make_scene_model(annealed=0.0)
     still.anneal(0.0)
-    assert still.sharpness.item() == 40
+    assert (still.sharpness, still.exploration) == (40, 0)
+
+
+def test_shapes_are_explored_in_training_alone(make_scene_model, table_images):
+    model = make_scene_model(num_steps=1)
+    with torch.no_grad():
+        model.predict[-1].weight.zero_()
+        model.predict[-1].bias[1:4] = torch.tensor([30.0, 0, 0])
+    many = table_images[:1].expand(600, -1, -1, -1)
+    model.exploration.fill_(1.0)
+    drawn = model.rollout(many).latents["what"].value.flatten().bincount(minlength=3)
+    assert (drawn > 150).all()
+    with torch.no_grad():
+        assert (model.rollout(many).latents["what"].value == 0).all()
 
 
 def test_what_it_infers_is_what_it_renders(make_scene_model, table_images):
