@@ -80,16 +80,20 @@ def train(trainer: Trainer) -> None:
         sys.exit(f"train.py: {error}")
     counts = f"mean count {metrics['mean_count']:.2f}"
     if "count_accuracy_map" in metrics:
-        counts = (f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP), "
-                  f"{100 * metrics['count_accuracy_refined']:.2f}% (refined)")
+        counts = f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP)"
+    if "count_accuracy_refined" in metrics:
+        counts += f", {100 * metrics['count_accuracy_refined']:.2f}% (refined)"
     if "box_iou" in metrics:
         counts += f", box IoU {metrics['box_iou']:.3f}, AP50 {metrics['box_ap50']:.3f}"
+    if "rotation_error" in metrics:
+        counts += (f", shapes right {100 * metrics['identity_accuracy']:.2f}%, median errors "
+                   f"{100 * metrics['place_error']:.2f}% of the table and {metrics['rotation_error']:.1f} degrees")
     print(f"held out, {metrics['held_out_scenes']} scenes: {counts}, elbo {metrics['elbo']:.1f} nats "
           f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
     if "unseen" in metrics:
         print(f"scenes with {' or '.join(map(str, config.unseen_counts))} objects, which training did not show: "
               f"counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")
-    if abs(metrics["scale_offset"]) > SCALE_OFFSET:
+    if abs(metrics.get("scale_offset", 0)) > SCALE_OFFSET:
         more, size_asked = ("larger", "above") if metrics["scale_offset"] < 0 else ("smaller", "below")
         print(f"train.py: WARNING: objects are found {more} than the scale prior says, by "
               f"{abs(metrics['scale_offset']):.1f} of its sds on average: try an --object-size {size_asked} "

@@ -63,6 +63,10 @@ class CountingModel(nn.Module, ABC):
         self.use_masking, self.use_baselines, self.count_prior = use_masking, use_baselines, count_prior
 
     @abstractmethod
+    def prior(self, n: int) -> tuple[Any, Tensor]:
+        """Draw n scenes: their latents, and their images (n, H, W), or (n, C, H, W) for C > 1, without pixel noise."""
+
+    @abstractmethod
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
         """Run all N steps of the guide with z_pres = 1, and paint what they found.
 

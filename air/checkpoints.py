@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from air.base import CountingModel
 from air.files import atomic_write
+from air.kinds import build
 from air.model import AIR
+from air.scene_model import SceneAIR
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 3
+FORMAT = 4
 
 
 class CheckpointError(Exception):
@@ -66,15 +69,30 @@ def checkpoint_path(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> AIR:
-    """A trained model, in eval mode on the CPU.
+    """A trained model of 2D scenes, in eval mode on the CPU.
 
     Args:
         path: a checkpoint that train.py wrote, or the folder of its run.
     Raises:
-        CheckpointError: there is none, it is damaged, or it is not one of this version.
+        CheckpointError: there is none, it is damaged, it is not one of this version, or it is of 3D scenes.
     """
+    model = _load(path)
+    if not isinstance(model, AIR):
+        raise CheckpointError(f"{path} is a model of 3D scenes: load it with air.load_scene_model")
+    return model
+
+
+def load_scene_model(path: str | Path) -> SceneAIR:
+    """A trained model of 3D scenes, in eval mode on the CPU; arguments and errors as of `load`."""
+    model = _load(path)
+    if not isinstance(model, SceneAIR):
+        raise CheckpointError(f"{path} is a model of 2D scenes: load it with air.load")
+    return model
+
+
+def _load(path: str | Path) -> CountingModel:
     content = load_checkpoint(path)
-    model = AIR(**content["model"])
+    model = build(content["kind"], content["model"])
     prefix = "model."
     model.load_state_dict({name.removeprefix(prefix): value for name, value in content["objective"].items()
                            if name.startswith(prefix)})

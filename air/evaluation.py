@@ -13,8 +13,10 @@ from air.data.scenes import Scenes
 from air.distributions import log_at_least
 from air.elbo import elbo_terms
 from air.model import AIR
+from air.poses import PoseErrors, pose_errors
 from air.processes import gather, rank, size
 from air.refinement import LOOKS, refine
+from air.scene_model import SceneAIR
 
 BLANK = 0.1  # intensity
 CHUNK = 500  # rollouts at a time
@@ -55,6 +57,9 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         box_iou: mean over true objects of the IoU with the inferred box matched to it, 0 for one that was missed.
         box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t) of the draw.
         split, merged, collapsed: shares of scenes with these failures.
+
+        Of the objects of 3D scenes whose box overlaps with the inferred one matched to it:
+        identity_accuracy, place_error, rotation_error: see `PoseErrors`.
     Source: Burda et al. (2016) for the bound; the rest is the project's evaluation protocol.
     """
     was_training = model.training
@@ -81,6 +86,9 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         metrics |= _means((tally.boxed_sums for tally in tallies), len(known))
         metrics |= {"box_iou": iou.sum().item() / max(1, objects),
                     "box_ap50": average_precision(iou >= 0.5, score, objects)}
+    found = [errors for tally in tallies for errors in tally.poses]
+    if found:
+        metrics |= PoseErrors(*map(torch.cat, zip(*found))).medians()
     return metrics
 
 
@@ -94,6 +102,7 @@ class _Tally(NamedTuple):
     confusion: Tensor  # scenes by true count and MAP count
     iou: Tensor  # of each inferred box with the true one matched to it
     score: Tensor  # how sure the model was of that box
+    poses: list[PoseErrors]  # of 3D scenes
     iw: float  # the bound, over its scenes
 
 
@@ -120,6 +129,7 @@ def _tally(model: CountingModel, scenes: Scenes, iw_particles: int, refined: boo
     known_sums: dict[str, Tensor] = {}
     boxed_sums: dict[str, Tensor] = {}
     overlaps, scores = [torch.empty(0)], [torch.empty(0)]
+    poses: list[PoseErrors] = []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank())
         for start in range(0, len(scenes), CHUNK)[rank()::size()]:
@@ -145,12 +155,16 @@ def _tally(model: CountingModel, scenes: Scenes, iw_particles: int, refined: boo
             confusion.index_put_((counts[known].cpu(), inferred.count[known].cpu()), torch.ones_like(confusion[0, 0]),
                                  True)
             present = (inferred.z_pres > 0) & known[:, None]
-            overlaps.append(match(inferred.boxes, present, boxes, boxes[..., 2] > boxes[..., 0])[0][present].cpu())
+            overlap, truth = match(inferred.boxes, present, boxes, boxes[..., 2] > boxes[..., 0])
+            overlaps.append(overlap[present].cpu())
+            if chunk.poses is not None and isinstance(model, SceneAIR):
+                errors = pose_errors(inferred, chunk.labels.to(device), chunk.poses.to(device), overlap > 0, truth)
+                poses.append(PoseErrors(*(each.cpu() for each in errors)))
             scores.append(log_at_least(rollout.logits)[:, 1:][present].cpu())
         batches = scenes.images[:IW_SCENES].split(max(1, CHUNK // max(1, iw_particles))) if iw_particles else ()
         for images in batches[rank()::size()]:
             iw += iw_bound(model, images.to(device), iw_particles).double().sum().item()
-    return _Tally(sums, known_sums, boxed_sums, counted, confusion, torch.cat(overlaps), torch.cat(scores), iw)
+    return _Tally(sums, known_sums, boxed_sums, counted, confusion, torch.cat(overlaps), torch.cat(scores), poses, iw)
 
 
 def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from air.data import IMAGE_SIZE, LAYOUT, OBJECT_SIZE, Dataset
+from air.data import IMAGE_SIZE, LAYOUT, OBJECT_SIZE, Dataset, usual_counts
 from air.estimators import ESTIMATORS
-from air.model import AIR
+from air.kinds import MODELS
 from air.training import Config
 
 SETTINGS: dict[str, Any] = {
@@ -17,11 +17,12 @@ SETTINGS: dict[str, Any] = {
     "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
     "data_root": "data"}
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
+SCENE_STEPS = 6000  # of 3D scenes
 PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
 NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.background", "model.difference",
-              "model.encoder", "model.decoder",
+              "model.encoder", "model.decoder", "model.object_size", "model.view",
               "estimator.model", "estimator.exploration", "estimator.particles", "estimator.rescue"}
 UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
 LIKELIHOOD_SD = 0.3  # of a pixel, for objects of the usual side in pixels and larger ones; in proportion for smaller
@@ -44,14 +45,31 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
         raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(names)}, "
                          "model.KEYWORD, estimator.KEYWORD")
     chosen = {**SETTINGS, **settings}
-    keywords = {"model.": inspect.signature(AIR), "estimator.": inspect.signature(ESTIMATORS[chosen["estimator"]])}
-    for prefix, signature in keywords.items():
-        for name in (name.removeprefix(prefix) for name in settings if name.startswith(prefix)):
+    kind, estimator = "air" if dataset.train.poses is None else "scene", chosen["estimator"]
+    _check(chosen, {"model.": MODELS[kind], "estimator.": ESTIMATORS[estimator]})
+    chosen["counts"] = sorted(set(usual_counts(dataset.name) if chosen["counts"] is None else chosen["counts"]))
+    chosen["unseen_counts"] = sorted(set(chosen["unseen_counts"]))
+    model = (_air_model if kind == "air" else _scene_model)(dataset, chosen) | _pop(chosen, "model.")
+    options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
+               **_pop(chosen, "estimator.")}
+    steps = chosen.pop("steps", STEPS[estimator] if kind == "air" else SCENE_STEPS)
+    learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
+    exploration_steps = round(chosen.pop("exploration_share") * steps)
+    return Config(dataset=dataset.name, dataset_reason=dataset.reason, model=model, steps=steps,
+                  kind=kind, estimator_options=options, learn_count_prior_from=learn_from,
+                  exploration_steps=exploration_steps, **chosen)
+
+
+def _check(chosen: dict[str, Any], takers: dict[str, type]) -> None:
+    """Raises ValueError: a setting is not what it is to be, or the class under its prefix takes no such keyword."""
+    for prefix, taker in takers.items():
+        signature = inspect.signature(taker)
+        for name in (name.removeprefix(prefix) for name in chosen if name.startswith(prefix)):
             if name not in signature.parameters:
                 raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
             if prefix + name in NOT_TO_SET:
                 raise ValueError(f"{prefix}{name} follows from the data, or from a setting of its own")
-            kinds, value = _kinds(signature.parameters[name].annotation), settings[prefix + name]
+            kinds, value = _kinds(signature.parameters[name].annotation), chosen[prefix + name]
             if not any(fits(value) for _, fits in kinds):
                 raise ValueError(f"{prefix}{name} must be {' or '.join(words for words, _ in kinds)}, got {value!r}")
     for name in ("exploration", "exploration_share", "rescue", "final_lr"):
@@ -59,27 +77,34 @@ def configure(dataset: Dataset, **settings: Any) -> Config:
             raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
     if type(chosen["shift"]) is not int or chosen["shift"] < 0:
         raise ValueError(f"shift must be a whole number of pixels, at least 0, got {chosen['shift']!r}")
-    estimator = chosen["estimator"]
-    for name in ("counts", "unseen_counts"):
-        chosen[name] = sorted(set(chosen[name]))
+
+
+def _air_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
+    """AIR's keywords; the settings that they are made of are taken out of `chosen`."""
     channels, x_size = dataset.train.images.shape[1:3]
     side = x_size * chosen["object_size"] / (IMAGE_SIZE * OBJECT_SIZE)  # of an object, 1 is the usual one
     most = int(dataset.train.counts.max())
     # One step more than there are objects, so that counting one too many is possible and seen.
     num_steps = max([most + 1, *chosen["unseen_counts"]]) if most >= 0 else UNKNOWN_STEPS
-    model = {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
-             **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
-             "scale_prior_mean": 1 / chosen["object_size"],
-             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"],
-             "likelihood_sd": LIKELIHOOD_SD * min(1.0, side), **_pop(chosen, "model.")}
-    options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
-               **_pop(chosen, "estimator.")}
-    steps = chosen.pop("steps", STEPS[estimator])
-    learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
-    exploration_steps = round(chosen.pop("exploration_share") * steps)
-    return Config(dataset=dataset.name, dataset_reason=dataset.reason, model=model, steps=steps,
-                  estimator_options=options, learn_count_prior_from=learn_from,
-                  exploration_steps=exploration_steps, **chosen)
+    return {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
+            **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
+            "scale_prior_mean": 1 / chosen["object_size"],
+            "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"],
+            "likelihood_sd": LIKELIHOOD_SD * min(1.0, side)}
+
+
+def _scene_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
+    """SceneAIR's keywords, likewise. Raises ValueError: something was asked for that it cannot do."""
+    idle = [name for name in ("background", "difference", "shift") if chosen[name]]
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: {dataset.name} has no use for that; leave it out")
+    if chosen["estimator"] == "vimco" or chosen.get("particles", 1) > 1:
+        raise ValueError(f"the shapes of {dataset.name} are learned with one particle: take nvil or enumerate")
+    assert dataset.train.poses is not None
+    num_steps = max([1, int(dataset.train.counts.max()), *chosen["unseen_counts"]])
+    del chosen["background"], chosen["difference"]
+    return {"num_steps": num_steps, "object_size": dataset.train.poses[..., 3].max().item(),
+            "count_prior": chosen.pop("count_prior"), "identity": "enumerate" if num_steps == 1 else "local"}
 
 
 def _kinds(annotation: Any) -> list[tuple[str, Callable[[Any], bool]]]:

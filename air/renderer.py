@@ -20,6 +20,7 @@ from torch import Tensor
 
 SHAPES = ("sphere", "box", "cylinder")
 SYMMETRIES = (0, 4, 1)  # of SHAPES: in how many rotations of a full turn one looks the same; 0: in all of them
+REACH = 1.0  # objects stand within [-REACH, REACH]² of the table
 Vector = tuple[float, float, float]
 _TINY = 1e-9  # of a ray's direction, lest it be parallel to a face
 

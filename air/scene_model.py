@@ -38,9 +38,8 @@ from torch import Tensor, nn
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
 from air.networks import MLP, Baseline, RecurrentNet
-from air.renderer import SHAPES, SYMMETRIES, Layers, View, layers, render, stages
+from air.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, layers, render, stages
 
-REACH = 1.0  # of places on the table, as of the data
 CONTRAST = 10.0  # by which an image's difference from the empty table is multiplied, to be of the order of 1
 TURNED = [s for s, order in enumerate(SYMMETRIES) if order]  # shapes that look different when they are turned
 IDENTITIES = ("local", "nvil", "enumerate")
@@ -120,6 +119,13 @@ class SceneAIR(CountingModel):
         self.sharpness.fill_(self.first_sharpness * (self.view.sharpness / self.first_sharpness)**along)
         self.exploration.fill_(min(1.0, 2 - 2 * along))
 
+    def prior(self, n: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Draw n scenes: (shapes (n, N), poses (n, N, 4), z_pres (n, N)), images (n, 3, H, W)."""
+        what = torch.randint(len(SHAPES), (n, self.num_steps), device=self.empty.device)
+        where, turn = self.empty.new_empty(n, self.num_steps, sum(self.sizes[2:])).normal_().split(self.sizes[2:], -1)
+        pose, z_pres = _own(self.poses(where, turn), what), self.z_pres(self.count_prior.sample(n))
+        return (what, pose, z_pres), render(what, pose, z_pres, self.view, self.sharpness)
+
     def poses(self, where: Tensor, turn: Tensor) -> Tensor:
         """The pose that each shape would have: (..., 2 S) and (..., 2 len(TURNED)) -> (..., S, 4)."""
         place = REACH * torch.erf(where / math.sqrt(2)).unflatten(-1, (len(SHAPES), 2))
@@ -183,8 +189,7 @@ class SceneAIR(CountingModel):
 
     def layers(self, what: Tensor, poses: Tensor) -> Layers:
         """Objects of shapes (B, N), given the poses that each shape would have, (B, N, S, 4)."""
-        pose = poses.gather(2, what[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
-        return layers(what, pose, self.view, self.sharpness)
+        return layers(what, _own(poses, what), self.view, self.sharpness)
 
     def log_likelihood(self, images: Tensor, objects: Layers) -> Tensor:
         """log p(x | z_{1:n}) for n = 0..N: images (B, 3, H, W) -> (B, N+1) in nats."""
@@ -244,6 +249,10 @@ class SceneAIR(CountingModel):
         count = count_probs.argmax(-1)
         z_pres = self.z_pres(count)
         boxes = objects.boxes(self.x_size) * z_pres[..., None]
-        pose = poses.gather(2, what[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         reconstruction = canvases[torch.arange(len(count), device=count.device), count]
-        return Inference(count, count_probs, z_pres, pose, log_q.exp(), boxes, reconstruction, canvases)
+        return Inference(count, count_probs, z_pres, _own(poses, what), log_q.exp(), boxes, reconstruction, canvases)
+
+
+def _own(poses: Tensor, what: Tensor) -> Tensor:
+    """The pose that an object has, of those that each shape would have: (B, N, S, 4) and (B, N) -> (B, N, 4)."""
+    return poses.gather(2, what[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)

@@ -20,8 +20,8 @@ from air.data import Dataset, Scenes
 from air.estimators import ESTIMATORS
 from air.evaluation import evaluate
 from air.files import atomic_write
+from air.kinds import build
 from air.logs import NoLog, RunLog
-from air.model import AIR
 from air.processes import any_of, gather, is_lost, join, mean, rank, size
 from air.stepper import Stepper
 from air.visualization import reconstruction_picture, sample_picture
@@ -59,7 +59,8 @@ class Config:
     unseen_counts: list[int]  # of scenes that the final evaluation counts besides
     estimator: str
     estimator_options: dict[str, Any]  # keywords of the estimator
-    model: dict[str, Any]  # keywords of AIR
+    kind: str  # of the model, see air/kinds.py
+    model: dict[str, Any]  # its keywords
     shift: int  # pixels, by which training images are moved at random
     steps: int
     batch_size: int  # of all processes together
@@ -96,7 +97,7 @@ class Trainer:
                              "processes")
         torch.manual_seed(config.seed)
         self.config, self.dataset, self.out = config, dataset, out
-        self.model = AIR(**config.model)
+        self.model = build(config.kind, config.model)
         self.objective = ESTIMATORS[config.estimator](self.model, **config.estimator_options).to(self.device)
         groups = self.objective.parameter_groups(config.lr, config.baseline_lr)
         self.stepper = Stepper(self.objective, [{**group, "initial_lr": group["lr"]} for group in groups],
@@ -193,6 +194,7 @@ class Trainer:
         cosine = (1 + math.cos(math.pi * self.step / config.steps)) / 2
         self.stepper.set_rates(config.final_lr + (1 - config.final_lr) * cosine)
         remaining = 1 - self.step / config.exploration_steps if config.exploration_steps else 0.0
+        self.model.anneal(self.step / config.steps)
         self.objective.exploration.fill_(config.exploration * min(1.0, max(0.0, 2 * remaining)))
 
     def _batch_indices(self) -> Tensor:
@@ -253,9 +255,9 @@ class Trainer:
         if rank():
             return
         save_checkpoint(self.out / FILE_NAME, {
-            "config": asdict(self.config), "model": self.config.model, "objective": self.objective.state_dict(),
-            "optimizer": self.stepper.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "summed": self.summed, "processes": processes})
+            "config": asdict(self.config), "kind": self.config.kind, "model": self.config.model,
+            "objective": self.objective.state_dict(), "optimizer": self.stepper.optimizer.state_dict(),
+            "step": self.step, "seconds": self.seconds, "summed": self.summed, "processes": processes})
 
     def _saved(self) -> str:
         saved = self.out / FILE_NAME

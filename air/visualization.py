@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
+from air.base import CountingModel
 from air.data.scenes import Scenes
 from air.model import AIR
 
@@ -51,7 +52,7 @@ def draw_boxes(images: Tensor, boxes: Tensor, present: Tensor, colours: tuple[st
 
 
 @torch.no_grad()
-def reconstruction_picture(model: AIR, scenes: Scenes) -> Tensor:
+def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
     """What the model found: a row an image.
 
     Columns: the input with the true boxes; the reconstruction with the inferred boxes, coloured by step; the canvas
@@ -101,9 +102,9 @@ def interpolation_picture(model: AIR, scenes: Scenes, pairs: int = 4, columns: i
 
 
 @torch.no_grad()
-def sample_picture(model: AIR, size: int = 24, columns: int = 8, seed: int = 0) -> Tensor:
+def sample_picture(model: CountingModel, size: int = 24, columns: int = 8, seed: int = 0) -> Tensor:
     """Scenes drawn from `model.prior`, with random numbers of its own: (3, height, width) uint8."""
-    device = model.z_where_prior_loc.device
+    device = model.count_prior.log_probs.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         _, scenes = model.prior(size)

@@ -31,9 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from air import NVIL, VIMCO, Enumerate
+from air.base import CountingModel
 from air.data import DataError, load_dataset
 from air.estimators import Estimator
-from air.model import AIR
 from air.recipe import STEPS, configure
 from air.training import Trainer
 
@@ -43,7 +43,7 @@ BLOCKS = 10  # of draws, for the biases' errors
 REFERENCE = "enumerate"
 
 
-def estimators(model: AIR, nvil: NVIL, particles: int) -> dict[str, Estimator]:
+def estimators(model: CountingModel, nvil: NVIL, particles: int) -> dict[str, Estimator]:
     """What is compared: all around the same model, none exploring; nvil with the baseline of its run."""
     several = f"K = {particles}"
     compared: dict[str, Estimator] = {

@@ -10,7 +10,7 @@ from tests.conftest import SMALL
 
 
 def content(model):
-    return {"model": {**SMALL, "count_prior": 0.2}, "objective": NVIL(model).state_dict(), "step": 3}
+    return {"kind": "air", "model": {**SMALL, "count_prior": 0.2}, "objective": NVIL(model).state_dict(), "step": 3}
 
 
 def test_load_gives_the_model_back_in_eval_mode(make_model, images, tmp_path):

@@ -24,6 +24,7 @@ UNFLAGGED = ("shift, exploration, exploration_share, rescue, final_lr, model.KEY
 def few_scenes(monkeypatch, tmp_path):
     """The real commands, in an empty folder, without the internet or a GPU; only the data set is smaller."""
     monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
+    monkeypatch.setattr("air.data.TABLE_TRAIN", 64)
     monkeypatch.setattr("air.data.HELD_OUT", 24)
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -96,6 +97,11 @@ def said(capsys):
     ([*SPRITES, "--set", "rescue=1"], "rescue must satisfy 0 <= rescue < 1, got 1"),
     ([*SPRITES, "--set", "shift=0.5"], "shift must be a whole number of pixels, at least 0, got 0.5"),
     ([*SPRITES, "--set", "shift=-1"], "shift must be a whole number of pixels, at least 0, got -1"),
+    (["--dataset", "scenes-single", "--background", "--difference"],
+     "background, difference: scenes-single has no use for that; leave it out"),
+    (["--dataset", "scenes-single", "--counts", "2"], "--counts: scenes-single has no use for that; leave it out"),
+    (["--dataset", "scenes-single", "--estimator", "vimco"],
+     "the shapes of scenes-single are learned with one particle: take nvil or enumerate"),
     ([*SPRITES, "--out", "/proc/nowhere"], "[Errno 2] No such file or directory: '/proc/nowhere'"),
 ])
 def test_what_train_says(said, arguments, message):
@@ -104,7 +110,7 @@ def test_what_train_says(said, arguments, message):
 
 @pytest.mark.parametrize("flag, choices", [
     ("--estimator", ["nvil", "enumerate", "vimco"]), ("--precision", ["fp32", "tf32", "bf16"]),
-    ("--dataset", ["auto", "multi-mnist", "sprites", "omniglot", "folder", "npz"])])
+    ("--dataset", ["auto", "multi-mnist", "sprites", "omniglot", "folder", "npz", "scenes-single", "scenes-table"])])
 def test_choices_are_named(said, flag, choices):
     message = said(train, [flag, "magic"])  # Python's own words, which differ from version to version
     assert f"argument {flag}: invalid choice: 'magic'" in message and all(choice in message for choice in choices)
@@ -129,7 +135,7 @@ def test_what_resume_says(said, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     torch.save({"format": 1}, checkpoint)
     assert said(train, ["--resume", "run"]) == (
-        "run/checkpoint.pt is not a checkpoint of this version: expected format 3, found 1")
+        "run/checkpoint.pt is not a checkpoint of this version: expected format 4, found 1")
     checkpoint.write_bytes(b"damage")
     assert said(train, ["--resume", "run"]).startswith("run/checkpoint.pt is not a checkpoint that can be read: ")
     checkpoint.unlink()
@@ -142,6 +148,15 @@ def test_a_loss_that_is_not_finite_ends_the_command_in_words(tmp_path):
     head, _, tail = str(ended.value.code).partition(" at step ")
     assert head in ("train.py: the loss is nan", "train.py: the loss is inf")
     assert tail.partition("; ")[2] == "no checkpoint had been written. Try a lower --lr, or --precision fp32"
+
+
+def test_which_models_the_library_loads(tmp_path):
+    for dataset, load, other in (("sprites", air.load_scene_model, "2D scenes: load it with air.load"),
+                                 ("scenes-single", air.load, "3D scenes: load it with air.load_scene_model")):
+        train.main(["--dataset", dataset, "--batch-size", "8", "--steps", "1", "--out", dataset, "--device", "cpu"])
+        with pytest.raises(air.checkpoints.CheckpointError) as error:
+            load(dataset)
+        assert str(error.value) == f"{dataset} is a model of {other}"
 
 
 def test_what_predict_says(said, tmp_path):

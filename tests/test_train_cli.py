@@ -26,6 +26,7 @@ SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
 def few_scenes(monkeypatch):
     """The real command; only the data set is smaller."""
     monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
+    monkeypatch.setattr("air.data.TABLE_TRAIN", 64)
     monkeypatch.setattr("air.data.HELD_OUT", 24)
 
 
@@ -52,6 +53,25 @@ def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     assert sum(metrics["confusion"][1]) == 0  # no scene with one object
     seen = air.load(out).infer(torch.zeros(2, 3, 50, 50))
     assert seen.count.shape == (2,)
+
+
+def test_three_dimensional_scenes(tmp_path, capsys):
+    """One object a scene; then several, resumed, with more of them at the end than training shows."""
+    single, table = tmp_path / "single", tmp_path / "table"
+    train.main(["--dataset", "scenes-single", "--batch-size", "8", "--steps", "2", "--out", str(single)])
+    config = json.loads((single / "config.json").read_text())
+    assert config["kind"] == "scene" and config["counts"] == [1] and config["model"]["identity"] == "enumerate"
+    train.main(["--dataset", "scenes-table", "--counts", "0", "1", "--unseen-counts", "2", "--batch-size", "8",
+                "--steps", "2", "--out", str(table), "--learn-count-prior", "--set", "model.features=16"])
+    train.main(["--resume", str(table), "--steps", "4"])
+    assert "scenes with 2 objects" in capsys.readouterr().out
+    config = json.loads((table / "config.json").read_text())
+    assert (config["model"]["num_steps"], config["model"]["identity"]) == (2, "local")
+    model = air.load_scene_model(table)
+    assert model.num_steps == 2 and model.sharpness == model.view.sharpness and model.exploration == 0
+    assert (table / "samples.png").exists()
+    metrics = json.loads((table / "metrics.json").read_text())
+    assert metrics["held_out_scenes"] == 24 and "kl_turn" in metrics and "count_accuracy_refined" not in metrics
 
 
 def test_own_images_of_unknown_counts(tmp_path, capsys):

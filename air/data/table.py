@@ -11,9 +11,8 @@ from torch import Tensor
 
 from air.data.cache import cached
 from air.data.scenes import DataError, Scenes, draw_counts
-from air.renderer import SHAPES, View, compose, layers
+from air.renderer import REACH, SHAPES, View, compose, layers
 
-REACH = 1.0  # objects stand within [-REACH, REACH]²
 SIZE = 0.35  # half of an object's height
 APART = 2 * SIZE * 2**0.5 + 0.05  # between two objects' middles: boxes do not touch however they are turned
 FINER = 2  # pixels are averages of so many a side

@@ -1,0 +1,14 @@
+"""The models by kind, as runs and checkpoints name them."""
+
+from typing import Any
+
+from air.base import CountingModel
+from air.model import AIR
+from air.scene_model import SceneAIR
+
+MODELS: dict[str, type[CountingModel]] = {"air": AIR, "scene": SceneAIR}
+
+
+def build(kind: str, keywords: dict[str, Any]) -> CountingModel:
+    """A fresh model of a kind, with the keywords of its constructor."""
+    return MODELS[kind](**keywords)
