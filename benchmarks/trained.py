@@ -11,8 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def trained(out: Path, arguments: Sequence[str], data_root: str) -> air.AIR:
-    """The model of a run, trained by train.py with these arguments unless it is there; one that was stopped goes on."""
+    """The model of a run, see `train_unless_there`."""
+    train_unless_there(out, arguments, data_root)
+    return air.load(out)
+
+
+def train_unless_there(out: Path, arguments: Sequence[str], data_root: str) -> None:
+    """A run by train.py with these arguments; one that was stopped goes on."""
     if not (out / "metrics.json").exists():
         how = ["--resume", str(out)] if (out / "checkpoint.pt").exists() else [*arguments, "--out", str(out)]
         subprocess.run([sys.executable, str(ROOT / "train.py"), *how, "--data-root", data_root], check=True)
-    return air.load(out)

@@ -1,0 +1,194 @@
+#!/usr/bin/env python
+"""Shape and pose of a single object in 3D, found in three ways from the same images.
+
+    python benchmarks/single_object.py --seeds 0 1 2 3 4
+
+SceneAIR is trained by train.py, without labels, unless its run is there. The supervised network has the same
+convolutions and the same head, is trained on as many batches, and told the true shapes, places and rotations:
+cross-entropy and squared errors. Optimisation has no network: for every image, Adam ascends log p(x, z) for each shape
+from several draws of the prior, the renderer growing sharp as in training, and the best result counts.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+from torch import Tensor, nn
+from tqdm import tqdm
+from trained import ROOT, train_unless_there
+
+import air
+from air.base import Inference
+from air.data import Scenes, load_dataset
+from air.distributions import normal_log_prob
+from air.networks import MLP
+from air.poses import pose_errors
+from air.renderer import REACH, SHAPES
+from air.scene_model import CONTRAST, SceneAIR
+
+BATCH, ASCENT, STEP = 64, 200, 0.05  # images a step; steps of the optimisation, and Adam's rate there
+STARTS = (1, 10)
+Found = tuple[Tensor, Tensor]  # shapes (B,), poses (B, 4)
+
+
+@torch.no_grad()
+def by_inference(model: SceneAIR, images: Tensor) -> Found:
+    """What SceneAIR infers, whatever it counts."""
+    seen = model.infer(images)
+    return seen.z_what[:, 0].argmax(-1), seen.z_where[:, 0]
+
+
+class Supervised(nn.Module):
+    """The convolutions and the head of a SceneAIR; rotation is a number, in turns of the whole circle."""
+
+    def __init__(self, model: SceneAIR) -> None:
+        super().__init__()
+        fresh = SceneAIR(1, model.object_size, model.view)
+        hidden = next(fresh.predict.parameters()).shape[0]
+        self.see, self.empty = fresh.see, fresh.empty
+        self.head = MLP(fresh.rnn.image_gates.in_features, [hidden, len(SHAPES) + 3], "ReLU")
+        self.size = model.object_size
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, S), places (B, 2), rotations (B,)."""
+        out = self.head(self.see(CONTRAST * (images.float() / 255 - self.empty)))
+        return out[:, :-3], REACH * out[:, -3:-1], out[:, -1]
+
+    def fit(self, scenes: Scenes, steps: int) -> None:
+        """Adam at 1e-3, falling to 0 along a cosine."""
+        assert scenes.poses is not None
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in tqdm(range(steps), desc="supervised"):
+            chosen = torch.randint(len(scenes), (BATCH,))
+            logits, place, rotation = self(scenes.images[chosen])
+            pose = scenes.poses[chosen, 0]
+            loss = F.cross_entropy(logits, scenes.labels[chosen, 0]) + F.mse_loss(place, pose[:, :2]) + F.mse_loss(
+                rotation, pose[:, 2] / (2 * math.pi))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    @torch.no_grad()
+    def find(self, images: Tensor) -> Found:
+        logits, place, rotation = self(images)
+        return logits.argmax(-1), torch.stack((*place.unbind(-1), 2 * math.pi * rotation,
+                                               torch.full_like(rotation, self.size)), -1)
+
+
+def by_optimisation(model: SceneAIR, images: Tensor, starts: int, steps: int = ASCENT) -> Found:
+    """The best of `starts` ascents for each shape."""
+    model = SceneAIR(1, model.object_size, model.view, likelihood_sd=model.likelihood_sd)  # its likelihood and prior
+    images, shapes = model.as_images(images), len(SHAPES)
+    rows = images.repeat_interleave(shapes * starts, 0)  # row (b S + s) R + r
+    what = torch.arange(shapes).repeat_interleave(starts).repeat(len(images))[:, None]
+    z = torch.randn(len(rows), 1, sum(model.sizes[2:])).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=STEP)
+
+    def poses() -> Tensor:
+        return model.poses(*z.split(model.sizes[2:], -1))
+
+    def log_joint() -> Tensor:
+        prior = normal_log_prob(z, z.new_zeros(()), z.new_ones(())).sum((1, 2))
+        return model.log_likelihood(rows, model.layers(what, poses()))[:, 1] + prior
+
+    for step in range(steps):
+        model.anneal(step / steps)
+        optimizer.zero_grad()
+        (-log_joint().sum()).backward()
+        optimizer.step()
+    model.anneal(1.0)
+    with torch.no_grad():
+        best = log_joint().view(len(images), -1).argmax(-1) + torch.arange(len(images)) * shapes * starts
+        pose = poses()[best, 0]  # (B, S, 4)
+    found = what[best, 0]
+    return found, pose[torch.arange(len(images)), found]
+
+
+def measure(find: Callable[[Tensor], Found], scenes: Scenes) -> dict[str, float]:
+    """Errors on scenes with one object each, and how long it takes, in ms an image."""
+    assert scenes.poses is not None
+    start = time.perf_counter()
+    shape, pose = find(scenes.images)
+    seconds = time.perf_counter() - start
+    none, one = torch.zeros(len(scenes)), torch.ones(len(scenes), 1)
+    seen = Inference(none, none, one, pose[:, None], F.one_hot(shape, len(SHAPES))[:, None], none, none, none)
+    errors = pose_errors(seen, scenes.labels, scenes.poses, one.bool(), torch.zeros(len(scenes), 1, dtype=torch.int64))
+    rotations = {f"{name}_rotation": errors.rotation[scenes.labels[:, 0] == s] for s, name in enumerate(SHAPES)}
+    medians = {name: each.nanmedian().item() for name, each in rotations.items() if not each.isnan().all()}
+    return {"identity": errors.right.float().mean().item(), "place": errors.place.median().item(), **medians,
+            "ms": 1e3 * seconds / len(scenes)}
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the mean over the seeds, and the worst in brackets."""
+    lines = ["| method | shapes right, % | place, % of the table | box's rotation, ° | cylinder's | ms an image |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for method in dict.fromkeys(record["method"] for record in records):
+        cells = []
+        for key, scale, digits, worst in (("identity", 100, 2, min), ("place", 100, 2, max),
+                                          ("box_rotation", 1, 2, max), ("cylinder_rotation", 1, 2, max),
+                                          ("ms", 1, 3, max)):
+            values = [scale * record[key] for record in records if record["method"] == method and key in record]
+            cells.append(f"{statistics.mean(values):.{digits}f} ({worst(values):.{digits}f})" if values else "-")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=6000, help="of SceneAIR and of the supervised network")
+    parser.add_argument("--images", type=int, default=64, help="held-out ones that are optimised (64)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "single-object")
+    parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure, print the table, write the JSON."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if min(args.steps, args.images, args.threads) < 1:
+        parser.error("--steps, --images and --threads must be at least 1")
+    torch.set_num_threads(args.threads)
+    dataset = load_dataset("scenes-single", args.data_root)
+    records = []
+    for seed in args.seeds:
+        out = args.runs / f"seed{seed}"
+        train_unless_there(out, ["--dataset", "scenes-single", "--estimator", "enumerate", "--steps", str(args.steps),
+                                 "--seed", str(seed)], args.data_root)
+        model = air.load_scene_model(out)
+        torch.manual_seed(seed)
+        supervised = Supervised(model)
+        supervised.fit(dataset.train, args.steps)
+        few = dataset.held_out[:args.images]
+        ways: list[tuple[str, Callable[[Tensor], Found], Scenes]] = [
+            ("SceneAIR", lambda images: by_inference(model, images), dataset.held_out),
+            ("supervised", supervised.find, dataset.held_out),
+            *((f"optimisation, {starts} start{'s' if starts > 1 else ''}",
+               lambda images, starts=starts: by_optimisation(model, images, starts), few) for starts in STARTS),
+            ("SceneAIR, the images optimised", lambda images: by_inference(model, images), few)]
+        for method, find, scenes in ways:
+            records.append({"method": method, "seed": seed, "images": len(scenes), **measure(find, scenes)})
+            print(records[-1], flush=True)
+    print(table(records))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**machine("cpu"), "steps": args.steps, "records": records}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
