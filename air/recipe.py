@@ -95,16 +95,17 @@ def _air_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
 
 def _scene_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
     """SceneAIR's keywords, likewise. Raises ValueError: something was asked for that it cannot do."""
-    idle = [name for name in ("background", "difference", "shift") if chosen[name]]
+    idle = [name for name in ("background", "shift") if chosen[name]]
     if idle:
         raise ValueError(f"{', '.join(idle)}: {dataset.name} has no use for that; leave it out")
     if chosen["estimator"] == "vimco" or chosen.get("particles", 1) > 1:
         raise ValueError(f"the shapes of {dataset.name} are learned with one particle: take nvil or enumerate")
     assert dataset.train.poses is not None
     num_steps = max([1, int(dataset.train.counts.max()), *chosen["unseen_counts"]])
-    del chosen["background"], chosen["difference"]
+    del chosen["background"]
     return {"num_steps": num_steps, "object_size": dataset.train.poses[..., 3].max().item(),
-            "count_prior": chosen.pop("count_prior"), "identity": "enumerate" if num_steps == 1 else "local"}
+            **{name: chosen.pop(name) for name in ("count_prior", "difference")},
+            "identity": "enumerate" if num_steps == 1 else "local"}
 
 
 def _kinds(annotation: Any) -> list[tuple[str, Callable[[Any], bool]]]:

@@ -57,7 +57,8 @@ class SceneAIR(CountingModel):
                  features: int = 256, predict_net: Sequence[int] = (200,), bl_embed_net: Sequence[int] = (200,),
                  bl_predict_net: Sequence[int] = (), non_linearity: str = "ReLU", use_masking: bool = True,
                  use_baselines: bool = True, likelihood_sd: float = 0.1, count_prior: float | CountPrior = 0.5,
-                 identity: str = "local", first_sharpness: float = 5.0, annealed: float = 0.5) -> None:
+                 difference: bool = False, identity: str = "local", first_sharpness: float = 5.0,
+                 annealed: float = 0.5) -> None:
         """Build the networks.
 
         Args:
@@ -71,6 +72,8 @@ class SceneAIR(CountingModel):
             use_masking, use_baselines: see AIR.
             likelihood_sd: of a pixel, in intensities.
             count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n.
+            difference: from the second step on, the guide sees the image less the objects found so far, in place of
+                less the empty table; each is rendered as the blend of what it may be.
             identity: how the shapes are learned, one of IDENTITIES.
             first_sharpness: of the renderer at the start of training: a blurred object gives a gradient from afar.
             annealed: share of the training by the end of which the sharpness is the view's and ε is 0; ε is 1 for half
@@ -87,7 +90,7 @@ class SceneAIR(CountingModel):
         if identity == "enumerate" and len(SHAPES)**num_steps > MAX_COMBINATIONS:
             raise ValueError(f"identity='enumerate' renders {len(SHAPES)}^{num_steps} combinations of shapes, at most "
                              f"{MAX_COMBINATIONS}: use 'local'")
-        self.view, self.object_size, self.identity = view, object_size, identity
+        self.view, self.object_size, self.difference, self.identity = view, object_size, difference, identity
         self.first_sharpness, self.annealed = first_sharpness, annealed
         self.register_buffer("sharpness", torch.tensor(view.sharpness))
         self.register_buffer("exploration", torch.tensor(0.0))
@@ -146,12 +149,16 @@ class SceneAIR(CountingModel):
         images = self.as_images(images)
         seen = self.see(CONTRAST * (images - self.empty)).to(images.dtype)
         image_gates, state = self.rnn.read(seen, particles)
-        seen = seen.repeat_interleave(particles, 0)
-        noise = images.new_zeros(len(images) * particles, self.num_steps, sum(self.sizes[2:]))
+        seen, images = (each.repeat_interleave(particles, 0) for each in (seen, images))
+        noise = images.new_zeros(len(images), self.num_steps, sum(self.sizes[2:]))
         noise = noise if at_mean else noise.normal_()
         read = images.new_zeros(len(noise), sum(self.sizes))
         steps: list[tuple[Tensor, ...]] = []
         for noise_t in noise.unbind(1):
+            if self.difference and steps:
+                left = images - self.blended(*(torch.stack(each, 1) for each in list(zip(*steps))[2:4]))
+                seen = self.see(CONTRAST * left).to(images.dtype)
+                image_gates, _ = self.rnn.read(seen)
             state = self.rnn(image_gates, read, state)
             logit, what, loc, scale = self.predict(torch.cat((state[0], seen), -1)).to(images.dtype).split(
                 (1, len(SHAPES), noise_t.shape[-1], noise_t.shape[-1]), -1)
@@ -163,9 +170,22 @@ class SceneAIR(CountingModel):
         drawn_by = self.explored(log_what)[0] if torch.is_grad_enabled() else log_what.exp()
         what = log_what.argmax(-1) if at_mean else torch.multinomial(drawn_by.flatten(0, 1), 1).view(drawn_by.shape[:2])
         values, locs, scales = (each.split(self.sizes[2:], -1) for each in (value, loc, scale))
-        where, turn = (NormalLatent(value, loc, scale, images.new_zeros(()), images.new_tensor(sd))
-                       for value, loc, scale, sd in zip(values, locs, scales, (1.0, 1.0)))
+        where, turn = (NormalLatent(value, loc, scale, images.new_zeros(()), images.new_ones(()))
+                       for value, loc, scale in zip(values, locs, scales))
         return logits.squeeze(-1), {"where": where, "turn": turn, "what": CategoricalLatent(what, log_what)}, history
+
+    def blended(self, log_q: Tensor, value: Tensor) -> Tensor:
+        """The first t objects, each a blend of what it may be: (B, t, S) and (B, t, ...) -> images (B, 3, H, W)."""
+        batch, count, shapes = log_q.shape
+        poses = self.poses(*value.split(self.sizes[2:], -1)).flatten(1, 2)  # (B, t S, 4)
+        kinds = torch.arange(shapes, device=log_q.device).repeat(count).expand(batch, -1)
+        alone = layers(kinds, poses, self.view, self.sharpness)
+        alone = Layers(*(each.unflatten(1, (count, shapes)) for each in alone))
+        opacity = log_q.exp()[..., None] * alone.opacity  # (B, t, S, P)
+        total = opacity.sum(2)
+        share = opacity / total[:, :, None].clamp(min=torch.finfo(total.dtype).tiny)
+        blend = Layers(total, (share * alone.depth).sum(2), (share[:, :, :, None] * alone.colour).sum(2))
+        return stages(blend, self.view, self.sharpness)[:, -1]
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
         images = self.as_images(images)

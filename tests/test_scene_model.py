@@ -7,7 +7,7 @@ import torch
 from air import NVIL, Enumerate
 from air.distributions import CategoricalLatent
 from air.renderer import SHAPES, View, render
-from air.scene_model import IDENTITIES, SceneAIR
+from air.scene_model import CONTRAST, IDENTITIES, SceneAIR
 
 VIEW = View(image_size=8)
 
@@ -52,11 +52,11 @@ def test_likelihoods_are_those_of_the_first_n_objects_rendered(make_scene_model,
 
 
 @pytest.mark.parametrize("identity", ["local", "nvil"])
-@pytest.mark.parametrize("exploration", [0.0, 0.6])
+@pytest.mark.parametrize("exploration, difference", [(0.0, False), (0.6, False), (0.0, True)])
 def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_model, table_images, monkeypatch,
-                                                                 exploration, identity):
+                                                                 exploration, difference, identity):
     """Places and turns held fixed, the drawn shapes summed out by their probabilities: of every elbo_n."""
-    exact, model = make_scene_model(identity="enumerate"), make_scene_model(identity=identity)
+    exact, model = (make_scene_model(identity=each, difference=difference) for each in ("enumerate", identity))
     model.load_state_dict(exact.state_dict())
     for each in (exact, model):
         each.exploration.fill_(exploration)
@@ -132,6 +132,23 @@ def test_the_renderer_grows_sharp_over_half_of_the_steps(make_scene_model):
     still = make_scene_model(annealed=0.0)
     still.anneal(0.0)
     assert (still.sharpness, still.exploration) == (40, 0)
+
+
+def test_the_difference_is_what_the_objects_so_far_leave(make_scene_model, table_images):
+    model, seen = make_scene_model(num_steps=3, difference=True), []
+    see = model.see.forward
+    model.see.forward = lambda left: seen.append(left / CONTRAST) or see(left)
+    with torch.no_grad():
+        model.predict[-1].weight[1:4] = 0
+        model.predict[-1].bias[1:4] = torch.tensor([0.0, 99, 0])  # boxes, surely
+    _, latents, _ = model.attend(table_images)
+    poses = model.poses(latents["where"].value, latents["turn"].value)[:, :, 1]
+    for t, left in enumerate(seen):
+        boxes = render(torch.ones(4, t).long(), poses[:, :t], torch.ones(4, t).double(), VIEW)
+        torch.testing.assert_close(left, table_images - boxes)
+    assert len(seen) == 3
+    blend = model.blended(torch.tensor([[[0.5, 0.0, 0.5]]]).double().log(), torch.randn(1, 1, 10).double())
+    assert blend.isfinite().all()
 
 
 def test_shapes_are_explored_in_training_alone(make_scene_model, table_images):

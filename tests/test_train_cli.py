@@ -62,7 +62,8 @@ def test_three_dimensional_scenes(tmp_path, capsys):
     config = json.loads((single / "config.json").read_text())
     assert config["kind"] == "scene" and config["counts"] == [1] and config["model"]["identity"] == "enumerate"
     train.main(["--dataset", "scenes-table", "--counts", "0", "1", "--unseen-counts", "2", "--batch-size", "8",
-                "--steps", "2", "--out", str(table), "--learn-count-prior", "--set", "model.features=16"])
+                "--steps", "2", "--out", str(table), "--learn-count-prior", "--difference", "--set",
+                "model.features=16"])
     train.main(["--resume", str(table), "--steps", "4"])
     assert "scenes with 2 objects" in capsys.readouterr().out
     config = json.loads((table / "config.json").read_text())
