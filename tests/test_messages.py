@@ -230,7 +230,7 @@ def test_what_is_said_of_counts(said, tmp_path, text, message):
     (tmp_path / "data").mkdir()
     Image.new("L", (9, 9)).save(tmp_path / "data" / "a.png")
     (tmp_path / "data" / "counts.csv").write_text(text)
-    assert said(train, ["--dataset", "folder"]) == message
+    assert said(train, ["--dataset", "folder", "--data-root", "data"]) == message
 
 
 def test_what_is_said_of_too_few_images(tmp_path):
