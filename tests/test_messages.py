@@ -10,7 +10,7 @@ from PIL import Image
 
 import air
 import train
-from air import predict
+from air import predict, recipe
 from air.data import DataError, load_dataset
 from air.data.own import load_arrays
 from tests.conftest import SMALL
@@ -22,10 +22,11 @@ UNFLAGGED = ("shift, exploration, exploration_share, rescue, final_lr, model.KEY
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch, tmp_path):
-    """The real commands, in an empty folder, without the internet or a GPU; only the data set is smaller."""
+    """The real commands, in an empty folder, without the internet or a GPU; only data and networks are smaller."""
     monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
     monkeypatch.setattr("air.data.TABLE_TRAIN", 64)
     monkeypatch.setattr("air.data.HELD_OUT", 24)
+    monkeypatch.setattr("air.recipe.MODEL", {**recipe.MODEL, "rnn_hidden_size": 16, "embed_net": [16]})
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)

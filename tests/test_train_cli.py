@@ -15,6 +15,7 @@ from PIL import Image
 
 import air
 import train
+from air import recipe
 from air.checkpoints import load_checkpoint
 from air.evaluation import evaluate
 
@@ -24,15 +25,17 @@ SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    """The real command; only the data set is smaller."""
+    """The real command; only the data set and the networks are smaller."""
     monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
     monkeypatch.setattr("air.data.TABLE_TRAIN", 64)
     monkeypatch.setattr("air.data.HELD_OUT", 24)
+    monkeypatch.setattr("air.recipe.MODEL", {**recipe.MODEL, "rnn_hidden_size": 16, "embed_net": [16]})
 
 
 def start(arguments, output):
     """The command in a process of its own, on as few scenes as here."""
-    code = "import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\nimport train; train.main()"
+    code = ("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
+            "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\nimport train; train.main()")
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stdout=output, text=True)
 
