@@ -35,7 +35,8 @@ def few_scenes(monkeypatch):
 def start(arguments, output):
     """The command in a process of its own, on as few scenes as here."""
     code = ("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
-            "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\nimport train; train.main()")
+            "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\n"
+            "import train; train.main()")
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stdout=output, text=True)
 
