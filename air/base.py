@@ -20,7 +20,7 @@ class Rollout(NamedTuple):
     """
 
     logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    latents: Mapping[str, Latent]  # name -> (B, N, size): "where", "what"; (B, size): "background", if modelled
+    latents: Mapping[str, Latent]  # name -> (B, N, size): "where", "what", SceneAIR's "turn"; (B, size): "background"
     history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats

@@ -202,8 +202,9 @@ class SceneAIR(CountingModel):
         else:
             log_likelihood = self.log_likelihood(images, drawn)
             if learns:
-                score = self._local if self.identity == "local" else self._nvil
-                log_likelihood = log_likelihood + score(images, drawn, poses, what, log_q, log_likelihood.detach())
+                log_likelihood = log_likelihood + (
+                    self._local(images, drawn, poses, log_q) if self.identity == "local" else
+                    self._nvil(what, log_q, log_likelihood.detach()))
         painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
         return Rollout(logits, latents, history, painted, log_likelihood)
 
@@ -216,26 +217,23 @@ class SceneAIR(CountingModel):
         canvases = stages(objects, self.view, self.sharpness)
         return self.log_likelihood_of((images[:, None] - canvases).square().sum((2, 3, 4)))
 
-    def _local(self, images: Tensor, drawn: Layers, poses: Tensor, what: Tensor, log_q: Tensor, log_p: Tensor
-               ) -> Tensor:
+    def _local(self, images: Tensor, drawn: Layers, poses: Tensor, log_q: Tensor) -> Tensor:
         """The local expectations' term, (B, N+1), of value 0."""
         shapes, (_, learnt) = len(SHAPES), self.explored(log_q)
-        term = torch.zeros_like(log_p)
+        term = images.new_zeros(len(images), self.num_steps + 1)
         for t in range(self.num_steps):
             with torch.no_grad():
-                rows = torch.arange(shapes, device=what.device).repeat(len(images))  # row b S + s
+                rows = torch.arange(shapes, device=images.device).repeat(len(images))  # row b S + s
                 other = Layers(*(each.detach().repeat_interleave(shapes, 0) for each in drawn))
                 own = layers(rows[:, None], poses[:, t].flatten(0, 1)[:, None], self.view, self.sharpness)
                 for each, instead in zip(other, own):
                     each[:, t] = instead[:, 0]
                 instead_of = self.log_likelihood(images.repeat_interleave(shapes, 0), other).unflatten(0, (-1, shapes))
-                instead_of[..., :t + 1] = 0  # not there yet
             term = term + (learnt[:, t, :, None] * instead_of).sum(1)
         return term
 
-    def _nvil(self, images: Tensor, drawn: Layers, poses: Tensor, what: Tensor, log_q: Tensor, log_p: Tensor
-              ) -> Tensor:
-        """The score function's term, (B, N+1), of value 0."""
+    def _nvil(self, what: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """The score function's term, (B, N+1), of value 0; log_p: the log-likelihoods of what was drawn."""
         drawn_by, learnt = (each.gather(-1, what[..., None]).squeeze(-1) for each in self.explored(log_q))  # (B, N)
         chosen = learnt / drawn_by
         gains = log_p[:, None] - log_p[:, :-1, None]  # (B, N, N+1): of n over t - 1

@@ -117,9 +117,10 @@ def test_two_processes_work_as_one(tmp_path, scenes):
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """Start train.py in two processes, on a handful of sprites."""
+    """Start train.py in two processes, on a handful of sprites and with small networks."""
     script = tmp_path / "few.py"
     script.write_text("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
+                      "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\n"
                       "import train\nif __name__ == '__main__':\n    train.main()\n")
 
     def start(*arguments):
@@ -139,11 +140,11 @@ def worker(process, number):
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
 def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path):
-    arguments = ["--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--eval-every", 4, "--checkpoint-every", 4]
+    arguments = ["--dataset", "sprites", "--batch-size", 8, "--steps", 60, "--eval-every", 5, "--checkpoint-every", 5]
     whole = torchrun(*arguments, "--out", tmp_path / "whole")
     said, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors
-    assert "in 2 processes" in said and said.count("step 24/24") == 1
+    assert "in 2 processes" in said and said.count("step 60/60") == 1
 
     parts = tmp_path / "parts"
     process = torchrun(*arguments, "--out", parts)

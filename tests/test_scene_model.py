@@ -163,6 +163,17 @@ def test_shapes_are_explored_in_training_alone(make_scene_model, table_images):
         assert (model.rollout(many).latents["what"].value == 0).all()
 
 
+def test_scenes_drawn_from_the_prior_show_their_latents(make_scene_model):
+    model = make_scene_model(3, count_prior=1.0)
+    torch.manual_seed(0)
+    (what, pose, z_pres), images = model.prior(2000)
+    torch.testing.assert_close(images[:5], render(what[:5], pose[:5], z_pres[:5], VIEW))
+    for values, kinds in ((z_pres.sum(1).long(), 4), (what.flatten(), 3)):  # all of them equally often
+        shares = values.bincount(minlength=kinds) / len(values)
+        torch.testing.assert_close(shares, torch.full((kinds,), 1 / kinds), atol=0.05, rtol=0)
+    assert (z_pres.diff(dim=1) <= 0).all() and pose[..., :2].abs().max() <= 1
+
+
 def test_what_it_infers_is_what_it_renders(make_scene_model, table_images):
     model = make_scene_model(count_prior=0.5)
     with torch.no_grad():

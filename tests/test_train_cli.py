@@ -59,9 +59,11 @@ def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     assert seen.count.shape == (2,)
 
 
-def test_three_dimensional_scenes(tmp_path, capsys):
+def test_three_dimensional_scenes(tmp_path, capsys, monkeypatch):
     """One object a scene; then several, resumed, with more of them at the end than training shows."""
-    single, table = tmp_path / "single", tmp_path / "table"
+    single, table, told = tmp_path / "single", tmp_path / "table", []
+    anneal = air.SceneAIR.anneal
+    monkeypatch.setattr(air.SceneAIR, "anneal", lambda model, share: told.append(share) or anneal(model, share))
     train.main(["--dataset", "scenes-single", "--batch-size", "8", "--steps", "2", "--out", str(single)])
     config = json.loads((single / "config.json").read_text())
     assert config["kind"] == "scene" and config["counts"] == [1] and config["model"]["identity"] == "enumerate"
@@ -69,6 +71,7 @@ def test_three_dimensional_scenes(tmp_path, capsys):
                 "--steps", "2", "--out", str(table), "--learn-count-prior", "--difference", "--set",
                 "model.features=16"])
     train.main(["--resume", str(table), "--steps", "4"])
+    assert told == [0, 0.5, 0, 0.5, 0.5, 0.75]  # two steps, two steps, and two more of four
     assert "scenes with 2 objects" in capsys.readouterr().out
     config = json.loads((table / "config.json").read_text())
     assert (config["model"]["num_steps"], config["model"]["identity"]) == (2, "local")

@@ -12,8 +12,7 @@ from air.data.sprites import sprites
 from air.data.table import table_scenes
 
 __all__ = ["BACKDROPS", "DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "OVERLAPS", "DataError", "Dataset", "LAYOUT", "Scenes",
-           "load_dataset", "multi_mnist", "omniglot", "sprites", "table_scenes",
-           "usual_counts"]
+           "load_dataset", "multi_mnist", "omniglot", "sprites", "table_scenes", "usual_counts"]
 
 DATASETS = ("auto", "multi-mnist", "sprites", "omniglot", "folder", "npz", "scenes-single", "scenes-table")
 MNIST_TRAIN, SPRITES_TRAIN, TABLE_TRAIN, HELD_OUT = 60_000, 20_000, 20_000, 10_000  # scenes
@@ -45,10 +44,9 @@ def load_dataset(name: str, root: str | Path, **layout: Any) -> Dataset:
     Args:
         name: one of DATASETS; "auto" is multi-mnist where MNIST is under `root` or can be downloaded, else sprites.
         root: where MNIST or Omniglot lies or is to be downloaded to; the folder of one's own images.
-        layout: what departs from LAYOUT. counts: the numbers of objects that occur, each with equal probability (None:
-            the data set's own);
-            unseen_counts: those of further held-out scenes; overlap, image_size, object_size, noise, backdrop: see
-            `multi_mnist`; invert: see `fit`; data_file: the .npz file.
+        layout: what departs from LAYOUT. counts: the numbers of objects that occur, each with equal probability, None
+            for the data set's usual ones; unseen_counts: those of further held-out scenes; overlap, image_size,
+            object_size, noise, backdrop: see `multi_mnist`; invert: see `fit`; data_file: the .npz file.
     Raises:
         DataError: the data set cannot be had as asked for.
         TypeError: a keyword is not of LAYOUT.
