@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from air import AIR
-from air.data import Scenes
+from air.data import Dataset, Scenes
+from air.training import Config
 
 SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_hidden_size": 8, "encoder_net": [7],
          "decoder_net": [7], "bl_predict_net": [5], "likelihood_sd": 0.3}
@@ -105,3 +106,24 @@ def fake_mnist_root(tmp_path_factory) -> Path:
 def toy_images():
     generator = torch.Generator().manual_seed(2)
     return torch.rand(3, 1, 2, 2, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def make_config():
+    def make(**kwargs):
+        settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
+                        image_size=12, object_size=1 / 3, noise=0.0, backdrop="black", invert=False,
+                        data_file=None, unseen_counts=[],
+                        estimator="nvil", estimator_options={"centre": True}, kind="air",
+                        model=dict(SMALL, count_prior=0.01),
+                        shift=0, steps=12, batch_size=8, lr=1e-3, final_lr=0.0, baseline_lr=1e-2,
+                        exploration=0.2, exploration_steps=6,
+                        learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
+                        eval_every=4, checkpoint_every=5)
+        return Config(**{**settings, **kwargs})
+    return make
+
+
+@pytest.fixture
+def dataset(scenes):
+    return Dataset("toy", "", scenes, scenes[:10])

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ import train
 from air import AIR, ESTIMATORS, evaluation
 from air.checkpoints import load_checkpoint
 from air.processes import any_of, first_alone, gather, join, leave, mean, rank, size
+from air.training import Trainer
 from tests.conftest import SMALL
-from tests.test_training import assert_identical, everything
+from tests.test_training import assert_identical, everything, run_killed_at
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,17 +104,34 @@ def evaluations_are_those_of_all_scenes(scenes):
         assert found[drawn] == pytest.approx(alone[drawn], rel=0.05)
 
 
-def work_as_one(folder, images, scenes):
+def a_resumed_run_equals_an_uninterrupted_one(folder, config, dataset):
+    Trainer(config, dataset, folder / "whole").run()
+    run_killed_at(7, Trainer(config, dataset, folder / "parts"))
+    checkpoint = load_checkpoint(folder / "parts")
+    assert checkpoint["step"] == 5 and len(checkpoint["processes"]) == 2
+    Trainer(config, dataset, folder / "parts", checkpoint).run()
+    if rank() == 0:
+        assert_identical(everything(folder / "parts"), everything(folder / "whole"))
+
+
+def a_batch_that_cannot_be_shared_out_is_named(folder, config, dataset):
+    with pytest.raises(ValueError, match="a batch of 7 images cannot be shared out equally among 2 processes"):
+        Trainer(replace(config, batch_size=7), dataset, folder / "never")
+
+
+def work_as_one(folder, images, config, dataset):
     tell_one_another(folder)
     gradients_are_those_of_the_joint_batch(images)
-    evaluations_are_those_of_all_scenes(scenes)  # at the end of which they part
+    a_batch_that_cannot_be_shared_out_is_named(folder, config, dataset)
+    a_resumed_run_equals_an_uninterrupted_one(folder, config, dataset)
+    evaluations_are_those_of_all_scenes(dataset.train)  # at the end of which they part
 
 
-def test_two_processes_work_as_one(tmp_path, scenes):
+def test_two_processes_work_as_one(tmp_path, make_config, dataset):
     """One test, since two processes take seconds to start."""
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(6, 1, 12, 12, generator=generator, dtype=torch.float64)
-    two_processes(work_as_one, tmp_path, images, scenes)
+    two_processes(work_as_one, tmp_path, images, make_config(), dataset)
 
 
 @pytest.fixture
@@ -139,15 +158,10 @@ def worker(process, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
-def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun, tmp_path):
-    arguments = ["--dataset", "sprites", "--batch-size", 8, "--steps", 60, "--eval-every", 5, "--checkpoint-every", 5]
-    whole = torchrun(*arguments, "--out", tmp_path / "whole")
-    said, errors = whole.communicate(timeout=120)
-    assert whole.returncode == 0, errors
-    assert "in 2 processes" in said and said.count("step 60/60") == 1
-
+def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on_from_there(torchrun, tmp_path):
     parts = tmp_path / "parts"
-    process = torchrun(*arguments, "--out", parts)
+    process = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 60, "--eval-every", 5,
+                       "--checkpoint-every", 5, "--out", parts)
     deadline = time.monotonic() + 60
     while not (parts / "checkpoint.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -156,12 +170,14 @@ def test_a_killed_worker_ends_the_run_in_words_and_resuming_makes_good(torchrun,
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "[rank0]" not in errors  # as tracebacks of process 0 would begin
     assert "another process of this run is gone" in errors and f"{parts / 'checkpoint.pt'} holds" in errors
+    reached = load_checkpoint(parts)["step"]
     assert len(load_checkpoint(parts)["processes"]) == 2 and not (parts / "metrics.json").exists()
 
     resumed = torchrun("--resume", parts)
     said, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
-    assert_identical(everything(parts), everything(tmp_path / "whole"))
+    assert f"steps {reached} to 60" in said and "in 2 processes" in said and said.count("step 60/60") == 1
+    assert load_checkpoint(parts)["step"] == 60 and (parts / "metrics.json").exists()
 
 
 @pytest.mark.slow
@@ -180,9 +196,3 @@ def test_other_numbers_of_processes_go_on_with_a_run(torchrun, tmp_path, monkeyp
     assert wider.returncode == 0 and "steps 26 to 28" in said, errors
     one, other = load_checkpoint(parts)["processes"]
     assert load_checkpoint(parts)["step"] == 28 and not torch.equal(one["rng"], other["rng"])
-
-
-def test_a_batch_that_cannot_be_shared_out_is_named(torchrun, tmp_path):
-    process = torchrun("--dataset", "sprites", "--batch-size", 7, "--out", tmp_path / "run")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode and "7 images cannot be shared out equally among 2 processes" in errors

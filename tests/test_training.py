@@ -13,28 +13,6 @@ from air.data import Dataset, multi_mnist
 from air.evaluation import evaluate
 from air.recipe import configure
 from air.training import Config, Interrupted, Trainer, TrainingError, interrupt_flag
-from tests.conftest import SMALL
-
-
-@pytest.fixture
-def make_config():
-    def make(**kwargs):
-        settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
-                        image_size=12, object_size=1 / 3, noise=0.0, backdrop="black", invert=False,
-                        data_file=None, unseen_counts=[],
-                        estimator="nvil", estimator_options={"centre": True}, kind="air",
-                        model=dict(SMALL, count_prior=0.01),
-                        shift=0, steps=12, batch_size=8, lr=1e-3, final_lr=0.0, baseline_lr=1e-2,
-                        exploration=0.2, exploration_steps=6,
-                        learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
-                        eval_every=4, checkpoint_every=5)
-        return Config(**{**settings, **kwargs})
-    return make
-
-
-@pytest.fixture
-def dataset(scenes):
-    return Dataset("toy", "", scenes, scenes[:10])
 
 
 def everything(out):
@@ -289,7 +267,7 @@ def test_it_learns_to_count_real_digits(mnist_root, tmp_path):
     """The main job in 500 steps. A model that sees one count everywhere has 33%, one that sees only what is empty too;
     one that splits every digit, or merges every pair, has 67%."""
     torch.set_num_threads(2)
-    dataset = Dataset("multi-mnist", "", multi_mnist(mnist_root, True, 20_000), multi_mnist(mnist_root, False, 1000))
+    dataset = Dataset("multi-mnist", "", multi_mnist(mnist_root, True, 10_000), multi_mnist(mnist_root, False, 500))
     config = configure(dataset, estimator="enumerate", steps=500)
     metrics = Trainer(config, dataset, tmp_path).run()
     assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.6
