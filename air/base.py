@@ -134,6 +134,8 @@ class CountingModel(nn.Module, ABC):
         if flat:
             images = images[:, None]
         floating = images.to(self.count_prior.log_probs)
+        if images.dtype == torch.uint8:
+            return floating / 255
         if finite and not torch.compiler.is_compiling() and not floating.isfinite().all():
             raise ValueError("expected images of finite intensities, got some that are nan or infinite")
-        return floating / 255 if images.dtype == torch.uint8 else floating
+        return floating

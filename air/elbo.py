@@ -12,6 +12,7 @@ Source: Burda et al. (2016), eq. 8, for the bound.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -59,19 +60,23 @@ class Terms(NamedTuple):
 
     def per_image(self, q: Tensor) -> Metrics:
         """The ELBO and its terms, (B,) each, with n summed out by q(n), (B, N+1)."""
+        return dict(zip(*self._summed_out(q)))
+
+    def _summed_out(self, q: Tensor) -> tuple[Iterable[str], Tensor]:
+        """Names, and values (names, B)."""
         counts = torch.arange(q.shape[-1], device=q.device)
         terms = {"elbo": self.elbo(), "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
                  **{f"kl_{name}": kl for name, kl in self.kl.items()}, "mean_count": counts}
-        summed_out = (torch.stack(torch.broadcast_tensors(*terms.values())) * q).sum(-1).detach()
-        return dict(zip(terms, summed_out))
+        return terms, (torch.stack(torch.broadcast_tensors(*terms.values())) * q).sum(-1).detach()
 
     def metrics(self, q: Tensor) -> Metrics:
         """`per_image`, averaged over the batch, how often each count occurs by q(n), `share_0` to `share_N`, and in how
         many images a window is `passed_over`.
         """
+        names, values = self._summed_out(q)
         shares = {f"share_{n}": share for n, share in enumerate(q.detach().mean(0))}
         shares["passed_over"] = self.passed_over().any(-1).to(q.dtype).mean()
-        return {**{name: value.mean() for name, value in self.per_image(q).items()}, **shares}
+        return {**dict(zip(names, values.mean(-1))), **shares}
 
 
 def elbo_terms(model: CountingModel, rollout: Rollout, sampled: bool = False, masked: bool | None = None) -> Terms:

@@ -12,6 +12,7 @@ Source: Eslami et al. (2016), sections 2-3.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CountPrior, NormalLatent, log_count_probs
-from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet
+from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet, fold
 from air.spatial import image_to_window, painted_boxes, window_to_image
 
 # A painted pixel belongs to its object above this share of the object's brightest one. Between the value that gives the
@@ -148,11 +149,11 @@ class AIR(CountingModel):
         Returns:
             (B, N+1) in nats; at most `log_likelihood_ceiling`.
         """
-        residual = images  # x - canvas_n
-        squares = [residual.square().sum((1, 2, 3))]
-        for painted_t in painted.unbind(1):
+        residual = images.flatten(1)  # x - canvas_n
+        squares = [residual.square().sum(-1)]
+        for painted_t in painted.flatten(2).unbind(1):
             residual = residual - painted_t
-            squares.append(residual.square().sum((1, 2, 3)))
+            squares.append(residual.square().sum(-1))
         return self.log_likelihood_of(torch.stack(squares, 1))
 
     # ---- inference network ---------------------------------------------------------------------------------------
@@ -161,11 +162,11 @@ class AIR(CountingModel):
         images = self.as_images(images)
         of_scene = {}
         if self.background:
-            images, particles = images.repeat_interleave(particles, 0), 1
+            images, particles = fold(images, particles), 1
             of_scene["background"], background = self.look_behind(images, at_mean)
             images = images - background
         logits, latents, history, painted = self.attend(images, at_mean, particles)
-        images = images.repeat_interleave(particles, 0)
+        images = fold(images, particles)
         return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted))
 
     def look_behind(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
@@ -180,7 +181,7 @@ class AIR(CountingModel):
         """The guide and what its objects paint, arguments as of `rollout`: the first four of a Rollout's fields."""
         images = self.as_images(images)
         image_gates, state = self.rnn.read(images, particles)
-        left = images.repeat_interleave(particles, 0)  # to explain
+        left = fold(images, particles)  # to explain
         batch = left.shape[0]
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
@@ -251,7 +252,7 @@ class AIR(CountingModel):
         """
         count = count_probs.argmax(-1)
         z_pres = self.z_pres(count)
-        canvases = torch.cat((background[:, None], painted), 1).cumsum(1)
+        canvases = torch.stack(list(accumulate((background, *painted.unbind(1)), torch.add)), 1)
         boxes = painted_boxes(painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
         reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
         return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, each (B, rnn_hidden_size)
 
 
+def fold(rows: Tensor, particles: int) -> Tensor:
+    """K particles of each row, in the batch's dimension: (B, ...) -> (B K, ...), row b K + k is the k-th of row b."""
+    return rows[:, None].expand(-1, particles, *rows.shape[1:]).flatten(0, 1)  # no copy for K = 1
+
+
 class MLP(nn.Sequential):
     """Linear layers with a non-linearity between them; after the last one too where `output_non_linearity`."""
 
@@ -144,7 +149,7 @@ class RecurrentNet(nn.Module):
     def read(self, images: Tensor, particles: int = 1) -> tuple[Tensor, State]:
         """Images (B, C, H, W) -> their part of the gates, K times over (B K, 4R), and the state before the first step.
         """
-        gates = self.image_gates(self.embed(images.flatten(1))).repeat_interleave(particles, 0)
+        gates = fold(self.image_gates(self.embed(images.flatten(1))), particles)
         size = (gates.shape[0], -1)
         return gates, (self.h_init.expand(size), self.c_init.expand(size))
 

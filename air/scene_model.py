@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
-from air.networks import MLP, Baseline, RecurrentNet
+from air.networks import MLP, Baseline, RecurrentNet, fold
 from air.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, layers, render, stages
 
 CONTRAST = 10.0  # by which an image's difference from the empty table is multiplied, to be of the order of 1
@@ -149,7 +149,7 @@ class SceneAIR(CountingModel):
         images = self.as_images(images)
         seen = self.see(CONTRAST * (images - self.empty)).to(images.dtype)
         image_gates, state = self.rnn.read(seen, particles)
-        seen, images = (each.repeat_interleave(particles, 0) for each in (seen, images))
+        seen, images = (fold(each, particles) for each in (seen, images))
         noise = images.new_zeros(len(images), self.num_steps, sum(self.sizes[2:]))
         noise = noise if at_mean else noise.normal_()
         read = images.new_zeros(len(noise), sum(self.sizes))
@@ -190,7 +190,7 @@ class SceneAIR(CountingModel):
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
         images = self.as_images(images)
         logits, latents, history = self.attend(images, at_mean, particles)
-        images = images.repeat_interleave(particles, 0)
+        images = fold(images, particles)
         poses = self.poses(latents["where"].value, latents["turn"].value)  # (B, N, S, 4)
         what, log_q = latents["what"]
         learns = torch.is_grad_enabled()

@@ -39,10 +39,11 @@ def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
     _check(images, z_where, "images")
-    x, y = _sample_points(invert_z_where(z_where), window_size).unbind(1)  # (B, window_size) each
-    shape = (-1, window_size, window_size)
-    grid = torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), -1)  # (B, w, w, 2)
-    return F.grid_sample(images, grid, align_corners=False)
+    centres = _pixel_centres(window_size, z_where)
+    square = window_size, window_size
+    window = torch.stack((centres.expand(square), centres[:, None].expand(square)), -1)  # (x, y) in window coordinates
+    scale, shift = z_where[:, None, None, :1], z_where[:, None, None, 1:]
+    return F.grid_sample(images, (window - shift) / scale, align_corners=False)
 
 
 def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
@@ -63,8 +64,10 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
     # x depends on the column alone and y on the row alone, so bilinear sampling is a product with a hat function's
     # values on either side. grid_sample gives the same; its backward pass, by scattering, takes half as long again.
     with torch.autocast(window.device.type, enabled=False):
-        pixels = ((_sample_points(z_where, image_size) + 1) * side - 1) / 2  # (B, 2, image_size)
-        hats = (1 - (pixels[..., None] - torch.arange(side, device=pixels.device)).abs()).relu()  # (B, 2, H, w)
+        points = z_where[:, :1, None] * _pixel_centres(image_size, z_where) + z_where[:, 1:, None]  # (B, 2, H)
+        pixels = ((points + 1) * side - 1) / 2  # of the window
+        places = torch.arange(side, dtype=pixels.dtype, device=pixels.device)
+        hats = (1 - (pixels[..., None] - places).abs()).relu()  # (B, 2, H, w)
         columns, rows = hats.to(window.dtype).unbind(1)
         narrow = window.flatten(1, 2) @ columns.mT  # (B, C w, H)
         return rows[:, None] @ narrow.unflatten(1, window.shape[1:3])
@@ -99,24 +102,18 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
     if painted.shape[:-3] != z_where.shape[:-1]:
         raise ValueError(f"painted {tuple(painted.shape)} and z_where {tuple(z_where.shape)}: leading shapes differ")
     size = painted.shape[-1]
-    intensity = painted.amax(-3)  # (..., H, H)
-    peak = intensity.amax((-2, -1), keepdim=True)
-    inside = (intensity > threshold * peak) & (peak > 0)
-    edges = []
-    for along_axis in (inside.any(-2), inside.any(-1)):  # columns (x), then rows (y): (..., H)
-        first = along_axis.int().argmax(-1)
-        last = size - along_axis.flip(-1).int().argmax(-1)
-        edges.append(torch.stack((first, last), -1))
-    (x0, x1), (y0, y1) = (edge.unbind(-1) for edge in edges)
-    tight = torch.stack((x0, y0, x1, y1), -1).to(z_where.dtype)
-    return torch.where(inside.flatten(-2).any(-1, keepdim=True), tight, window_boxes(z_where, size))
+    # The brightest pixels of each column (x), then of each row (y): (..., 2, H). A box needs no more of an image.
+    profiles = torch.stack((painted.amax((-3, -2)), painted.amax((-3, -1))), -2)
+    peak = profiles.amax(-1, keepdim=True)
+    inside = (profiles > threshold * peak).int()
+    first, last = inside.argmax(-1), size - inside.flip(-1).argmax(-1)  # (..., 2)
+    tight = torch.cat((first, last), -1).to(z_where.dtype)
+    return torch.where(peak[..., 0, :] > 0, tight, window_boxes(z_where, size))
 
 
-def _sample_points(theta: Tensor, size: int) -> Tensor:
-    """Where a size x size grid of pixel centres samples: x of its columns and y of its rows, (B, 3) -> (B, 2, size)."""
-    last = 1 - 1 / size
-    centres = torch.linspace(-last, last, size, dtype=theta.dtype, device=theta.device)  # of pixels
-    return theta[:, :1, None] * centres + theta[:, 1:, None]
+def _pixel_centres(size: int, like: Tensor) -> Tensor:
+    """Of a row of pixels that reaches from -1 to 1: (size,), of the same dtype and device."""
+    return torch.arange(1 - size, size, 2, dtype=like.dtype, device=like.device) / size
 
 
 def _check(pixels: Tensor, z_where: Tensor, name: str) -> None:
