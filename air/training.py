@@ -106,8 +106,8 @@ class Trainer:
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.epoch, self.order = -1, torch.empty(0)  # the epoch whose permutation of the scenes is at hand
         self.seconds = 0.0  # of the steps alone
-        self.sums: dict[str, Tensor] = {}  # of the training metrics since the last evaluation, on the device
-        self.summed = 0
+        self.names: list[str] = []  # of the training metrics
+        self.sums, self.summed = torch.empty(0), 0  # of them, since the last evaluation, on the device
         if rank():
             torch.manual_seed(config.seed + 10_007 * rank())  # latents of its own
         if checkpoint is not None:
@@ -181,12 +181,12 @@ class Trainer:
             shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
             self.model.count_prior.follow(mean(torch.stack(shares)))
         self.step += 1
-        if self.step % self.check_every == 0 and not loss.isfinite():
+        if self.step % self.check_every == 0 and not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. "
                                 "Try a lower --lr, or --precision fp32")
+        values = torch.stack(list(metrics.values()))
+        self.names, self.sums = list(metrics), self.sums + values if self.summed else values
         self.summed += 1
-        self.sums = self.sums or {name: torch.zeros_like(value) for name, value in metrics.items()}
-        torch._foreach_add_([self.sums[name] for name in metrics], list(metrics.values()))
         return metrics
 
     def _set_schedules(self) -> None:
@@ -219,9 +219,9 @@ class Trainer:
 
     def _evaluate(self, log: RunLog | NoLog, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
         held_out = evaluate(self.model, scenes, **thorough)
-        sums = mean(torch.stack(list(self.sums.values()))).tolist()
-        train = {name: value / self.summed for name, value in zip(self.sums, sums)} | self._gradient_norms()
-        self.sums, self.summed = {}, 0
+        train = {name: value / self.summed for name, value in zip(self.names, mean(self.sums).tolist())}
+        train |= self._gradient_norms()
+        self.summed = 0
         if rank():
             return held_out
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts != 0))
@@ -250,7 +250,7 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.objective.parameters()):
             return  # the next loss will not be finite: keep the last good checkpoint
         processes = gather({
-            "rng": torch.get_rng_state(), "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "rng": torch.get_rng_state(), "names": self.names, "sums": self.sums.cpu(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None})
         if rank():
             return
@@ -270,7 +270,7 @@ class Trainer:
         self.step, self.seconds, self.summed = checkpoint["step"], checkpoint["seconds"], checkpoint["summed"]
         processes = checkpoint["processes"]
         own = processes[rank() % len(processes)]
-        self.sums = {name: value.to(self.device) for name, value in own["sums"].items()}
+        self.names, self.sums = own["names"], own["sums"].to(self.device)
         if rank() >= len(processes):  # more of them than there were: draws that are no other's
             torch.manual_seed(self.config.seed + 10_007 * rank() + 1_000_003 * self.step)
             return
