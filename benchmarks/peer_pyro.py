@@ -2,7 +2,7 @@
 """Time our training step beside that of Pyro's AIR example, and how soon both count right, in one run.
 
     pip install pyro-ppl
-    python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --compile
+    python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --compile --bf16
     python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --to-accuracy 0.9
 
 PYRO is a checkout of Pyro's repository: its example is not part of the package. The example's own files are driven as
@@ -58,8 +58,9 @@ class Contestant(Protocol):
 class Ours:
     """The recipe, by estimator."""
 
-    def __init__(self, estimator: str, dataset: Dataset, seed: int, compiled: bool) -> None:
-        config = configure(dataset, estimator=estimator, batch_size=BATCH, seed=seed, compile=compiled)
+    def __init__(self, estimator: str, dataset: Dataset, seed: int, compiled: bool, precision: str) -> None:
+        config = configure(dataset, estimator=estimator, batch_size=BATCH, seed=seed, compile=compiled,
+                           precision=precision)
         self.trainer = Trainer(config, dataset, Path())  # nothing is written
 
     def step(self) -> None:
@@ -72,7 +73,7 @@ class Ours:
 class Peer:
     """Pyro's example: its model and guide under SVI, put together as its own script does."""
 
-    def __init__(self, folder: Path, dataset: Dataset, seed: int, jit: bool) -> None:
+    def __init__(self, folder: Path, dataset: Dataset, seed: int) -> None:
         import pyro
         with peer_modules(folder):
             script, model = importlib.import_module("main"), importlib.import_module("air")
@@ -82,9 +83,9 @@ class Peer:
         self.air, self.script = model.AIR(**TUTORIAL_MODEL), script
         self.prior = script.make_prior(TUTORIAL["z_pres_prior"])
         rates = {True: TUTORIAL["baseline_learning_rate"], False: TUTORIAL["learning_rate"]}
-        elbo = pyro.infer.JitTraceGraph_ELBO() if jit else pyro.infer.TraceGraph_ELBO()
         self.svi = pyro.infer.SVI(self.air.model, self.air.guide,
-                                  pyro.optim.Adam(lambda name: {"lr": rates["bl_" in name]}), loss=elbo)
+                                  pyro.optim.Adam(lambda name: {"lr": rates["bl_" in name]}),
+                                  loss=pyro.infer.TraceGraph_ELBO())
 
     def step(self) -> None:
         self.svi.step(self.images, batch_size=BATCH, z_pres_prior_p=self.prior)
@@ -150,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pyro-air", type=Path, required=True, metavar="DIR", help="examples/air of a Pyro checkout")
     parser.add_argument("--estimator", nargs="+", default=list(OURS), choices=OURS, help="of ours (both)")
     parser.add_argument("--compile", action="store_true", help="ours compiled as well as not")
-    parser.add_argument("--jit", action="store_true", help="Pyro's jit as well")
+    parser.add_argument("--bf16", action="store_true", help="ours in bf16 as well")
     parser.add_argument("--steps", type=int, default=80, help="timed steps of each (80)")
     parser.add_argument("--to-accuracy", type=float, metavar="SHARE", help="train from scratch up to it")
     parser.add_argument("--limit", type=float, default=3600, help="seconds that each may train for (3600)")
@@ -183,12 +184,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = load_dataset("multi-mnist", args.data_root)
     except DataError as error:
         parser.error(str(error))
-    makers: dict[str, Callable[..., Contestant]] = {"Pyro nvil": partial(Peer, args.pyro_air, jit=False)}
-    if args.jit:
-        makers["Pyro nvil, jit"] = partial(Peer, args.pyro_air, jit=True)
-    for compiled in ((False, True) if args.compile else (False,)):
-        makers |= {f"air {name}{', compiled' if compiled else ''}": partial(Ours, name, compiled=compiled)
-                   for name in args.estimator}
+    makers: dict[str, Callable[..., Contestant]] = {"Pyro nvil": partial(Peer, args.pyro_air)}
+    for precision in (("fp32", "bf16") if args.bf16 else ("fp32",)):
+        for compiled in ((False, True) if args.compile else (False,)):
+            makers |= {f"air {name}, {precision}{', compiled' if compiled else ''}":
+                       partial(Ours, name, compiled=compiled, precision=precision) for name in args.estimator}
 
     if args.to_accuracy is None:
         rows = step_times({name: make(dataset=dataset, seed=args.seed) for name, make in makers.items()}, args.steps)
