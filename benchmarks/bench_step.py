@@ -97,6 +97,7 @@ class Bench:
             self.trainer.objective(self.batch)[0].backward()
         with ProductLog() as inference_log:
             self.trainer.model.infer(self.batch)
+        self.infer = torch.compile(self.trainer.model.infer) if config.compile else self.trainer.model.infer
         self.products, self.inference_products = log.products, inference_log.products
         self.parameters = sum(p.numel() for p in self.trainer.objective.parameters())
         self.times: dict[str, list[float]] = {"step": [], "inference": [], "products": [], "inference_products": [],
@@ -106,12 +107,12 @@ class Bench:
         """Run until allocators, caches and the compiler have settled."""
         for _ in range(steps):
             self.trainer.train_step()
-            self.trainer.model.infer(self.batch)
+            self.infer(self.batch)
 
     def turn(self, steps: int) -> None:
         """One turn of measurements, in ms each."""
         self.time_steps(steps)
-        self.times["inference"] += [self._time(lambda: self.trainer.model.infer(self.batch)) for _ in range(steps)]
+        self.times["inference"] += [self._time(lambda: self.infer(self.batch)) for _ in range(steps)]
         self.times["products"].append(self._time_products(self.products))
         self.times["inference_products"].append(self._time_products(self.inference_products))
         p, g, out = torch.rand(3, self.parameters, device=self.device).unbind()
