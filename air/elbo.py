@@ -63,7 +63,7 @@ class Terms(NamedTuple):
         return dict(zip(*self._summed_out(q)))
 
     def _summed_out(self, q: Tensor) -> tuple[Iterable[str], Tensor]:
-        """Names, and values (names, B)."""
+        """The names of what `per_image` gives, and their values, (names, B)."""
         counts = torch.arange(q.shape[-1], device=q.device)
         terms = {"elbo": self.elbo(), "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
                  **{f"kl_{name}": kl for name, kl in self.kl.items()}, "mean_count": counts}

@@ -98,8 +98,8 @@ LARGE_BATCHES = {f"batch-{size}-lr-{lr}": Experiment(f"{STRICT} --estimator enum
                                                      f"--steps {steps} --lr {lr}", 3)
                  for size, steps in ((256, 1000), (1024, 500)) for lr in ("1e-3", "2e-3", "4e-3")}
 # The step's arithmetic in half the bits.
-PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --steps {steps} --precision bf16", 3)
-             for name, estimator, steps in (("bf16", "enumerate", 2000), ("nvil-bf16", "nvil", 2000))}
+PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --steps 2000 --precision bf16", 3)
+             for name, estimator in (("bf16", "enumerate"), ("nvil-bf16", "nvil"))}
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
           "Counts that training does not show": GENERALISATION, "Other networks": NETWORKS,
