@@ -113,6 +113,19 @@ def test_what_a_run_writes(make_config, dataset, tmp_path):
     assert [count for count in bucket_counts if count] == [count for count in inferred if count]
 
 
+def test_what_is_logged_of_training_is_the_mean_since_the_last_evaluation(make_config, dataset, tmp_path):
+    trainer = Trainer(make_config(), dataset, tmp_path)
+    train_step, taken = trainer.train_step, []
+    trainer.train_step = lambda: taken.append(train_step()) or taken[-1]
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for place, line in enumerate(lines):
+        since = taken[4 * place:4 * place + 4]
+        for name in ("elbo", "mean_count", "baseline_loss"):
+            assert line["train"][name] == pytest.approx(sum(each[name].item() for each in since) / 4, rel=1e-5)
+    assert len(lines) == 3
+
+
 def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
     trainer = Trainer(make_config(), dataset, tmp_path)
     rates, exploration = [], []
