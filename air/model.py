@@ -48,8 +48,9 @@ class AIR(CountingModel):
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False,
-                 background: bool = False, z_background_size: int = 8, convolutional: bool = False,
-                 encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
+                 memory: bool = True, background: bool = False, z_background_size: int = 8,
+                 convolutional: bool = False, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+                 ) -> None:
         """Build the networks.
 
         Args:
@@ -72,6 +73,8 @@ class AIR(CountingModel):
                 training script. Training wants a small k (1e-8), or one digit is soon explained by two objects.
             difference: step t reads x - canvas_{t-1} in place of x (Eslami et al., 2016, section 3.2): slower, and
                 counts that training has not shown are counted better.
+            memory: False, with `difference` only: the recurrent net begins afresh at each step, so that all it knows of
+                the steps before is what they have left to explain.
             background: a background is modelled; encoder_net and decoder_net give its networks' hidden layers too.
             z_background_size: of its code: small, or it would learn to paint objects.
             convolutional: ConvEncoder and ConvDecoder, in place of those that encoder_net and decoder_net shape.
@@ -83,7 +86,10 @@ class AIR(CountingModel):
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines,
                          window_size=window_size, z_what_size=z_what_size, rnn_hidden_size=rnn_hidden_size,
                          scale_prior_sd=scale_prior_sd, pos_prior_sd=pos_prior_sd, z_background_size=z_background_size)
-        self.window_size, self.difference = window_size, difference
+        if not (memory or difference):
+            raise ValueError("without memory all steps of AIR would do the same: memory=False goes with "
+                             "difference=True")
+        self.window_size, self.difference, self.memory = window_size, difference, memory
 
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
@@ -180,29 +186,30 @@ class AIR(CountingModel):
                ) -> tuple[Tensor, dict[str, NormalLatent], Tensor, Tensor]:
         """The guide and what its objects paint, arguments as of `rollout`: the first four of a Rollout's fields."""
         images = self.as_images(images)
-        image_gates, state = self.rnn.read(images, particles)
+        image_gates, initial = self.rnn.read(images, particles)
         left = fold(images, particles)  # to explain
         batch = left.shape[0]
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
         ones = images.new_ones(batch, 1)
-        z_where, z_what = self.z_where_init.expand(batch, -1), self.z_what_init.expand(batch, -1)
+        first = torch.cat((self.z_where_init, self.z_what_init, images.new_ones(1, 1)), -1).expand(batch, -1)
+        before, state = first, initial
         steps: list[tuple[Tensor, ...]] = []
         painted: list[Tensor] = []  # only where a step looks at it
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
             if painted:
                 left = left - painted[-1].squeeze(1)
                 image_gates, _ = self.rnn.read(left)
-            read = torch.cat((z_where, z_what, ones), -1)
-            state = self.rnn(image_gates, read, state)
+            state = self.rnn(image_gates, before, state) if self.memory else self.rnn(image_gates, first, initial)
             logit, where_loc, where_scale = self.predict(state[0])
             where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
             z_where = where_loc + where_scale * noise_where
             # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
             what_loc, what_scale = self.encode(image_to_window(left, z_where, self.window_size))
             z_what = what_loc + what_scale * noise_what
-            steps.append((logit, read, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
+            steps.append((logit, before, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
+            before = torch.cat((z_where, z_what, ones), -1)
             if self.difference:
                 painted.append(self.paint(z_where[:, None], z_what[:, None]))  # (B, 1, C, H, W)
         logits, history, z_where, where_loc, where_scale, z_what, what_loc, what_scale = (

@@ -80,15 +80,21 @@ REMEDIES = {
                                       "--learn-count-prior", 3),
     "loose-two-particles": Experiment(f"{ENUMERATE_LOOSE} --steps 3000 --set model.likelihood_sd=0.2 --particles 2", 3),
 }
-# Counts that training does not show.
-TO_THREE = f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 2 --unseen-counts 3"
-TO_TWO = f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 3 --unseen-counts 2"
-TO_FIVE = (f"{STRICT} --estimator enumerate --steps 4000 --counts 0 1 2 --unseen-counts 3 4 5 --image-size 64 "
-           "--object-size 0.25")
+# Counts that training does not show: to 3 from 0, 1 and 2, and so on.
+TO_3 = f"{STRICT} --estimator enumerate --counts 0 1 2 --unseen-counts 3"
+TO_2 = f"{STRICT} --estimator enumerate --counts 0 1 3 --unseen-counts 2"
+TO_5 = f"{STRICT} --estimator enumerate --counts 0 1 2 --unseen-counts 3 4 5 --image-size 64 --object-size 0.25"
+AFRESH = "--difference --set model.memory=false"
 GENERALISATION = {
-    f"{name}-to-{to}-{steps}-steps": Experiment(f"{arguments} {flag}--set model.num_steps={steps}", 5)
-    for to, arguments, lengths in (("3", TO_THREE, (3, 5)), ("2", TO_TWO, (3, 5)), ("345", TO_FIVE, (6,)))
-    for steps in lengths for name, flag in (("air", ""), ("dair", "--difference "))}
+    **{f"{name}-to-{to}-n{steps}": Experiment(f"{arguments} {flag}--set model.num_steps={steps}", 5)
+       for to, arguments in (("3", TO_3), ("2", TO_2)) for steps in (3, 5)
+       for name, flag in (("air", ""), ("dair", "--difference "))},
+    "afresh-to-3-n3": Experiment(f"{TO_3} --steps 6000 {AFRESH} model.num_steps=3", 5),
+    "afresh-to-2-n3": Experiment(f"{TO_2} --steps 6000 {AFRESH} model.num_steps=3", 5),
+    "air-to-345-n6": Experiment(f"{TO_5} --set model.num_steps=6", 3),
+    "dair-to-345-n6": Experiment(f"{TO_5} --difference --set model.num_steps=6", 3),
+    "afresh-to-345-n6": Experiment(f"{TO_5} {AFRESH} model.num_steps=6", 3),
+}
 NETWORKS = {
     "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
                                         3),

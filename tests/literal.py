@@ -55,6 +55,9 @@ def literal_elbo(model, image, noise, background_noise=None):
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)
         left = image - canvas if model.difference else image
+        if not model.memory:
+            z_where, z_what = model.z_where_init[0], model.z_what_init[0]
+            state = model.rnn.h_init, model.rnn.c_init
         state = cell(torch.cat((model.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
         out = model.predict.mlp(state[0])[0]
         q_pres = out[0].sigmoid()

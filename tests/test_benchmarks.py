@@ -119,7 +119,7 @@ def result(seed, accuracy):
 
 
 def test_the_table_keeps_failed_runs(benchmark):
-    text = benchmark("seeds").table([result(0, 0.99), result(1, 0.5), result(2, None)])
+    text = benchmark("tables").table([result(0, 0.99), result(1, 0.5), result(2, None)])
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:]]
             for line in text.splitlines() if line.startswith("|")}
     assert rows["0"][0] == "99.00" and rows["1"][0] == "50.00" and set(rows["2"][:-1]) == {"-"}
@@ -128,15 +128,41 @@ def test_the_table_keeps_failed_runs(benchmark):
 
 
 def test_unseen_counts_have_columns_where_they_were_measured(benchmark):
-    seeds, without = benchmark("seeds"), [result(0, 0.9), result(1, 0.9)]
-    assert "unseen" not in seeds.table(without) + seeds.overview({"a": without})
-    measured = [{**each, "metrics": {**each["metrics"], "count_accuracy_unseen": share}}
-                for each, share in zip(without, (0.25, 0.75))]
-    cells = [cell.strip() for cell in seeds.overview({"a": measured, "b": without}).splitlines()[2].split("|")]
-    assert cells[2:7] == ["0/2", "90.00", "90.00", "50.00", "25.00"]
-    rows = seeds.table(measured).splitlines()
-    place = [cell.strip() for cell in rows[0].split("|")].index("unseen counts %")
+    tables, runs = benchmark("tables"), [result(0, 0.9), result(1, 0.9)]
+    assert "unseen" not in tables.table(runs).lower()
+    for run, share in zip(runs, (0.25, 0.75)):
+        run["metrics"]["unseen"] = {"count_accuracy_map": share, "count_accuracy_refined": 1.0, "box_iou": 0.5,
+                                    "confusion": [[0, 0], [3, 1]]}
+    text = tables.table(runs)
+    rows = text.splitlines()
+    place = [cell.strip() for cell in rows[0].split("|")].index("unseen counts, MAP %")
     assert [row.split("|")[place].strip() for row in rows[2:7]] == ["25.00", "75.00", "50.00", "35.36", "25.00"]
+    assert "* Unseen scenes with 1 objects, by MAP count, all runs: 0: 6, 1: 2." in text
+    summary = tables.summary({"a": runs, "b": [result(0, 0.5)]}, ("unseen_count_accuracy_map", "box_iou"))
+    assert summary.splitlines()[2:] == ["| `a` | 2 | 50.00 (25.00) | 0.500 (0.500) |",
+                                        "| `b` | 1 | - (-) | 0.500 (0.500) |"]
+
+
+def test_scenes_of_unknown_count_have_other_columns(benchmark):
+    """No share counted right is made up for them, nor a success."""
+    tables = benchmark("tables")
+    runs = [result(seed, 0.9) for seed in range(2)]
+    for run, error in zip(runs, (0.02, 0.03)):
+        for name in (*tables.WITH_TRUTH, "confusion"):
+            run["metrics"].pop(name, None)
+        run["metrics"] |= {"mean_count": 2.5, "squared_error": [0.1, error], "counted": [1, 4]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.table(runs).splitlines() if "|" in line]
+    by_name = {row[0]: dict(zip(rows[0], row)) for row in rows}
+    assert by_name["1"]["mean count"] == "2.50" and by_name["1"]["error, 1 objects, x1000"] == "30.0"
+    assert by_name["mean"]["error, 1 objects, x1000"] == "25.0" and by_name["worst"]["ELBO"] == "600.0"
+    assert by_name["worst"]["error, 1 objects, x1000"] == "30.0" and by_name["worst"]["error, 2 objects, x1000"] == "-"
+    needing_truth = {**tables.WITH_TRUTH, **tables.MILESTONES_REACHED}
+    assert not set(rows[0]) & {name for name, _, _ in needing_truth.values()}
+    text = tables.table(runs)
+    assert "by MAP count, all runs: 0: 2, 1: 8." in text and "runs count at least" not in text
+    summary = tables.summary({"a": [*runs, result(2, None)]}, ("elbo", "squared_error_1", "squared_error_2"))
+    assert summary.splitlines()[2] == "| `a` | 3 | 600.5 (600.0) | 25.0 (30.0) | - (-) |"
+    assert benchmark("seeds").milestones([{"step": 1, "seconds": 1, "held_out": {"elbo": 1.0}}]) == {}
 
 
 def test_milestones_are_the_first_evaluations_that_reach_them(benchmark):
@@ -149,7 +175,7 @@ def test_milestones_are_the_first_evaluations_that_reach_them(benchmark):
 def test_the_overview_counts_failed_runs_as_the_slowest(benchmark):
     fast = result(0, 0.99)
     fast["metrics"] |= {"steps_to_98": 300, "seconds_to_98": 6.0}
-    lines = benchmark("seeds").overview({"a": [fast, result(1, 0.5), result(2, None)]}).splitlines()
+    lines = benchmark("tables").overview({"a": [fast, result(1, 0.5), result(2, None)]}).splitlines()
     (line,) = [line for line in lines if line.startswith("| `a`")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:6] == ["1/3", "74.50", "50.00", "-", "-"] and cells[10] == "600.5"
@@ -176,7 +202,7 @@ def test_jobs_run_at_a_time_and_share_the_threads(benchmark, monkeypatch, tmp_pa
         return result(seed, 0.99) | {"threads": torch.get_num_threads(), "command": " ".join(arguments)}
 
     monkeypatch.setattr(seeds, "run", run)
-    monkeypatch.setattr(seeds, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark("tables"), "RESULTS", tmp_path)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(6)
@@ -185,30 +211,31 @@ def test_jobs_run_at_a_time_and_share_the_threads(benchmark, monkeypatch, tmp_pa
         torch.set_num_threads(threads)
     assert capsys.readouterr().out.count("3 of 3 runs") == 2
     for name in ("noise", "digits-9px"):
-        kept = seeds.load_results(name)
+        kept = benchmark("tables").load_results(name)
         assert [each["seed"] for each in kept] == [0, 1, 3]
         assert {(each["threads"], each["jobs"]) for each in kept} == {(3, 2)}
         assert kept[0]["command"] == benchmark("experiments").EXPERIMENTS[name].arguments
 
 
 def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp_path):
-    seeds = benchmark("seeds")
+    tables, experiments = benchmark("tables"), benchmark("experiments")
     written = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    monkeypatch.setattr(seeds, "RESULTS_FILE", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(seeds, "PLOT_FILE", tmp_path / "runs.png")
-    monkeypatch.setattr(seeds, "README", tmp_path / "README.md")
-    readme, experiments = (ROOT / "README.md").read_text(), benchmark("experiments")
-    (tmp_path / "README.md").write_text(re.sub(r"(?m)^\| `strict-nvil` .*\n", "", readme))
-    assert seeds.write_tables() == written == (tmp_path / "RESULTS.md").read_text()
-    assert (tmp_path / "README.md").read_text() == readme
-    for name in experiments.EXPERIMENTS:  # the front door shows all of them, and no other figures
-        results = seeds.load_results(name)
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "experiments.md").read_text()
+    for name in ("RESULTS_FILE", "README", "PAGE"):
+        monkeypatch.setattr(tables, name, tmp_path / name)
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    for file, text in ((tables.README, readme), (tables.PAGE, page)):
+        file.write_text(re.sub(r"(?m)^\| `(strict-nvil|dair-to-3-n3)` .*\n", "", text))
+    assert tables.write_tables() == written == tables.RESULTS_FILE.read_text()
+    assert tables.README.read_text() == readme and tables.PAGE.read_text() == page
+    for name in experiments.EXPERIMENTS:  # the two pages show all of them, and no other figures
+        results = tables.load_results(name)
         if not results:
             continue
         for kept in results:
             assert shlex.split(kept["command"])[2:-4] == shlex.split(experiments.EXPERIMENTS[name].arguments)
-        if name not in {**experiments.MAIN, **experiments.ROBUSTNESS}:
-            assert f"`{name}`: {seeds.brief(results)}" in readme
+        if f"\n| `{name}` |" not in readme + page:  # it has no row of a table
+            assert f"`{name}`: {tables.brief(results)}" in readme + page
 
 
 def test_a_gradient_s_bias_and_variance_are_told_apart(benchmark):

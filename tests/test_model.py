@@ -12,7 +12,7 @@ from tests.literal import literal_elbo
 
 @pytest.mark.parametrize("options", [{}, {"channels": 3}, {"difference": True},
                                      {"difference": True, "channels": 3, "embed_net": [5]},
-                                     {"background": True, "channels": 3},
+                                     {"difference": True, "memory": False}, {"background": True, "channels": 3},
                                      {"background": True, "difference": True, "z_background_size": 2}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
@@ -24,6 +24,15 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     noise = torch.empty(5, 3, 7, dtype=torch.float64).normal_()
     for i in range(len(images)):
         torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i], behind[i]))
+
+
+def test_without_memory_and_difference_all_steps_would_be_one(make_model, images):
+    with pytest.raises(ValueError, match="memory=False goes with difference=True"):
+        make_model(memory=False)
+    model = make_model(difference=True, memory=False)
+    first = model.rollout(images, at_mean=True)
+    left = images - first.painted[:, 0]  # a step sees what is left as it would see any image
+    torch.testing.assert_close(model.rollout(left, at_mean=True).logits[:, :2], first.logits[:, 1:])
 
 
 def test_constructor_has_the_reference_keywords_and_defaults():
