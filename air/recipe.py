@@ -26,6 +26,7 @@ NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.back
               "estimator.model", "estimator.exploration", "estimator.particles", "estimator.rescue"}
 UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
 LIKELIHOOD_SD = 0.3  # of a pixel, for objects of the usual side in pixels and larger ones; in proportion for smaller
+BEFORE_A_BACKGROUND = 2 / 3  # of that sd: what objects stand before takes a third of their contrast, as a guess
 SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
 
 
@@ -83,6 +84,7 @@ def _air_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
     """AIR's keywords; the settings that they are made of are taken out of `chosen`."""
     channels, x_size = dataset.train.images.shape[1:3]
     side = x_size * chosen["object_size"] / (IMAGE_SIZE * OBJECT_SIZE)  # of an object, 1 is the usual one
+    contrast = BEFORE_A_BACKGROUND if chosen["background"] else 1.0
     most = int(dataset.train.counts.max())
     # One step more than there are objects, so that counting one too many is possible and seen.
     num_steps = max([most + 1, *chosen["unseen_counts"]]) if most >= 0 else UNKNOWN_STEPS
@@ -90,7 +92,7 @@ def _air_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
             **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
             "scale_prior_mean": 1 / chosen["object_size"],
             "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"],
-            "likelihood_sd": LIKELIHOOD_SD * min(1.0, side)}
+            "likelihood_sd": LIKELIHOOD_SD * min(1.0, side) * contrast}
 
 
 def _scene_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,13 @@ GENERALISATION = {
     "dair-to-345-n6": Experiment(f"{TO_5} --difference --set model.num_steps=6", 3),
     "afresh-to-345-n6": Experiment(f"{TO_5} {AFRESH} model.num_steps=6", 3),
 }
+# Digits before something else than black, with a background in the model and without one.
+BEFORE = {kind: f"{STRICT} --estimator enumerate --steps 4000 --backdrop {kind}" for kind in ("grey", "grid", "noise")}
+BACKDROPS = {
+    **{f"{kind}-modelled": Experiment(f"{arguments} --background", 5) for kind, arguments in BEFORE.items()},
+    **{f"{kind}-unmodelled": Experiment(f"{arguments} --set model.likelihood_sd=0.2", 3)
+       for kind, arguments in BEFORE.items()},
+}
 NETWORKS = {
     "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
                                         3),
@@ -108,6 +115,6 @@ PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --s
              for name, estimator in (("bf16", "enumerate"), ("nvil-bf16", "nvil"))}
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
-          "Counts that training does not show": GENERALISATION, "Other networks": NETWORKS,
+          "Counts that training does not show": GENERALISATION, "Backdrops": BACKDROPS, "Other networks": NETWORKS,
           "Large batches": LARGE_BATCHES, "Low precision": PRECISION}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

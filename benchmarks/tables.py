@@ -38,7 +38,8 @@ COLUMNS = {**WITH_TRUTH, **OF_UNSEEN, **WITHOUT_TRUTH,
 OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": "count_accuracy_refined", "box IoU": "box_iou",
             "AP50": "box_ap50", "ELBO": "elbo", "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}
 # The tables of PAGE: mean and worst, by the title of a group.
-SUMMARIES = {"Counts that training does not show": (SEEN, "box_iou", *OF_UNSEEN)}
+SUMMARIES = {"Counts that training does not show": (SEEN, "box_iou", *OF_UNSEEN),
+             "Backdrops": (SEEN, REFINED, "box_iou", "box_ap50")}
 
 
 def load_results(name: str) -> list[dict[str, Any]]:

@@ -30,6 +30,8 @@ def test_small_objects_are_to_be_matched_as_much_more_closely(dataset):
         assert configure(dataset, object_size=share).model["likelihood_sd"] == pytest.approx(0.3 * share * 12 / usual)
     large = replace(dataset.train, images=torch.zeros(1, 1, 90, 90, dtype=torch.uint8))
     assert configure(dataset._replace(train=large)).model["likelihood_sd"] == 0.3
+    assert configure(dataset, background=True).model["likelihood_sd"] == pytest.approx(
+        configure(dataset).model["likelihood_sd"] * 2 / 3)  # they stand out less
     assert configure(dataset, **{"model.likelihood_sd": 0.7}).model["likelihood_sd"] == 0.7
 
 
