@@ -36,7 +36,7 @@ def omniglot_files(root: str | Path) -> list[Path]:
 
 
 def omniglot(root: str | Path, train: bool, image_size: int) -> Scenes:
-    """One character an image, bright strokes on black. How many strokes it has is not known: counts are -1.
+    """One character an image, bright strokes on black, in no order. Counts are -1: how many strokes it has is not known.
 
     Args:
         root: where omniglot-py/images_background lies or is to be downloaded to.
@@ -50,8 +50,9 @@ def omniglot(root: str | Path, train: bool, image_size: int) -> Scenes:
     files = omniglot_files(root)
     characters = {folder: place for place, folder in enumerate(sorted({file.parent for file in files}))}
     chosen = [file for file in files if (characters[file.parent] % HELD_OUT_EVERY == 0) != train]
+    chosen = [chosen[place] for place in np.random.default_rng(0).permutation(len(chosen))]
     names = "\n".join("/".join(file.parts[-3:]) for file in files)
-    settings = {"version": 1, "train": train, "image_size": image_size, "drawings": zlib.crc32(names.encode())}
+    settings = {"version": 2, "train": train, "image_size": image_size, "drawings": zlib.crc32(names.encode())}
 
     def build() -> Scenes:
         images = torch.zeros(len(chosen), 1, image_size, image_size, dtype=torch.uint8)
