@@ -36,7 +36,7 @@ def omniglot_files(root: str | Path) -> list[Path]:
 
 
 def omniglot(root: str | Path, train: bool, image_size: int) -> Scenes:
-    """One character an image, bright strokes on black, in no order. Counts are -1: how many strokes it has is not known.
+    """One character an image, bright strokes on black, in no order. Counts are -1: its strokes are not counted.
 
     Args:
         root: where omniglot-py/images_background lies or is to be downloaded to.
