@@ -102,6 +102,14 @@ BACKDROPS = {
     **{f"{kind}-unmodelled": Experiment(f"{arguments} --set model.likelihood_sd=0.2", 3)
        for kind, arguments in BEFORE.items()},
 }
+# Characters as strokes, and as one window of as many numbers.
+DRAWINGS = ("--dataset omniglot --estimator enumerate --steps 4000 --object-size 0.25 --count-prior 1e-6 "
+            "--set shift=2 model.likelihood_sd=0.2")
+OMNIGLOT = {
+    "omniglot": Experiment(f"{DRAWINGS} model.z_what_size=20 model.scale_prior_sd=0.3", 5),
+    "omniglot-one-window": Experiment(f"{DRAWINGS} model.num_steps=1 model.z_what_size=80 model.window_size=50 "
+                                      "model.scale_prior_mean=1 model.scale_prior_sd=0.01 model.pos_prior_sd=0.01", 5),
+}
 NETWORKS = {
     "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
                                         3),
@@ -115,6 +123,6 @@ PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --s
              for name, estimator in (("bf16", "enumerate"), ("nvil-bf16", "nvil"))}
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
-          "Counts that training does not show": GENERALISATION, "Backdrops": BACKDROPS, "Other networks": NETWORKS,
-          "Large batches": LARGE_BATCHES, "Low precision": PRECISION}
+          "Counts that training does not show": GENERALISATION, "Backdrops": BACKDROPS, "Omniglot": OMNIGLOT,
+          "Other networks": NETWORKS, "Large batches": LARGE_BATCHES, "Low precision": PRECISION}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

@@ -39,7 +39,8 @@ OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": "count_accuracy_
             "AP50": "box_ap50", "ELBO": "elbo", "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}
 # The tables of PAGE: mean and worst, by the title of a group.
 SUMMARIES = {"Counts that training does not show": (SEEN, "box_iou", *OF_UNSEEN),
-             "Backdrops": (SEEN, REFINED, "box_iou", "box_ap50")}
+             "Backdrops": (SEEN, REFINED, "box_iou", "box_ap50"),
+             "Omniglot": ("elbo", "iw_bound", "mean_count", *ERRORS)}
 
 
 def load_results(name: str) -> list[dict[str, Any]]:
