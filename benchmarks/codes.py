@@ -3,7 +3,7 @@
 
     python benchmarks/codes.py                       # trains what is missing under --runs, measures, draws
     python benchmarks/codes.py --dataset sprites
-    tensorboard --logdir runs/codes                  # the codes in the projector, with their glimpses
+    tensorboard --logdir runs/trained                # the codes in the projector, with their glimpses
 
 Objects of scenes with 0, 1 and 2 of them are inferred by models trained without labels; each is matched to the true
 object that its box overlaps by half at least, and has that one's label. A linear probe (multinomial logistic
@@ -24,7 +24,7 @@ from machine import machine
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import to_pil_image
-from trained import ROOT, trained
+from trained import ROOT, RUNS, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset
@@ -35,7 +35,7 @@ from air.visualization import interpolation_picture
 TRAIN_SCENES, CHUNK = 20_000, 1000
 NEIGHBOURS = 5
 SHOWN = 2000  # codes in the projector
-STEPS = {"multi-mnist": 4000, "sprites": 2000}
+KIND = {"multi-mnist": "AIR", "sprites": "sprites"}  # of model
 PROPERTIES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "multi-mnist": {"digit": lambda label: label},
     "sprites": {"shape": lambda label: label // 3, "colour": lambda label: label % 3}}
@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="multi-mnist", choices=tuple(PROPERTIES))
     parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "codes")
+    parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--json", type=Path, help="(benchmarks/results/codes-DATASET.json)")
     parser.add_argument("--picture", type=Path, help="(docs/interpolation-DATASET.png)")
@@ -142,13 +142,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     records: list[dict[str, Any]] = []
     for place, seed in enumerate(args.seeds):
-        out = args.runs / f"{args.dataset}-{seed}"
-        model = trained(out, ["--dataset", args.dataset, "--estimator", "enumerate", "--steps",
-                              str(STEPS[args.dataset]), "--seed", str(seed)], args.data_root)
+        model = trained(KIND[args.dataset], seed, args.runs, args.data_root)
         records += measure(model, args.dataset, dataset.train[:TRAIN_SCENES], dataset.held_out, seed)
         file.write_text(json.dumps({**machine("cpu"), "records": records}, indent=1) + "\n")
         if not place:
-            project(model, dataset.held_out, out)
+            project(model, dataset.held_out, args.runs / f"{args.dataset}-projector")
             picture = args.picture or ROOT / "docs" / f"interpolation-{args.dataset}.png"
             to_pil_image(interpolation_picture(model, dataset.held_out)).save(picture)
     print(table(records))

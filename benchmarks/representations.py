@@ -10,6 +10,9 @@ left to right (the same digit twice does). An MLP learns either from the codes o
 it from their pixels. Every fifth labelled scene is held back to choose when to stop. Accuracy is that on scenes of
 MNIST's test digits.
 
+All of them, the CNN too, look at a scene five times: as it is, and moved by a pixel towards each corner. A classifier
+learns from any look, and its answer is the mean over the five.
+
 The heads suit their features: that of AIR reads each object's code with the same weights, from left to right, before it
 looks at all of them; the VAE has one code.
 
@@ -31,21 +34,25 @@ from machine import machine
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
-from trained import ROOT, trained
+from trained import ROOT, RUNS, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset, multi_mnist
 from air.networks import MLP, Decoder, Encoder
 from air.spatial import invert_z_where
+from air.stepper import shifted
 
-KINDS = {"AIR": "", "DAIR": "--difference"}  # train.py's further arguments
+KINDS = ("AIR", "DAIR")
 LABELLED, TEST = 62_500, 10_000  # scenes
-SIZES = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)
+SIZES = (50, 100, 200, 500, 1000, 5000, 50_000)
 STEPS, CHECK_EVERY, PATIENCE, BATCH = 4000, 50, 600, 64  # of the classifiers
+MOST_HELD = 2000  # labelled scenes, to choose when to stop
+LOOKS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))  # pixels that a scene is moved by: to the right, down
 CHUNK = 1000
 CLASSES = {"sum": 19, "order": 2}
 TITLES = {"sum": "sum of the two digits", "order": "ascending from left to right"}
 VAE_HIDDEN, VAE_CODE = (600, 200), 108  # as many numbers as AIR's two objects have
+VAE_STEPS = 4000  # as AIR's
 
 
 class VAE(nn.Module):
@@ -66,18 +73,25 @@ class VAE(nn.Module):
         return (error / (2 * self.likelihood_sd**2) + kl).mean()
 
 
-def train_vae(model: air.AIR, images: Tensor, seed: int, steps: int) -> VAE:
-    """With the recipe's optimiser, on as many scenes as AIR saw."""
+def train_vae(model: air.AIR, images: Tensor, seed: int) -> VAE:
+    """As AIR is: on as many scenes, moved as far, with the recipe's optimiser."""
     torch.manual_seed(seed)
     vae = VAE(model)
     optimizer = torch.optim.Adam(vae.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in tqdm(range(steps), desc=f"VAE, seed {seed}", disable=not sys.stderr.isatty()):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, VAE_STEPS)
+    for _ in tqdm(range(VAE_STEPS), desc=f"VAE, seed {seed}", disable=not sys.stderr.isatty()):
         optimizer.zero_grad()
-        vae.loss(images[torch.randint(len(images), (BATCH,))] / 255).backward()
+        vae.loss(shifted(images[torch.randint(len(images), (BATCH,))], 2) / 255).backward()
         optimizer.step()
         schedule.step()
     return vae
+
+
+def looks(images: Tensor) -> list[Tensor]:
+    """The images (M, C, H, W) as they are moved by LOOKS, black where they were not."""
+    height, width = images.shape[-2:]
+    bordered = F.pad(images, [1] * 4)
+    return [bordered[..., 1 - down:1 - down + height, 1 - right:1 - right + width] for right, down in LOOKS]
 
 
 @torch.no_grad()
@@ -139,23 +153,28 @@ def cnn(inputs: Tensor, classes: int) -> nn.Module:
     return Standardised(net, torch.zeros(()), torch.full((), 255.0))
 
 
-def learn(make: Callable[[Tensor, int], nn.Module], inputs: Tensor, labels: Tensor, classes: int, seed: int
+def learn(make: Callable[[Tensor, int], nn.Module], inputs: Sequence[Tensor], labels: Tensor, classes: int, seed: int
           ) -> nn.Module:
-    """A classifier of the labelled inputs, as it was when it did best on every fifth of them."""
+    """A classifier of the labelled inputs, as it was when it did best on every fifth of them, MOST_HELD at most.
+
+    Args: inputs: the features of each look, (M, ...).
+    """
     torch.manual_seed(seed)
-    held = torch.arange(len(inputs)) % 5 == 0
-    shown, shown_labels, held, held_labels = inputs[~held], labels[~held], inputs[held], labels[held]
-    net = make(shown, classes)
+    held = torch.arange(len(labels)) % max(5, len(labels) // MOST_HELD) == 0
+    shown, held_inputs = (~held).nonzero().flatten(), inputs[0][held]
+    net = make(inputs[0][shown], classes)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     best, best_state, best_step = float("inf"), net.state_dict(), 0
     for step in range(1, STEPS + 1):
-        chosen = torch.randint(len(shown), (BATCH,))
+        look, chosen = inputs[int(torch.randint(len(inputs), ()))], shown[torch.randint(len(shown), (BATCH,))]
         net.train()
         optimizer.zero_grad()
-        F.cross_entropy(net(shown[chosen]), shown_labels[chosen]).backward()
+        F.cross_entropy(net(look[chosen]), labels[chosen]).backward()
         optimizer.step()
+        schedule.step()
         if step % CHECK_EVERY == 0:
-            loss = F.cross_entropy(outputs(net, held), held_labels).item()
+            loss = F.cross_entropy(outputs(net, held_inputs), labels[held]).item()
             if loss < best:
                 best, best_step = loss, step
                 best_state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -172,18 +191,22 @@ def outputs(net: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([net(chunk) for chunk in inputs.split(CHUNK)])
 
 
+def answers(net: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """The class that is the most probable one in the mean over the looks, (M,)."""
+    return torch.stack([outputs(net, look).softmax(-1) for look in inputs]).mean(0).argmax(-1)
+
+
 def measure(seed: int, args: argparse.Namespace, labelled: Scenes, test: Scenes, unlabelled: Scenes
             ) -> list[dict[str, Any]]:
     """One seed's models and classifiers: a record for each task, method and number of labels."""
-    models = {kind: trained(args.runs / f"{kind}-{seed}", [
-        "--dataset", "multi-mnist", "--estimator", "enumerate", "--steps", str(args.steps), "--seed", str(seed),
-        *flags.split()], args.data_root) for kind, flags in KINDS.items()}
-    vae = train_vae(models["AIR"], unlabelled.images, seed, args.steps)
-    inputs: dict[str, tuple[Callable[[Tensor, int], nn.Module], Tensor, Tensor]] = {
-        kind: (by_object, air_codes(model, labelled.images), air_codes(model, test.images))
+    models = {kind: trained(kind, seed, args.runs, args.data_root) for kind in KINDS}
+    vae = train_vae(models["AIR"], unlabelled.images, seed)
+    images, test_images = looks(labelled.images), looks(test.images)
+    inputs: dict[str, tuple[Callable[[Tensor, int], nn.Module], list[Tensor], list[Tensor]]] = {
+        kind: (by_object, [air_codes(model, look) for look in images], [air_codes(model, look) for look in test_images])
         for kind, model in models.items()}
-    inputs["VAE"] = of_code, vae_codes(vae, labelled.images), vae_codes(vae, test.images)
-    inputs["CNN"] = cnn, labelled.images, test.images
+    inputs["VAE"] = of_code, [vae_codes(vae, look) for look in images], [vae_codes(vae, look) for look in test_images]
+    inputs["CNN"] = cnn, images, test_images
     parameters = {"VAE": count(vae), **{kind: count(model) for kind, model in models.items()}}
     labels, test_labels = tasks(labelled), tasks(test)
     order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))
@@ -192,8 +215,8 @@ def measure(seed: int, args: argparse.Namespace, labelled: Scenes, test: Scenes,
         for task, classes in CLASSES.items():
             for method, (make, codes, test_codes) in inputs.items():
                 chosen = order[:size]
-                net = learn(make, codes[chosen], labels[task][chosen], classes, seed)
-                right = outputs(net, test_codes).argmax(-1) == test_labels[task]
+                net = learn(make, [look[chosen] for look in codes], labels[task][chosen], classes, seed)
+                right = answers(net, test_codes) == test_labels[task]
                 records.append({"task": task, "method": method, "labels": size, "seed": seed,
                                 "accuracy": right.float().mean().item(), "parameters": parameters.get(method)})
     return records
@@ -248,10 +271,9 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "representations", help="of AIR and DAIR")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="of AIR and DAIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of labelled scenes")
-    parser.add_argument("--steps", type=int, default=4000, help="of AIR, DAIR and the VAE")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "representations.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "representations.png")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the JSON file")
@@ -276,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records: list[dict[str, Any]] = []
     for seed in args.seeds:
         records += measure(seed, args, labelled, test, unlabelled)
-        report = {**machine("cpu"), "steps": args.steps, "records": records}
+        report = {**machine("cpu"), "records": records}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     plot(records, args.plot)
     print(table(records))

@@ -40,9 +40,34 @@ def test_each_classifier_learns_what_can_be_learned(r, make, shape, monkeypatch)
     if len(shape) == 4:
         inputs = 128 + 40 * inputs.sign().mean((2, 3), keepdim=True).sign() * torch.ones(shape)
     labels = (inputs.flatten(1)[:, 0] > (128 if len(shape) == 4 else 0)).long()
-    net = r.learn(getattr(r, make), inputs[:200], labels[:200], 2, seed=0)
-    right = (r.outputs(net, inputs[200:]).argmax(-1) == labels[200:]).float().mean()
+    net = r.learn(getattr(r, make), [inputs[:200]], labels[:200], 2, seed=0)
+    right = (r.answers(net, [inputs[200:]]) == labels[200:]).float().mean()
     assert right > 0.9 and not net.training
+
+
+def test_looks_are_the_image_moved(r):
+    image = torch.zeros(1, 1, 4, 5, dtype=torch.uint8)
+    image[0, 0, 1, 2] = 9
+    places = [tuple(look[0, 0].nonzero()[0].tolist()) for look in r.looks(image)]
+    assert places == [(1 + down, 2 + right) for right, down in r.LOOKS] and len(set(places)) == 5
+    image[:] = 7  # what comes in at an edge is black
+    assert [int((look == 0).sum()) for look in r.looks(image)] == [0, 8, 8, 8, 8]
+
+
+def test_an_answer_is_the_mean_of_the_looks(r):
+    """Two looks that are not sure against one that is."""
+    net = nn.Identity()
+    sure, unsure = torch.tensor([[0.0, 4.0]]), torch.tensor([[0.1, 0.0]])
+    assert r.answers(net, [unsure, sure, unsure]).tolist() == [1] and r.answers(net, [unsure]).tolist() == [0]
+
+
+def test_every_look_is_learned_from(r, monkeypatch):
+    """What only the second look shows."""
+    monkeypatch.setattr(r, "STEPS", 300)
+    labels = torch.randint(2, (300,), generator=torch.Generator().manual_seed(2))
+    shows = torch.randn(300, 3, generator=torch.Generator().manual_seed(3)) + 4 * labels[:, None]
+    net = r.learn(r.of_code, [torch.randn(300, 3), shows], labels, 2, seed=0)
+    assert (r.answers(net, [shows]) == labels).float().mean() > 0.9
 
 
 def test_a_classifier_is_kept_as_it_was_at_its_best(r, monkeypatch):
@@ -58,7 +83,7 @@ def test_a_classifier_is_kept_as_it_was_at_its_best(r, monkeypatch):
         return logits
 
     monkeypatch.setattr(r, "outputs", outputs)
-    net = r.learn(r.of_code, inputs, labels, 2, seed=0)
+    net = r.learn(r.of_code, [inputs], labels, 2, seed=0)
     checks = list(losses)
     assert len(checks) == checks.index(min(checks)) + 1 + r.PATIENCE / r.CHECK_EVERY < r.STEPS / r.CHECK_EVERY
     r.outputs(net, inputs[held])
