@@ -227,6 +227,8 @@ class Trainer:
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts != 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
         pictures = {"reconstructions": reconstruction_picture(self.model, scenes[shown])}
+        if self.dataset.unseen is not None:
+            pictures["unseen"] = reconstruction_picture(self.model, self.dataset.unseen[:PICTURE_SCENES])
         if self.config.learn_count_prior_from is not None:
             pictures["samples"] = sample_picture(self.model)
         log.evaluation(self.step, self.seconds, train, held_out, pictures)

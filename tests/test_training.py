@@ -5,7 +5,9 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import air
 from air.checkpoints import load_checkpoint
@@ -13,6 +15,7 @@ from air.data import Dataset, multi_mnist
 from air.evaluation import evaluate
 from air.recipe import configure
 from air.training import Config, Interrupted, Trainer, TrainingError, interrupt_flag
+from air.visualization import reconstruction_picture
 
 
 def everything(out):
@@ -271,6 +274,9 @@ def test_scenes_with_unseen_counts_are_counted_at_the_end(make_config, dataset, 
     two, one = (dataset.train[dataset.train.counts == count] for count in (2, 1))
     metrics = Trainer(make_config(steps=2, unseen_counts=[2]), dataset._replace(held_out=one, unseen=two),
                       tmp_path).run()
+    with Image.open(tmp_path / "unseen.png") as shown:
+        expected = reconstruction_picture(air.load(tmp_path), two[:6])
+        assert torch.equal(pil_to_tensor(shown), expected)
     seen, unseen = metrics["confusion"], metrics["unseen"]["confusion"]
     assert sum(seen[1]) == sum(map(sum, seen)) == len(one) and sum(unseen[2]) == sum(map(sum, unseen)) == len(two)
     assert metrics["unseen"]["count_accuracy_map"] == unseen[2][2] / len(two)
