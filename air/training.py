@@ -23,8 +23,9 @@ from air.files import atomic_write
 from air.kinds import build
 from air.logs import NoLog, RunLog
 from air.processes import any_of, gather, is_lost, join, mean, rank, size
+from air.scene_model import SceneAIR
 from air.stepper import Stepper
-from air.visualization import reconstruction_picture, sample_picture
+from air.visualization import reconstruction_picture, sample_picture, second_view_picture
 
 IW_PARTICLES = 100  # of the final bound
 QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all
@@ -227,6 +228,8 @@ class Trainer:
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts != 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
         pictures = {"reconstructions": reconstruction_picture(self.model, scenes[shown])}
+        if isinstance(self.model, SceneAIR):
+            pictures["second_view"] = second_view_picture(self.model, scenes[shown])
         if self.dataset.unseen is not None:
             pictures["unseen"] = reconstruction_picture(self.model, self.dataset.unseen[:PICTURE_SCENES])
         if self.config.learn_count_prior_from is not None:

@@ -1,4 +1,6 @@
-"""Pictures: boxes on images, reconstructions step by step, and scenes drawn from the prior."""
+"""Pictures: boxes on images, reconstructions step by step, scenes drawn from the prior, 3D scenes from another side."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,9 +11,12 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 from air.base import CountingModel
 from air.data.scenes import Scenes
 from air.model import AIR
+from air.renderer import render
+from air.scene_model import SceneAIR
 
 TRUTH_COLOUR = "white"
 STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # by step, from the first
+OTHER_CAMERA = (3.6, -1.6, 3.4)  # in the place of a View's camera
 ABSENT = 48  # grey level of a step that does not exist
 _ZOOM = 3
 _PADDING = 2
@@ -71,9 +76,27 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
         seen = (inferred.count >= step)[:, None, None, None].cpu()
         columns.append(torch.where(seen, to_rgb(inferred.canvases[:, step]), ABSENT).to(torch.uint8))
         headings.append(f"after object {step}")
-    cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
-    grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
-    return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
+    return _columns(headings, columns)
+
+
+@torch.no_grad()
+def second_view_picture(model: SceneAIR, scenes: Scenes) -> Tensor:
+    """What a 3D scene looks like from where the model has not seen it: a row a scene.
+
+    Columns: the input; what was inferred, from the same camera; the same from another one; the true scene from there.
+
+    Returns:
+        (3, height, width) uint8.
+    """
+    assert scenes.poses is not None
+    device = next(model.parameters()).device
+    seen, view = model.infer(scenes.images.to(device)), replace(model.view, camera=OTHER_CAMERA)
+    there = scenes.labels >= 0
+    poses = scenes.poses.where(there[..., None], torch.ones(()))  # an object of size 0 cannot be rendered
+    found = render(seen.z_what.argmax(-1), seen.z_where, seen.z_pres, view)
+    truth = render(scenes.labels.clamp(min=0), poses, there.float(), view)
+    return _columns(["input", "inferred", "from another side", "the truth from there"],
+                    [to_rgb(images) for images in (scenes.images, seen.reconstruction, found, truth)])
 
 
 @torch.no_grad()
@@ -110,6 +133,13 @@ def sample_picture(model: CountingModel, size: int = 24, columns: int = 8, seed:
         _, scenes = model.prior(size)
     images = scenes if scenes.ndim == 4 else scenes[:, None]
     return make_grid(to_rgb(images, zoom=2), nrow=columns, padding=_PADDING, pad_value=96)
+
+
+def _columns(headings: list[str], columns: list[Tensor]) -> Tensor:
+    """A grid with headings; each column is (B, 3, height, width) uint8."""
+    cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
+    grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
+    return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
 
 
 def _heading(texts: list[str], width: int) -> Tensor:

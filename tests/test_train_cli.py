@@ -77,7 +77,7 @@ def test_three_dimensional_scenes(tmp_path, capsys, monkeypatch):
     assert (config["model"]["num_steps"], config["model"]["identity"]) == (2, "local")
     model = air.load_scene_model(table)
     assert model.num_steps == 2 and model.sharpness == model.view.sharpness and model.exploration == 0
-    assert (table / "samples.png").exists()
+    assert (table / "samples.png").exists() and (table / "second_view.png").exists()
     metrics = json.loads((table / "metrics.json").read_text())
     assert metrics["held_out_scenes"] == 24 and "kl_turn" in metrics and "count_accuracy_refined" not in metrics
 

@@ -1,6 +1,18 @@
 import torch
 
-from air.visualization import ABSENT, draw_boxes, interpolation_picture, reconstruction_picture, sample_picture, to_rgb
+from air.base import Inference
+from air.data import table_scenes
+from air.renderer import SHAPES, View
+from air.scene_model import SceneAIR
+from air.visualization import (
+    ABSENT,
+    draw_boxes,
+    interpolation_picture,
+    reconstruction_picture,
+    sample_picture,
+    second_view_picture,
+    to_rgb,
+)
 
 
 def test_to_rgb_scales_clips_and_enlarges():
@@ -87,3 +99,32 @@ def test_interpolation_goes_from_one_object_to_the_other(make_model, scenes):
                                     seen.z_what[2 * pair + what[end], None, :1])[0]
                 assert torch.equal(cell(row, 4 * end), to_rgb(alone, zoom=2)[0])
     assert not torch.equal(cell(0, 0), cell(0, 4)) and not torch.equal(cell(2, 0), cell(2, 4))
+
+
+def test_from_a_second_camera_what_is_right_looks_like_the_truth(monkeypatch):
+    view = View(image_size=16)
+    scenes = table_scenes(False, 4, (0, 1, 2), view)
+    model, zoom, padding = SceneAIR(2, 0.35, view), 3, 2
+    truth = torch.nn.functional.one_hot(scenes.labels.clamp(min=0), len(SHAPES)).float()
+    z_pres = (scenes.labels >= 0).float()
+    right = scenes.poses.where(z_pres[..., None] > 0, torch.ones(()))  # a model poses what is absent, too
+    wrong = right.clone()
+    wrong[0, :, 0] += 0.5
+    none = torch.zeros(4)
+
+    def columns(poses):
+        monkeypatch.setattr(model, "infer", lambda images: Inference(
+            scenes.counts, none, z_pres, poses, truth, none, scenes.images / 255, none))
+        picture = second_view_picture(model, scenes)
+        cell, heading = 16 * zoom + padding, picture.shape[1] - 4 * (16 * zoom + padding) - padding
+        return [torch.stack([picture[:, heading + padding + row * cell:, padding + column * cell:][:, :48, :48]
+                             for row in range(4)]) for column in range(4)]
+
+    assert scenes.counts.tolist()[0] > 0 and 0 in scenes.counts
+    given, rendered, found, true = columns(right)
+    assert torch.equal(given, to_rgb(scenes.images)) and torch.equal(rendered, given)
+    assert torch.equal(found, true)
+    moved = (found != given).flatten(1).float().mean(1)
+    assert (moved[scenes.counts > 0] > 0.03).all()  # another camera
+    *_, found, true = columns(wrong)
+    assert [torch.equal(*pair) for pair in zip(found, true)] == [False, True, True, True]
