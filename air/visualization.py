@@ -56,6 +56,18 @@ def draw_boxes(images: Tensor, boxes: Tensor, present: Tensor, colours: tuple[st
     return torch.stack(drawn)
 
 
+def grid_picture(headings: list[str], columns: list[Tensor]) -> Tensor:
+    """A row an image, a heading over each column.
+
+    Args: columns: (B, 3, height, width) uint8 each.
+    Returns:
+        (3, height of all, width of all) uint8.
+    """
+    cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
+    grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
+    return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
+
+
 @torch.no_grad()
 def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
     """What the model found: a row an image.
@@ -76,7 +88,7 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
         seen = (inferred.count >= step)[:, None, None, None].cpu()
         columns.append(torch.where(seen, to_rgb(inferred.canvases[:, step]), ABSENT).to(torch.uint8))
         headings.append(f"after object {step}")
-    return _columns(headings, columns)
+    return grid_picture(headings, columns)
 
 
 @torch.no_grad()
@@ -95,8 +107,8 @@ def second_view_picture(model: SceneAIR, scenes: Scenes) -> Tensor:
     poses = scenes.poses.where(there[..., None], torch.ones(()))  # an object of size 0 cannot be rendered
     found = render(seen.z_what.argmax(-1), seen.z_where, seen.z_pres, view)
     truth = render(scenes.labels.clamp(min=0), poses, there.float(), view)
-    return _columns(["input", "inferred", "from another side", "the truth from there"],
-                    [to_rgb(images) for images in (scenes.images, seen.reconstruction, found, truth)])
+    return grid_picture(["input", "inferred", "from another side", "the truth from there"],
+                        [to_rgb(images) for images in (scenes.images, seen.reconstruction, found, truth)])
 
 
 @torch.no_grad()
@@ -133,13 +145,6 @@ def sample_picture(model: CountingModel, size: int = 24, columns: int = 8, seed:
         _, scenes = model.prior(size)
     images = scenes if scenes.ndim == 4 else scenes[:, None]
     return make_grid(to_rgb(images, zoom=2), nrow=columns, padding=_PADDING, pad_value=96)
-
-
-def _columns(headings: list[str], columns: list[Tensor]) -> Tensor:
-    """A grid with headings; each column is (B, 3, height, width) uint8."""
-    cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
-    grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
-    return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
 
 
 def _heading(texts: list[str], width: int) -> Tensor:

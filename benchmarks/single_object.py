@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from machine import machine
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 from trained import ROOT, train_unless_there
 
@@ -32,11 +33,14 @@ from air.data import Scenes, load_dataset
 from air.distributions import normal_log_prob
 from air.networks import MLP
 from air.poses import pose_errors
-from air.renderer import REACH, SHAPES
+from air.renderer import REACH, SHAPES, render
 from air.scene_model import CONTRAST, SceneAIR
+from air.visualization import grid_picture, to_rgb
 
 BATCH, ASCENT, STEP = 64, 200, 0.05  # images a step; steps of the optimisation, and Adam's rate there
 STARTS = (1, 10)
+STRIP, FILM = (0, 5, 10, 20, 50, 100, ASCENT), (*range(0, 60, 3), *range(60, ASCENT + 1, 10))  # steps that are shown
+FRAME, SHOWN = 120, 4  # ms; images
 Found = tuple[Tensor, Tensor]  # shapes (B,), poses (B, 4)
 
 
@@ -86,33 +90,78 @@ class Supervised(nn.Module):
                                                torch.full_like(rotation, self.size)), -1)
 
 
+class Ascent:
+    """Adam on log p(x, z) of each image, for every shape from several draws of the prior; no network."""
+
+    def __init__(self, model: SceneAIR, images: Tensor, starts: int) -> None:
+        """Args: model: its renderer, prior and likelihood. images: (B, 3, H, W)."""
+        self.model = SceneAIR(1, model.object_size, model.view, likelihood_sd=model.likelihood_sd)
+        images, shapes = model.as_images(images), len(SHAPES)
+        self.rows = images.repeat_interleave(shapes * starts, 0)  # row (b S + s) R + r
+        self.what = torch.arange(shapes).repeat_interleave(starts).repeat(len(images))[:, None]
+        self.z = torch.randn(len(self.rows), 1, sum(self.model.sizes[2:])).requires_grad_()
+        self.optimizer = torch.optim.Adam([self.z], lr=STEP)
+        self.images = len(images)
+
+    def step(self, share: float) -> None:
+        """One step, the renderer as sharp as in training when this share of it is done."""
+        self.model.anneal(share)
+        self.optimizer.zero_grad()
+        (-self._log_joint().sum()).backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def best(self) -> Found:
+        """What explains each image best so far, rendered sharp."""
+        self.model.anneal(1.0)
+        of_image = self._log_joint().view(self.images, -1).argmax(-1)
+        row = of_image + torch.arange(self.images) * (len(self.rows) // self.images)
+        found = self.what[row, 0]
+        return found, self._poses()[row, 0, found]
+
+    def _poses(self) -> Tensor:
+        return self.model.poses(*self.z.split(self.model.sizes[2:], -1))
+
+    def _log_joint(self) -> Tensor:
+        prior = normal_log_prob(self.z, self.z.new_zeros(()), self.z.new_ones(())).sum((1, 2))
+        return self.model.log_likelihood(self.rows, self.model.layers(self.what, self._poses()))[:, 1] + prior
+
+
 def by_optimisation(model: SceneAIR, images: Tensor, starts: int, steps: int = ASCENT) -> Found:
     """The best of `starts` ascents for each shape."""
-    model = SceneAIR(1, model.object_size, model.view, likelihood_sd=model.likelihood_sd)  # its likelihood and prior
-    images, shapes = model.as_images(images), len(SHAPES)
-    rows = images.repeat_interleave(shapes * starts, 0)  # row (b S + s) R + r
-    what = torch.arange(shapes).repeat_interleave(starts).repeat(len(images))[:, None]
-    z = torch.randn(len(rows), 1, sum(model.sizes[2:])).requires_grad_()
-    optimizer = torch.optim.Adam([z], lr=STEP)
-
-    def poses() -> Tensor:
-        return model.poses(*z.split(model.sizes[2:], -1))
-
-    def log_joint() -> Tensor:
-        prior = normal_log_prob(z, z.new_zeros(()), z.new_ones(())).sum((1, 2))
-        return model.log_likelihood(rows, model.layers(what, poses()))[:, 1] + prior
-
+    ascent = Ascent(model, images, starts)
     for step in range(steps):
-        model.anneal(step / steps)
-        optimizer.zero_grad()
-        (-log_joint().sum()).backward()
-        optimizer.step()
-    model.anneal(1.0)
-    with torch.no_grad():
-        best = log_joint().view(len(images), -1).argmax(-1) + torch.arange(len(images)) * shapes * starts
-        pose = poses()[best, 0]  # (B, S, 4)
-    found = what[best, 0]
-    return found, pose[torch.arange(len(images)), found]
+        ascent.step(step / steps)
+    return ascent.best()
+
+
+def frames(model: SceneAIR, images: Tensor, starts: int, shown: Sequence[int], steps: int = ASCENT) -> list[Tensor]:
+    """What an optimisation has found after so many steps, rendered: an image (B, 3, H, W) for each."""
+    ascent, pictures = Ascent(model, images, starts), []
+    for step in range(max(shown) + 1):
+        if step in shown:
+            pictures.append(rendered(model, ascent.best()))
+        ascent.step(step / steps)
+    return pictures
+
+
+@torch.no_grad()
+def rendered(model: SceneAIR, found: Found) -> Tensor:
+    """(B, 3, H, W)."""
+    shape, pose = (each[:, None] for each in found)
+    return render(shape, pose, torch.ones(shape.shape), model.view)
+
+
+def draw(model: SceneAIR, images: Tensor, folder: Path) -> None:
+    """optimisation.png, a strip of steps, and optimisation.gif: per-image optimisation beside one forward pass."""
+    at_once = to_rgb(rendered(model, by_inference(model, images)))
+    strip = frames(model, images, 1, STRIP)
+    picture = grid_picture(["input", *(f"{step} steps" for step in STRIP), "one forward pass"],
+                           [to_rgb(images), *map(to_rgb, strip), at_once])
+    to_pil_image(picture).save(folder / "optimisation.png")
+    film = [to_pil_image(grid_picture(["input", f"{step} steps", "one forward pass"], [to_rgb(images), to_rgb(frame), at_once]))
+            for step, frame in zip(FILM, frames(model, images, 1, FILM))]
+    film[0].save(folder / "optimisation.gif", save_all=True, append_images=film[1:], duration=FRAME, loop=0)
 
 
 def measure(find: Callable[[Tensor], Found], scenes: Scenes) -> dict[str, float]:
@@ -154,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "single-object")
     parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw optimisation.png and .gif there")
     return parser
 
 
@@ -184,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method, find, scenes in ways:
             records.append({"method": method, "seed": seed, "images": len(scenes), **measure(find, scenes)})
             print(records[-1], flush=True)
+        if args.pictures and seed == args.seeds[0]:
+            args.pictures.mkdir(parents=True, exist_ok=True)
+            draw(model, dataset.held_out.images[:SHOWN], args.pictures)
     print(table(records))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from air.data.table import table_scenes
 from air.renderer import View
 from air.scene_model import SceneAIR
+from air.visualization import to_rgb
 
 VIEW = View(image_size=16)
 
@@ -35,6 +38,27 @@ def test_optimisation_finds_what_is_there(single_object, model, scenes):
     assert ten["identity"] == 1 and ten["place"] < 0.03 and ten["ms"] > one["ms"] > 0
     shape, pose = single_object.by_optimisation(model, few.images, 2, 0)
     assert shape.shape == (6,) and pose.shape == (6, 4) and (pose[:, 3] == 0.35).all()
+
+
+def test_frames_are_those_of_one_optimisation_on_its_way(single_object, model, scenes):
+    images = scenes.images[:3]
+    torch.manual_seed(3)
+    first, last = single_object.frames(model, images, 1, (0, 40), 40)
+    torch.manual_seed(3)
+    expected = single_object.rendered(model, single_object.by_optimisation(model, images, 1, 40))
+    torch.testing.assert_close(last, expected)
+    error, error_first = ((each - images / 255).square().mean() for each in (last, first))
+    assert error < error_first / 2
+
+
+def test_optimisation_is_drawn_beside_one_forward_pass(single_object, model, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(single_object, "STRIP", (0, 2))
+    monkeypatch.setattr(single_object, "FILM", (0, 1, 4))
+    single_object.draw(model, scenes.images[:2], tmp_path)
+    with Image.open(tmp_path / "optimisation.gif") as film, Image.open(tmp_path / "optimisation.png") as strip:
+        assert film.n_frames == 3 and film.width < strip.width and film.height == strip.height
+        given = torch.from_numpy(np.array(strip))[-100:-52, 2:50].movedim(-1, 0)  # the first cell of two rows
+    assert torch.equal(given, to_rgb(scenes.images[:1])[0])
 
 
 def test_the_supervised_network_learns_shapes_and_places(single_object, model, scenes):
