@@ -159,7 +159,8 @@ def draw(model: SceneAIR, images: Tensor, folder: Path) -> None:
     picture = grid_picture(["input", *(f"{step} steps" for step in STRIP), "one forward pass"],
                            [to_rgb(images), *map(to_rgb, strip), at_once])
     to_pil_image(picture).save(folder / "optimisation.png")
-    film = [to_pil_image(grid_picture(["input", f"{step} steps", "one forward pass"], [to_rgb(images), to_rgb(frame), at_once]))
+    film = [to_pil_image(grid_picture(["input", f"{step} steps", "one forward pass"],
+                                      [to_rgb(images), to_rgb(frame), at_once]))
             for step, frame in zip(FILM, frames(model, images, 1, FILM))]
     film[0].save(folder / "optimisation.gif", save_all=True, append_images=film[1:], duration=FRAME, loop=0)
 
