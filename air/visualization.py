@@ -83,7 +83,7 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
     true_present = (scenes.boxes[..., 2] > scenes.boxes[..., 0]) & (scenes.counts[:, None] > 0)
     columns = [draw_boxes(scenes.images, scenes.boxes, true_present, (TRUTH_COLOUR,)),
                draw_boxes(inferred.reconstruction, inferred.boxes, inferred.z_pres, STEP_COLOURS)]
-    headings = ["input, true boxes", "reconstruction"]
+    headings = ["input, true boxes" if true_present.any() else "input", "reconstruction"]
     for step in range(1, model.num_steps + 1):
         seen = (inferred.count >= step)[:, None, None, None].cpu()
         columns.append(torch.where(seen, to_rgb(inferred.canvases[:, step]), ABSENT).to(torch.uint8))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from air.base import Inference
@@ -63,6 +65,9 @@ def test_picture_shows_input_reconstruction_and_steps(make_model, scenes):
             expected = to_rgb(seen.canvases[row:row + 1, step])[0] if step <= seen.count[row] else ABSENT
             assert (at(row, 1 + step) == expected).all()
     assert picture[:, :heading].any()  # there are headings
+    unknown = reconstruction_picture(model, replace(few, counts=torch.full((4,), -1)))
+    assert not torch.equal(unknown[:, :heading, :cell], picture[:, :heading, :cell])  # it promises no boxes
+    assert torch.equal(unknown[:, :heading, cell + 2:], picture[:, :heading, cell + 2:])
 
 
 def test_samples_are_the_prior_s_and_leave_the_random_numbers_alone(make_model):
