@@ -10,11 +10,13 @@ left to right (the same digit twice does). An MLP learns either from the codes o
 it from their pixels. Every fifth labelled scene is held back to choose when to stop. Accuracy is that on scenes of
 MNIST's test digits.
 
+What is learned is which digit stands to the left, and which to the right, as two distributions over ten values; the
+answer's follows by arithmetic. No label names a digit. AIR's head reads one object at a time, the same for both; the
+other methods have one code, or one image, for both. "CNN, classes" is told nothing of arithmetic: it has an output for
+each class.
+
 All of them, the CNN too, look at a scene five times: as it is, and moved by a pixel towards each corner. A classifier
 learns from any look, and its answer is the mean over the five.
-
-The heads suit their features: that of AIR reads each object's code with the same weights, from left to right, before it
-looks at all of them; the VAE has one code.
 
 Source: the experiment of Eslami et al. (2016), section 3.1.
 """
@@ -24,12 +26,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from heads import ANSWERS, BATCH, CHUNK, CLASSES, Make, answers, by_object, cnn, cnn_classes, learn, of_code
 from machine import machine
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -38,18 +41,14 @@ from trained import ROOT, RUNS, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset, multi_mnist
-from air.networks import MLP, Decoder, Encoder
+from air.networks import Decoder, Encoder
 from air.spatial import invert_z_where
 from air.stepper import shifted
 
 KINDS = ("AIR", "DAIR")
 LABELLED, TEST = 62_500, 10_000  # scenes
-SIZES = (50, 100, 200, 500, 1000, 5000, 50_000)
-STEPS, CHECK_EVERY, PATIENCE, BATCH = 4000, 50, 600, 64  # of the classifiers
-MOST_HELD = 2000  # labelled scenes, to choose when to stop
+SIZES = (50, 200, 500, 1000, 5000, 50_000)
 LOOKS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))  # pixels that a scene is moved by: to the right, down
-CHUNK = 1000
-CLASSES = {"sum": 19, "order": 2}
 TITLES = {"sum": "sum of the two digits", "order": "ascending from left to right"}
 VAE_HIDDEN, VAE_CODE = (600, 200), 108  # as many numbers as AIR's two objects have
 VAE_STEPS = 4000  # as AIR's
@@ -115,85 +114,7 @@ def vae_codes(vae: VAE, images: Tensor) -> Tensor:
 def tasks(scenes: Scenes) -> dict[str, Tensor]:
     """Of scenes with two digits: task -> class, (M,)."""
     left, right = scenes.labels.take_along_dim(scenes.boxes[..., 0].argsort(-1), -1).unbind(-1)
-    return {"sum": left + right, "order": (left <= right).long()}
-
-
-class Standardised(nn.Module):
-    """A network on (x - mean) / sd."""
-
-    def __init__(self, net: nn.Module, mean: Tensor, sd: Tensor) -> None:
-        super().__init__()
-        self.net, self.mean, self.sd = net, mean, sd
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> logits."""
-        return self.net((x - self.mean) / self.sd)
-
-
-def by_object(codes: Tensor, classes: int) -> nn.Module:
-    """One network for each object's code, (B, N, L), then one for all of them together."""
-    one, together = MLP(codes.shape[2], [256, 64], "ReLU", True), MLP(64 * codes.shape[1], [256, classes], "ReLU")
-    flat = codes.flatten(0, 1)
-    return Standardised(nn.Sequential(one, nn.Dropout(0.1), nn.Flatten(), together), flat.mean(0),
-                        flat.std(0).clamp(min=1e-3))
-
-
-def of_code(codes: Tensor, classes: int) -> nn.Module:
-    """A network of two hidden layers on one code, (B, L)."""
-    net = nn.Sequential(nn.Dropout(0.1), MLP(codes.shape[1], [512, 256, classes], "ReLU"))
-    return Standardised(net, codes.mean(0), codes.std(0).clamp(min=1e-3))
-
-
-def cnn(inputs: Tensor, classes: int) -> nn.Module:
-    """Three convolutions and two layers on pixels, uint8 (B, 1, H, W)."""
-    side = -(-inputs.shape[-1] // 8)
-    net = nn.Sequential(
-        nn.Conv2d(1, 32, 5, 2, 2), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1),
-        nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * side**2, 256), nn.ReLU(), nn.Linear(256, classes))
-    return Standardised(net, torch.zeros(()), torch.full((), 255.0))
-
-
-def learn(make: Callable[[Tensor, int], nn.Module], inputs: Sequence[Tensor], labels: Tensor, classes: int, seed: int
-          ) -> nn.Module:
-    """A classifier of the labelled inputs, as it was when it did best on every fifth of them, MOST_HELD at most.
-
-    Args: inputs: the features of each look, (M, ...).
-    """
-    torch.manual_seed(seed)
-    held = torch.arange(len(labels)) % max(5, len(labels) // MOST_HELD) == 0
-    shown, held_inputs = (~held).nonzero().flatten(), inputs[0][held]
-    net = make(inputs[0][shown], classes)
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    best, best_state, best_step = float("inf"), net.state_dict(), 0
-    for step in range(1, STEPS + 1):
-        look, chosen = inputs[int(torch.randint(len(inputs), ()))], shown[torch.randint(len(shown), (BATCH,))]
-        net.train()
-        optimizer.zero_grad()
-        F.cross_entropy(net(look[chosen]), labels[chosen]).backward()
-        optimizer.step()
-        schedule.step()
-        if step % CHECK_EVERY == 0:
-            loss = F.cross_entropy(outputs(net, held_inputs), labels[held]).item()
-            if loss < best:
-                best, best_step = loss, step
-                best_state = {name: value.clone() for name, value in net.state_dict().items()}
-            elif step - best_step >= PATIENCE:
-                break
-    net.load_state_dict(best_state)
-    return net
-
-
-@torch.no_grad()
-def outputs(net: nn.Module, inputs: Tensor) -> Tensor:
-    """The logits of all inputs, (M, classes), in eval mode."""
-    net.eval()
-    return torch.cat([net(chunk) for chunk in inputs.split(CHUNK)])
-
-
-def answers(net: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    """The class that is the most probable one in the mean over the looks, (M,)."""
-    return torch.stack([outputs(net, look).softmax(-1) for look in inputs]).mean(0).argmax(-1)
+    return {task: answer(left, right) for task, answer in ANSWERS.items()}
 
 
 def measure(seed: int, args: argparse.Namespace, labelled: Scenes, test: Scenes, unlabelled: Scenes
@@ -202,20 +123,20 @@ def measure(seed: int, args: argparse.Namespace, labelled: Scenes, test: Scenes,
     models = {kind: trained(kind, seed, args.runs, args.data_root) for kind in KINDS}
     vae = train_vae(models["AIR"], unlabelled.images, seed)
     images, test_images = looks(labelled.images), looks(test.images)
-    inputs: dict[str, tuple[Callable[[Tensor, int], nn.Module], list[Tensor], list[Tensor]]] = {
+    inputs: dict[str, tuple[Make, list[Tensor], list[Tensor]]] = {
         kind: (by_object, [air_codes(model, look) for look in images], [air_codes(model, look) for look in test_images])
         for kind, model in models.items()}
     inputs["VAE"] = of_code, [vae_codes(vae, look) for look in images], [vae_codes(vae, look) for look in test_images]
-    inputs["CNN"] = cnn, images, test_images
+    inputs |= {"CNN": (cnn, images, test_images), "CNN, classes": (cnn_classes, images, test_images)}
     parameters = {"VAE": count(vae), **{kind: count(model) for kind, model in models.items()}}
     labels, test_labels = tasks(labelled), tasks(test)
     order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))
     records = []
     for size in tqdm(args.sizes, desc=f"labels, seed {seed}", disable=not sys.stderr.isatty()):
-        for task, classes in CLASSES.items():
+        for task in CLASSES:
             for method, (make, codes, test_codes) in inputs.items():
                 chosen = order[:size]
-                net = learn(make, [look[chosen] for look in codes], labels[task][chosen], classes, seed)
+                net = learn(make, [look[chosen] for look in codes], labels[task][chosen], task, seed)
                 right = answers(net, test_codes) == test_labels[task]
                 records.append({"task": task, "method": method, "labels": size, "seed": seed,
                                 "accuracy": right.float().mean().item(), "parameters": parameters.get(method)})

@@ -13,6 +13,15 @@ def r(monkeypatch):
     return __import__("representations")
 
 
+@pytest.fixture
+def heads(r, monkeypatch):
+    heads = __import__("heads")
+    monkeypatch.setattr(heads, "HIDDEN", 64)
+    monkeypatch.setattr(heads, "STEPS", 400)
+    monkeypatch.setattr(heads, "PATIENCE", 200)
+    return heads
+
+
 def test_tasks_read_the_digits_from_left_to_right(r):
     boxes = torch.zeros(3, 2, 4)
     boxes[:, 0, 0], boxes[:, 1, 0] = 20, 5  # the second digit stands to the left of the first
@@ -31,17 +40,30 @@ def test_codes_stand_from_left_to_right_and_absent_ones_last(r, make_model, imag
         assert (code[count:] == 0).all()
 
 
-@pytest.mark.parametrize("make, shape", [("by_object", (300, 2, 5)), ("of_code", (300, 5)), ("cnn", (300, 1, 16, 16))])
-def test_each_classifier_learns_what_can_be_learned(r, make, shape, monkeypatch):
-    """The sign of a number, against chance, on inputs that it has not seen."""
-    monkeypatch.setattr(r, "STEPS", 300)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(shape, generator=generator)
-    if len(shape) == 4:
-        inputs = 128 + 40 * inputs.sign().mean((2, 3), keepdim=True).sign() * torch.ones(shape)
-    labels = (inputs.flatten(1)[:, 0] > (128 if len(shape) == 4 else 0)).long()
-    net = r.learn(getattr(r, make), [inputs[:200]], labels[:200], 2, seed=0)
-    right = (r.answers(net, [inputs[200:]]) == labels[200:]).float().mean()
+def test_an_answer_follows_from_two_digits_by_arithmetic(heads):
+    """Against a loop over all pairs."""
+    logits = torch.randn(3, 2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    left, right = logits.softmax(-1).unbind(1)
+    for task, answer, classes in (("sum", lambda a, b: a + b, 19), ("order", lambda a, b: int(a <= b), 2)):
+        expected = torch.zeros(3, classes, dtype=torch.float64)
+        for a in range(10):
+            for b in range(10):
+                expected[:, answer(a, b)] += left[:, a] * right[:, b]
+        found = heads.Arithmetic(nn.Identity(), task).double()(logits)
+        torch.testing.assert_close(found.exp(), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("make", ["by_object", "of_code", "cnn", "cnn_classes"])
+def test_each_classifier_learns_what_can_be_learned(heads, make):
+    """Pairs of digits, each shown as it is, against chance, on inputs that it has not seen; no label names a digit."""
+    digits = torch.randint(10, (1500, 2), generator=torch.Generator().manual_seed(0))
+    codes = nn.functional.one_hot(digits, 10).float() + 0.1 * torch.randn(1500, 2, 10)
+    pictures = codes.repeat_interleave(6, 1)[:, None]  # (M, 1, 12, 10): six rows a digit
+    inputs = {"by_object": torch.cat((codes, torch.randn(1500, 1, 10)), 1), "of_code": codes.flatten(1)}.get(
+        make, 255 * nn.functional.pad(pictures, (1, 1)))
+    labels = (digits[:, 0] <= digits[:, 1]).long()
+    net = heads.learn(getattr(heads, make), [inputs[:1200]], labels[:1200], "order", seed=0)
+    right = (heads.answers(net, [inputs[1200:]]) == labels[1200:]).float().mean()
     assert right > 0.9 and not net.training
 
 
@@ -54,39 +76,40 @@ def test_looks_are_the_image_moved(r):
     assert [int((look == 0).sum()) for look in r.looks(image)] == [0, 8, 8, 8, 8]
 
 
-def test_an_answer_is_the_mean_of_the_looks(r):
+def test_an_answer_is_the_mean_of_the_looks(heads):
     """Two looks that are not sure against one that is."""
     net = nn.Identity()
     sure, unsure = torch.tensor([[0.0, 4.0]]), torch.tensor([[0.1, 0.0]])
-    assert r.answers(net, [unsure, sure, unsure]).tolist() == [1] and r.answers(net, [unsure]).tolist() == [0]
+    assert heads.answers(net, [unsure, sure, unsure]).tolist() == [1]
+    assert heads.answers(net, [unsure]).tolist() == [0]
 
 
-def test_every_look_is_learned_from(r, monkeypatch):
+def test_every_look_is_learned_from(heads):
     """What only the second look shows."""
-    monkeypatch.setattr(r, "STEPS", 300)
     labels = torch.randint(2, (300,), generator=torch.Generator().manual_seed(2))
     shows = torch.randn(300, 3, generator=torch.Generator().manual_seed(3)) + 4 * labels[:, None]
-    net = r.learn(r.of_code, [torch.randn(300, 3), shows], labels, 2, seed=0)
-    assert (r.answers(net, [shows]) == labels).float().mean() > 0.9
+    net = heads.learn(heads.of_code, [torch.randn(300, 3), shows], labels, "order", seed=0)
+    assert (heads.answers(net, [shows]) == labels).float().mean() > 0.9
 
 
-def test_a_classifier_is_kept_as_it_was_at_its_best(r, monkeypatch):
+def test_a_classifier_is_kept_as_it_was_at_its_best(heads, monkeypatch):
     """On labels without rule, the fifth that is held back gets worse as the rest is learned by heart."""
     generator = torch.Generator().manual_seed(1)
     inputs, labels = torch.randn(100, 20, generator=generator), torch.randint(2, (100,), generator=generator)
     held = torch.arange(100) % 5 == 0
     losses = []
 
-    def outputs(net, some, real=r.outputs):
+    def outputs(net, some, real=heads.outputs):
         logits = real(net, some)
         losses.append(nn.functional.cross_entropy(logits, labels[held]).item())
         return logits
 
-    monkeypatch.setattr(r, "outputs", outputs)
-    net = r.learn(r.of_code, [inputs], labels, 2, seed=0)
+    monkeypatch.setattr(heads, "outputs", outputs)
+    net = heads.learn(heads.of_code, [inputs], labels, "order", seed=0)
     checks = list(losses)
-    assert len(checks) == checks.index(min(checks)) + 1 + r.PATIENCE / r.CHECK_EVERY < r.STEPS / r.CHECK_EVERY
-    r.outputs(net, inputs[held])
+    patience, steps = heads.PATIENCE / heads.CHECK_EVERY, heads.STEPS / heads.CHECK_EVERY
+    assert len(checks) == checks.index(min(checks)) + 1 + patience < steps
+    heads.outputs(net, inputs[held])
     assert losses[-1] == pytest.approx(min(checks)) and checks[-1] > 1.5 * min(checks)
 
 
