@@ -67,7 +67,6 @@ def test_picture_shows_input_reconstruction_and_steps(make_model, scenes):
     assert picture[:, :heading].any()  # there are headings
     unknown = reconstruction_picture(model, replace(few, counts=torch.full((4,), -1)))
     assert not torch.equal(unknown[:, :heading, :cell], picture[:, :heading, :cell])  # it promises no boxes
-    assert torch.equal(unknown[:, :heading, cell + 2:], picture[:, :heading, cell + 2:])
 
 
 def test_samples_are_the_prior_s_and_leave_the_random_numbers_alone(make_model):
