@@ -135,13 +135,14 @@ def by_optimisation(model: SceneAIR, images: Tensor, starts: int, steps: int = A
     return ascent.best()
 
 
-def frames(model: SceneAIR, images: Tensor, starts: int, shown: Sequence[int], steps: int = ASCENT) -> list[Tensor]:
-    """What an optimisation has found after so many steps, rendered: an image (B, 3, H, W) for each."""
-    ascent, pictures = Ascent(model, images, starts), []
+def frames(model: SceneAIR, images: Tensor, shown: Sequence[int], steps: int = ASCENT) -> list[Tensor]:
+    """What an optimisation from one start has found after so many steps, rendered: (B, 3, H, W) each."""
+    ascent, pictures = Ascent(model, images, 1), []
     for step in range(max(shown) + 1):
+        if step:
+            ascent.step((step - 1) / steps)
         if step in shown:
             pictures.append(rendered(model, ascent.best()))
-        ascent.step(step / steps)
     return pictures
 
 
@@ -155,13 +156,13 @@ def rendered(model: SceneAIR, found: Found) -> Tensor:
 def draw(model: SceneAIR, images: Tensor, folder: Path) -> None:
     """optimisation.png, a strip of steps, and optimisation.gif: per-image optimisation beside one forward pass."""
     at_once = to_rgb(rendered(model, by_inference(model, images)))
-    strip = frames(model, images, 1, STRIP)
+    strip = frames(model, images, STRIP)
     picture = grid_picture(["input", *(f"{step} steps" for step in STRIP), "one forward pass"],
                            [to_rgb(images), *map(to_rgb, strip), at_once])
     to_pil_image(picture).save(folder / "optimisation.png")
     film = [to_pil_image(grid_picture(["input", f"{step} steps", "one forward pass"],
                                       [to_rgb(images), to_rgb(frame), at_once]))
-            for step, frame in zip(FILM, frames(model, images, 1, FILM))]
+            for step, frame in zip(FILM, frames(model, images, FILM))]
     film[0].save(folder / "optimisation.gif", save_all=True, append_images=film[1:], duration=FRAME, loop=0)
 
 

@@ -23,7 +23,7 @@ SUCCESS = 0.95  # held-out MAP count accuracy
 SEEN, REFINED = "count_accuracy_map", "count_accuracy_refined"
 UNSEEN = {SEEN: "unseen counts, MAP %", REFINED: "unseen, refined %", "box_iou": "unseen, box IoU"}  # where asked for
 ERRORS = {f"squared_error_{n}": (f"error, {n} objects, x1000", 1000, 1) for n in range(5)}
-# Without true counts there are the latter two in place of the former.
+# Metrics by name: heading, factor, digits. Where counts are known, of unseen ones, and where they are not:
 WITH_TRUTH = {SEEN: ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
               REFINED: ("refined %", 100, 2), "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3)}
 OF_UNSEEN = {f"unseen_{key}": (name, *WITH_TRUTH[key][1:]) for key, name in UNSEEN.items()}
@@ -35,7 +35,7 @@ COLUMNS = {**WITH_TRUTH, **OF_UNSEEN, **WITHOUT_TRUTH,
            "kl_where": ("KL where", 1, 1), "kl_what": ("KL what", 1, 1), "iw_bound": ("IW-100", 1, 1),
            **MILESTONES_REACHED, "steps": ("steps", 1, 0), "seconds": ("s", 1, 0)}
 # Means over the runs.
-OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": "count_accuracy_refined", "box IoU": "box_iou",
+OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": REFINED, "box IoU": "box_iou",
             "AP50": "box_ap50", "ELBO": "elbo", "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}
 # The tables of PAGE: mean and worst, by the title of a group.
 SUMMARIES = {"Counts that training does not show": (SEEN, "box_iou", *OF_UNSEEN),
@@ -230,6 +230,15 @@ def write_tables() -> str:
 
 
 def replace_table(page: Path, heading: str, new: str) -> None:
-    """Put a table in the place of the first one under a heading that begins with "| experiment |"."""
-    before, found, after = page.read_text().partition(heading + "\n")
-    page.write_text(before + found + re.sub(r"\| experiment \|.*?(?=\n\n)", new, after, count=1, flags=re.S))
+    """Put a table in the place of the one that begins with "| experiment |" in a section.
+
+    Raises:
+        ValueError: the page has no such section, or that has no such table.
+    """
+    sections = re.split(r"(?m)^(?=## )", page.read_text())
+    for place, section in enumerate(sections):
+        if section.startswith(heading + "\n") and "| experiment |" in section:
+            sections[place] = re.sub(r"\| experiment \|.*?(?=\n\n)", lambda _: new, section, count=1, flags=re.S)
+            page.write_text("".join(sections))
+            return
+    raise ValueError(f"{page.name} has no table of experiments under {heading!r}")

@@ -9,8 +9,6 @@ from pathlib import Path
 import air
 
 ROOT = Path(__file__).parent.parent
-
-
 RUNS = ROOT / "runs" / "trained"
 # A likelihood that asks for more detail than counting needs, and images that move, make codes that say more.
 DIGITS = "--dataset multi-mnist --estimator enumerate --steps 4000 --set shift=2 model.likelihood_sd=0.15"

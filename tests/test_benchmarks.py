@@ -238,6 +238,18 @@ def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp
             assert f"`{name}`: {tables.brief(results)}" in readme + page
 
 
+def test_a_table_goes_into_its_own_section_or_nowhere(benchmark, tmp_path):
+    page, replace_table = tmp_path / "page.md", benchmark("tables").replace_table
+    page.write_text("# T\n\n## A\n\nno table\n\n## B\n\n| experiment | x |\n| old |\n\nafter\n")
+    replace_table(page, "## B", "| experiment | y |\n| new |")
+    written = page.read_text()
+    assert written == "# T\n\n## A\n\nno table\n\n## B\n\n| experiment | y |\n| new |\n\nafter\n"
+    for heading in ("## A", "## C"):
+        with pytest.raises(ValueError, match=f"no table of experiments under '{heading}'"):
+            replace_table(page, heading, "| experiment |")
+    assert page.read_text() == written
+
+
 def test_a_gradient_s_bias_and_variance_are_told_apart(benchmark):
     """Blocks of a known offset and noise: the estimate of the squared bias does not see the noise."""
     squared_bias = benchmark("gradient_variance").squared_bias

@@ -93,6 +93,8 @@ def said(capsys):
     ([*SPRITES, "--set", "model.embed_net=[-1]"],
      "model.embed_net must be a list of layers' sizes, such as [200] or null, got [-1]"),
     ([*SPRITES, "--set", "model.likelihood_sd=NaN"], "likelihood_sd must be positive, got nan"),
+    ([*SPRITES, "--set", "model.memory=false"],
+     "without memory all steps of AIR would do the same: memory=False goes with difference=True"),
     ([*SPRITES, "--set", "exploration=2"], "exploration must be a number in [0, 1], got 2"),
     ([*SPRITES, "--set", "exploration=much"], "exploration must be a number in [0, 1], got 'much'"),
     ([*SPRITES, "--set", "rescue=1"], "rescue must satisfy 0 <= rescue < 1, got 1"),

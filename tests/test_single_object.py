@@ -43,7 +43,7 @@ def test_optimisation_finds_what_is_there(single_object, model, scenes):
 def test_frames_are_those_of_one_optimisation_on_its_way(single_object, model, scenes):
     images = scenes.images[:3]
     torch.manual_seed(3)
-    first, last = single_object.frames(model, images, 1, (0, 40), 40)
+    first, last = single_object.frames(model, images, (0, 40), 40)
     torch.manual_seed(3)
     expected = single_object.rendered(model, single_object.by_optimisation(model, images, 1, 40))
     torch.testing.assert_close(last, expected)
