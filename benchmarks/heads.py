@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from air.networks import MLP
 
-STEPS, CHECK_EVERY, PATIENCE, BATCH = 6000, 50, 1000, 64
+STEPS, CHECK_EVERY, PATIENCE, BATCH = 12_000, 100, 1000, 64
 MOST_HELD = 2000  # labelled scenes, to choose when to stop
 CHUNK = 1000
 CLASSES = {"sum": 19, "order": 2}
@@ -96,7 +96,7 @@ def convolutions(inputs: Tensor, outputs: int) -> nn.Module:
     """Three convolutions and two layers."""
     side = -(-inputs.shape[-1] // 8)
     net = nn.Sequential(
-        nn.Conv2d(1, 32, 5, 2, 2), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1),
+        nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1),
         nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * side**2, 256), nn.ReLU(), nn.Linear(256, outputs))
     return Standardised(net, torch.zeros(()), torch.full((), 255.0))
 

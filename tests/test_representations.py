@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,16 @@ def test_the_table_has_mean_and_worst(r):
                for task in r.CLASSES for method in ("AIR", "CNN") for size in (50, 1000) for seed in (0, 1)]
     assert r.table(records).splitlines()[2] == "| sum | AIR | 55.0 (50.0) | 55.0 (50.0) |"
     assert "1,000" in r.table(records).splitlines()[0] and len(r.table(records).splitlines()) == 6
+
+
+def test_the_table_is_of_all_seeds_that_have_a_file(r, tmp_path, capsys):
+    of = ["--table", "--results", str(tmp_path), "--plot", str(tmp_path / "plot.png")]
+    with pytest.raises(SystemExit):
+        r.main(of)
+    assert f"there are no results in {tmp_path}" in capsys.readouterr().err
+    for seed in (0, 1):
+        records = [{"task": task, "method": "AIR", "labels": 50, "seed": seed, "accuracy": 0.5 + seed / 10}
+                   for task in r.CLASSES]
+        (tmp_path / f"seed{seed}.json").write_text(json.dumps({"records": records}))
+    r.main(of)
+    assert "| sum | AIR | 55.0 (50.0) |" in capsys.readouterr().out and (tmp_path / "plot.png").stat().st_size > 1000
