@@ -22,7 +22,7 @@ TICKS, LEAST_WRONG = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03), 0.03  # of the plots, 
 SUCCESS = 0.95  # held-out MAP count accuracy
 SEEN, REFINED = "count_accuracy_map", "count_accuracy_refined"
 UNSEEN = {SEEN: "unseen counts, MAP %", REFINED: "unseen, refined %", "box_iou": "unseen, box IoU"}  # where asked for
-ERRORS = {f"squared_error_{n}": (f"error, {n} objects, x1000", 1000, 1) for n in range(5)}
+ERRORS = {f"squared_error_{n}": (f"error after {n}, x1000", 1000, 1) for n in range(5)}
 # Metrics by name: heading, factor, digits. Where counts are known, of unseen ones, and where they are not:
 WITH_TRUTH = {SEEN: ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
               REFINED: ("refined %", 100, 2), "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3)}
@@ -166,8 +166,8 @@ def summary(results_by_name: Mapping[str, Sequence[dict[str, Any]]], keys: Seque
     for name, results in results_by_name.items():
         cells = []
         for key in keys:
-            values = [metrics[key] for result in results if key in (metrics := figures(result))] or [math.nan]
-            cells.append(f"{cell(key, statistics.mean(values))} ({cell(key, worst(key, values))})")
+            values = [metrics[key] for result in results if key in (metrics := figures(result))]
+            cells.append(f"{cell(key, statistics.mean(values))} ({cell(key, worst(key, values))})" if values else "-")
         lines.append(f"| `{name}` | {len(results)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
