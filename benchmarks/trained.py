@@ -13,7 +13,7 @@ RUNS = ROOT / "runs" / "trained"
 # A likelihood that asks for more detail than counting needs, and images that move, make codes that say more.
 DIGITS = "--dataset multi-mnist --estimator enumerate --steps 4000 --set shift=2 model.likelihood_sd=0.15"
 KINDS = {"AIR": DIGITS, "DAIR": f"{DIGITS} --difference",
-         "sprites": "--dataset sprites --estimator enumerate --steps 2000"}
+         "sprites": "--dataset sprites --estimator enumerate --steps 4000 --set shift=2"}
 
 
 def trained(kind: str, seed: int, runs: Path, data_root: str) -> air.AIR:
