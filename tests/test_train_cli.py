@@ -33,12 +33,14 @@ def few_scenes(monkeypatch):
 
 
 def start(arguments, output):
-    """The command in a process of its own, on as few scenes as here."""
+    """The command in a process of its own, on as few scenes as here, and with as many threads: some sums of floats
+    differ in their last bits by how many threads add them up.
+    """
     code = ("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
             "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\n"
             "import train; train.main()")
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                            stdout=output, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, stdout=output, text=True)
 
 
 @pytest.mark.parametrize("estimator", ["nvil", "enumerate", "vimco"])
