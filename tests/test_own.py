@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from air.data import DataError, load_dataset
-from air.data.own import fit, load_arrays, load_folder, split
+from air.data.own import fit, load_arrays, load_folder, read, split
 
 
 def save(folder, name, pixels):
@@ -36,6 +36,39 @@ class TestFit:
         pixels = fit(Image.fromarray(red), 8, grey=False, invert=False)
         assert pixels.shape == (3, 8, 8) and (pixels[0] == 255).all() and (pixels[1:] == 0).all()
 
+    @pytest.mark.parametrize("invert", [False, True])
+    def test_what_is_transparent_is_ground(self, invert):
+        pixels = np.full((8, 8, 2), 200, np.uint8)  # grey, and how opaque it is
+        pixels[:, :4, 1] = 0
+        pixels[:, 4:, 1] = 255
+        square = fit(Image.fromarray(pixels, "LA"), 8, grey=True, invert=invert)[0]
+        assert (square[:, :4] == 0).all() and (square[:, 4:] == (55 if invert else 200)).all()
+
+    def test_a_palette_s_transparent_colour_is_ground(self, tmp_path):
+        image = Image.new("P", (8, 8), 1)
+        image.putpalette([255, 0, 0, 0, 0, 255])
+        image.paste(0, (0, 0, 4, 8))
+        image.save(tmp_path / "palette.png", transparency=0)
+        square = fit(read(tmp_path / "palette.png"), 8, grey=False, invert=False)
+        assert (square[..., :4] == 0).all() and (square[2, :, 4:] == 255).all() and (square[:2, :, 4:] == 0).all()
+
+
+class TestRead:
+    def test_sixteen_bits_become_eight(self, tmp_path):
+        levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+        Image.fromarray(257 * levels).save(tmp_path / "deep.png")
+        assert np.array_equal(read(tmp_path / "deep.png"), levels)
+
+    def test_a_photograph_stands_upright(self, tmp_path):
+        """Cameras save what the sensor saw, and which side is up beside it."""
+        pixels = np.zeros((10, 20), np.uint8)
+        pixels[:, 10:] = 255
+        image = Image.fromarray(pixels)
+        image.getexif()[0x0112] = 6  # to be turned clockwise by a quarter
+        image.save(tmp_path / "turned.png", exif=image.getexif())
+        upright = np.asarray(read(tmp_path / "turned.png"))
+        assert upright.shape == (20, 10) and (upright[:10] == 0).all() and (upright[10:] == 255).all()
+
 
 class TestFolder:
     def test_images_come_in_the_order_of_their_names(self, folder):
@@ -50,6 +83,11 @@ class TestFolder:
         save(folder, "colour.jpg", np.full((9, 9, 3), (200, 0, 0)))
         names, scenes = load_folder(folder, 16, invert=False)
         assert scenes.images.shape == (12, 3, 16, 16) and names[-1] == "colour.jpg"
+
+    def test_grey_images_of_any_depth_have_one_channel(self, folder):
+        Image.fromarray(np.full((9, 9), 51 * 257, np.uint16)).save(folder / "deep.png")
+        _, scenes = load_folder(folder, 16, invert=False)
+        assert scenes.images.shape == (12, 1, 16, 16) and (scenes.images[-1] == 51).all()
 
     def test_counts_are_read_where_they_are_given(self, folder):
         (folder / "counts.csv").write_text("file,count,remark\n03.png,2,\n10.png,0,blurred\n")

@@ -30,13 +30,16 @@ def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
     """An image of any size in the middle of a square, as large as it fits, its shape kept: (C, size, size) uint8.
 
     Args:
-        size: of the square's side in pixels; what the image does not reach is black.
+        size: of the square's side in pixels; what the image does not reach, or is transparent in it, is black.
         grey: to one channel; else to three.
         invert: dark objects on a bright ground become bright ones on a dark ground.
     """
+    opaque = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     image = image.convert("L" if grey else "RGB")
     if invert:
         image = ImageOps.invert(image)
+    if opaque is not None:
+        image = Image.composite(image, Image.new(image.mode, image.size), opaque)
     left, top, width, height = placement(*image.size, size)
     square = Image.new(image.mode, (size, size))
     square.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, top))
@@ -45,13 +48,16 @@ def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
 
 
 def read(file: Path) -> Image.Image:
-    """A whole image. Raises DataError: it cannot be read."""
+    """A whole image, upright, of eight bits a channel. Raises DataError: it cannot be read."""
     try:
         with Image.open(file) as image:
             image.load()
-            return image.copy()
+            upright = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file.name} ({' '.join(str(error).split())})") from error
+    if upright.mode.startswith("I"):  # 16 bits, which Pillow itself would cut off at 255
+        return Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+    return upright
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -85,7 +91,7 @@ def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str],
         raise DataError(f"{folder} holds no PNG or JPEG file that can be read{': ' + told if bad else ''}")
     if bad:
         warnings.warn(f"{len(bad)} of {len(files)} images are left out, they cannot be read: {told}", stacklevel=2)
-    grey = all(image.mode in ("1", "L", "LA", "I", "I;16", "F") for image in images.values())
+    grey = all(image.mode in ("1", "L", "LA", "F") for image in images.values())
     pixels = torch.stack([fit(image, image_size, grey, invert) for image in images.values()])
     counts = _read_counts(folder / COUNTS_FILE, {file.name for file in files})
     return list(images), _scenes(pixels, torch.tensor([counts.get(name, -1) for name in images]))
