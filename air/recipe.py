@@ -1,4 +1,4 @@
-"""The recipe: training settings for every data set and estimator. The README says what fails without each."""
+"""The recipe: training settings for every data set and estimator. docs/recipe.md says what fails without each."""
 
 import inspect
 from collections.abc import Callable, Sequence

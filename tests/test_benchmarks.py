@@ -228,14 +228,15 @@ def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp
         file.write_text(re.sub(r"(?m)^\| `(strict-nvil|dair-to-3-n3)` .*\n", "", text))
     assert tables.write_tables() == written == tables.RESULTS_FILE.read_text()
     assert tables.README.read_text() == readme and tables.PAGE.read_text() == page
-    for name in experiments.EXPERIMENTS:  # the two pages show all of them, and no other figures
+    pages = readme + page + (ROOT / "docs" / "recipe.md").read_text()
+    for name in experiments.EXPERIMENTS:  # the three pages show all of them, and no other figures
         results = tables.load_results(name)
         if not results:
             continue
         for kept in results:
             assert shlex.split(kept["command"])[2:-4] == shlex.split(experiments.EXPERIMENTS[name].arguments)
-        if f"\n| `{name}` |" not in readme + page:  # it has no row of a table
-            assert f"`{name}`: {tables.brief(results)}" in readme + page
+        if f"\n| `{name}` |" not in pages:  # it has no row of a table
+            assert f"`{name}`: {tables.brief(results)}" in pages
 
 
 def test_a_table_goes_into_its_own_section_or_nowhere(benchmark, tmp_path):
@@ -284,10 +285,11 @@ def test_gradients_have_the_variance_they_were_given(benchmark):
         assert drawn.variance(name) == pytest.approx(9, rel=4 * (2 / 4000)**0.5)
 
 
-def test_the_readme_s_gradients_are_those_measured(benchmark, capsys):
+def test_the_gradients_told_of_are_those_measured(benchmark, capsys):
     benchmark("gradient_variance").main(["--table"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1000 |")]
-    assert len(rows) == 7 and all(row in (ROOT / "README.md").read_text() for row in rows)
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    assert len(rows) == 7 and all(row in page for row in rows)
 
 
 def test_gradient_variance_explains_bad_arguments(benchmark, capsys):

@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands are ones that the programs take."""
+"""The README's code runs; its commands, and those of the other pages, are ones that the programs take."""
 
 import re
 import shlex
@@ -11,9 +11,19 @@ import train
 from air import predict
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-PYTHON, BASH = (re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("python", "bash"))
-COMMANDS = [shlex.split(line, comments=True) for block in BASH for line in block.splitlines() if line]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def blocks(page, language):
+    """What stands in a page's fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+PYTHON = blocks(README, "python")
+COMMANDS = {page: [shlex.split(line, comments=True) for block in blocks(page, "bash") for line in block.splitlines()
+                   if line] for page in PAGES}
+ALL = list(dict.fromkeys(tuple(command) for commands in COMMANDS.values() for command in commands))
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +49,15 @@ def test_python_blocks_run_one_after_the_other(finished_run, monkeypatch):
 
 
 def test_there_are_blocks():
-    assert len(PYTHON) >= 3 and len(COMMANDS) >= 5
+    assert len(PYTHON) >= 3 and all(len(COMMANDS[page]) >= 5 for page in PAGES[:2]) and len(ALL) >= 20
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
 def test_commands_are_taken(command, monkeypatch):
+    command = list(command)
     while "=" in command[0]:  # VARIABLE=value
         command = command[1:]
-    if command[0] == "torchrun":  # torchrun FLAG train.py ...
+    if command[0] == "torchrun":  # torchrun FLAG SCRIPT ...
         command = ["python", *command[2:]]
     if command[0] == "make":
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.M)
@@ -54,6 +65,8 @@ def test_commands_are_taken(command, monkeypatch):
         train.build_parser().parse_args(command[2:])
     elif command[:3] == ["python", "-m", "air.predict"]:
         predict.build_parser().parse_args(command[3:])
+    elif command[:3] == ["python", "-m", "pytest"]:
+        assert (ROOT / command[3]).exists()
     elif command[0] == "python":
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         script = Path(command[1])
