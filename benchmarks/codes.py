@@ -24,7 +24,7 @@ from machine import machine
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import to_pil_image
-from trained import ROOT, RUNS, trained
+from trained import ROOT, RUNS, final_metrics, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset
@@ -35,6 +35,7 @@ from air.visualization import interpolation_picture
 TRAIN_SCENES, CHUNK = 20_000, 1000
 NEIGHBOURS = 5
 SHOWN = 2000  # codes in the projector
+OF_RUNS = ("count_accuracy_map", "box_iou", "box_ap50")  # what is kept of the models' own last evaluation
 KIND = {"multi-mnist": "AIR", "sprites": "sprites"}  # of model
 PROPERTIES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "multi-mnist": {"digit": lambda label: label},
@@ -104,8 +105,9 @@ def project(model: air.AIR, scenes: Scenes, out: Path) -> None:
         writer.add_embedding(codes, labels.tolist(), glimpses.clamp(0, 1), tag="z_what")
 
 
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean and worst of the seeds, in %."""
+def table(report: dict[str, Any]) -> str:
+    """Markdown: mean and worst of the seeds, in %; and how well their models count and locate."""
+    records = report["records"]
     lines = ["| property | classifier | right, mean % | worst | objects found, mean % | seeds |",
              "| --- | --- | --- | --- | --- | --- |"]
     for name, classifier in dict.fromkeys((record["property"], record["classifier"]) for record in records):
@@ -113,7 +115,11 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         right, found = ([100 * record[key] for record in same] for key in ("accuracy", "found"))
         lines.append(f"| {name} | {classifier} | {statistics.mean(right):.2f} | {min(right):.2f} | "
                      f"{statistics.mean(found):.2f} | {len(same)} |")
-    return "\n".join(lines)
+    counted, iou, ap = ([run[key] for run in report["runs"]] for key in OF_RUNS)
+    return "\n".join(lines) + (
+        f"\n\nTheir models count {100 * statistics.mean(counted):.2f}% of the held-out scenes right (worst "
+        f"{100 * min(counted):.2f}%), with a box IoU of\n{statistics.mean(iou):.3f} (worst {min(iou):.3f}) and an AP50 "
+        f"of {statistics.mean(ap):.3f} (worst {min(ap):.3f}).")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,22 +140,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     file = args.json or ROOT / "benchmarks" / "results" / f"codes-{args.dataset}.json"
     if args.table:
-        print(table(json.loads(file.read_text())["records"]))
+        print(table(json.loads(file.read_text())))
         return
     try:
         dataset = load_dataset(args.dataset, args.data_root)
     except DataError as error:
         parser.error(str(error))
-    records: list[dict[str, Any]] = []
+    report: dict[str, Any] = {**machine("cpu"), "records": [], "runs": []}
     for place, seed in enumerate(args.seeds):
         model = trained(KIND[args.dataset], seed, args.runs, args.data_root)
-        records += measure(model, args.dataset, dataset.train[:TRAIN_SCENES], dataset.held_out, seed)
-        file.write_text(json.dumps({**machine("cpu"), "records": records}, indent=1) + "\n")
+        final = final_metrics(KIND[args.dataset], seed, args.runs)
+        report["runs"].append({"seed": seed, **{key: final[key] for key in OF_RUNS}})
+        report["records"] += measure(model, args.dataset, dataset.train[:TRAIN_SCENES], dataset.held_out, seed)
+        file.write_text(json.dumps(report, indent=1) + "\n")
         if not place:
             project(model, dataset.held_out, args.runs / f"{args.dataset}-projector")
             picture = args.picture or ROOT / "docs" / f"interpolation-{args.dataset}.png"
             to_pil_image(interpolation_picture(model, dataset.held_out)).save(picture)
-    print(table(records))
+    print(table(report))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Trained models that several benchmarks look at: a run of each seed serves all of them."""
 
+import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import air
 
@@ -18,9 +20,19 @@ KINDS = {"AIR": DIGITS, "DAIR": f"{DIGITS} --difference",
 
 def trained(kind: str, seed: int, runs: Path, data_root: str) -> air.AIR:
     """The model of a run by KINDS, trained where `runs` does not hold it."""
-    out = runs / f"{kind}-{seed}"
+    out = folder(kind, seed, runs)
     train_unless_there(out, [*shlex.split(KINDS[kind]), "--seed", str(seed)], data_root)
     return air.load(out)
+
+
+def final_metrics(kind: str, seed: int, runs: Path) -> dict[str, Any]:
+    """What that run's last evaluation found, as in metrics.json."""
+    return json.loads((folder(kind, seed, runs) / "metrics.json").read_text())
+
+
+def folder(kind: str, seed: int, runs: Path) -> Path:
+    """A run's, under that of all of them."""
+    return runs / f"{kind}-{seed}"
 
 
 def train_unless_there(out: Path, arguments: Sequence[str], data_root: str) -> None:

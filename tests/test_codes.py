@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,29 @@ def test_the_projector_gets_codes_with_labels(codes, make_model, scenes, tmp_pat
 def test_the_table_has_mean_and_worst(codes):
     records = [{"property": "digit", "classifier": "5 nearest", "seed": seed, "found": 0.5, "accuracy": 0.8 + seed / 10}
                for seed in (0, 1)]
-    assert codes.table(records).splitlines()[2] == "| digit | 5 nearest | 85.00 | 80.00 | 50.00 | 2 |"
+    runs = [{"seed": seed, "count_accuracy_map": 0.9 + seed / 20, "box_iou": 0.8, "box_ap50": 0.7 + seed / 10}
+            for seed in (0, 1)]
+    lines = codes.table({"records": records, "runs": runs}).splitlines()
+    assert lines[2] == "| digit | 5 nearest | 85.00 | 80.00 | 50.00 | 2 |"
+    assert "count 92.50%" in lines[4] and "(worst 90.00%)" in lines[4]
+    assert lines[5] == "0.800 (worst 0.800) and an AP50 of 0.750 (worst 0.700)."
+
+
+def test_a_run_that_is_there_is_measured_and_drawn(codes, tmp_path):
+    """The whole command, on an untrained model of sprites."""
+    import train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("air.data.SPRITES_TRAIN", 40)
+        patch.setattr("air.data.HELD_OUT", 20)
+        train.main(["--dataset", "sprites", "--batch-size", "8", "--steps", "1", "--out",
+                    str(tmp_path / "sprites-3")])
+        files = ["--json", str(tmp_path / "codes.json"), "--picture", str(tmp_path / "way.png")]
+        patch.setattr(codes, "measure", lambda model, dataset, train, test, seed: [
+            {"property": "shape", "classifier": "5 nearest", "seed": seed, "found": len(test) / 20, "accuracy": 1.0}])
+        patch.setattr(codes, "project", lambda model, scenes, out: None)
+        patch.setattr(codes, "interpolation_picture", lambda model, scenes: torch.zeros(3, 4, 4, dtype=torch.uint8))
+        codes.main(["--dataset", "sprites", "--seeds", "3", "--runs", str(tmp_path), *files])
+    kept = json.loads((tmp_path / "codes.json").read_text())
+    final = json.loads((tmp_path / "sprites-3" / "metrics.json").read_text())
+    assert kept["runs"] == [{"seed": 3, **{key: final[key] for key in codes.OF_RUNS}}]
+    assert kept["records"][0]["found"] == 1 and (tmp_path / "way.png").exists()
