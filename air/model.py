@@ -186,9 +186,11 @@ class AIR(CountingModel):
                ) -> tuple[Tensor, dict[str, NormalLatent], Tensor, Tensor]:
         """The guide and what its objects paint, arguments as of `rollout`: the first four of a Rollout's fields."""
         images = self.as_images(images)
-        image_gates, initial = self.rnn.read(images, particles)
         left = fold(images, particles)  # to explain
         batch = left.shape[0]
+        rows = [images.shape[0], *[batch] * (self.num_steps - 1)]
+        products = iter(self.rnn.products(rows) if self.difference else ())
+        image_gates, initial = self.rnn.read(images, particles, next(products, None))
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
@@ -200,7 +202,7 @@ class AIR(CountingModel):
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
             if painted:
                 left = left - painted[-1].squeeze(1)
-                image_gates, _ = self.rnn.read(left)
+                image_gates, _ = self.rnn.read(left, product=next(products))
             state = self.rnn(image_gates, before, state) if self.memory else self.rnn(image_gates, first, initial)
             logit, where_loc, where_scale = self.predict(state[0])
             where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale

@@ -26,6 +26,24 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
         torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i], behind[i]))
 
 
+@pytest.mark.parametrize("options", [{}, {"embed_net": [5]}, {"memory": False}])
+def test_gradients_of_the_difference_are_those_of_a_product_a_step(make_model, images, options, monkeypatch):
+    """That the steps' gradients are taken together for the weight that they share changes nothing."""
+    model = make_model(difference=True, **options)
+
+    def gradients():
+        torch.manual_seed(7)
+        elbo_terms(model, model.rollout(images, particles=2)).elbo().sum().backward()
+        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+        model.zero_grad()
+        return found
+
+    together = gradients()
+    monkeypatch.setattr(model.rnn, "products", lambda rows: [None] * len(rows))
+    torch.testing.assert_close(together, gradients())
+    assert together["rnn.image_gates.weight"].any()
+
+
 def test_without_memory_and_difference_all_steps_would_be_one(make_model, images):
     with pytest.raises(ValueError, match="memory=False goes with difference=True"):
         make_model(memory=False)

@@ -3,7 +3,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from air.networks import MLP, Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet
+from air.networks import (
+    MLP,
+    Baseline,
+    ConvDecoder,
+    ConvEncoder,
+    Decoder,
+    Encoder,
+    Predict,
+    RecurrentNet,
+    shared_products,
+)
 from tests.literal import as_lstm_cell
 
 
@@ -79,6 +89,46 @@ def test_scales_are_positive_and_outputs_keep_their_dtype_under_autocast():
     assert (scale > 0).all() and (where_scale > 0).all()
     assert {t.dtype for t in (loc, scale, logit, where_loc, where_scale, b)} == {torch.float32}
     assert b.shape == (8, 2)
+
+
+def chained(products, x, other):
+    """Numbers that depend on a weight by way of three products, the second one's batch being smaller."""
+    first = products[0](x)
+    second = products[1](first[:2].sin())
+    return first.square().sum() + (second * other).sum() + products[2](second.cos()).cumsum(0).sum()
+
+
+def test_shared_products_are_those_of_linear_and_so_are_their_gradients():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    x, other = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    plain = chained([lambda x: F.linear(x, weight)] * 3, x, other)
+    (wanted,) = torch.autograd.grad(plain, weight)
+    shared = chained(shared_products(weight, [3, 2, 2]), x, other)
+    assert shared == plain
+    for retain in (True, False):  # the second time as the first
+        torch.testing.assert_close(torch.autograd.grad(shared, weight, retain_graph=retain)[0], wanted)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, weight: chained(shared_products(weight, [3, 2, 2]), x, other),
+                                    (x, weight))
+    torch.autograd.grad(chained(shared_products(weight, [3, 2, 2]), x, other), x)  # and without the weight
+
+
+def test_a_shared_product_that_is_not_used_adds_nothing():
+    weight, x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True), torch.ones(4, 3, dtype=torch.float64)
+    shared_products(weight, [4, 4])[0](x).sum().backward()
+    assert (weight.grad == 4).all()
+
+
+def test_shared_products_in_low_precision_and_without_gradients():
+    torch.manual_seed(0)
+    weight, x = torch.randn(5, 7, requires_grad=True), torch.randn(3, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = shared_products(weight, [3])[0](x)
+        assert low.dtype == torch.bfloat16 and torch.equal(low, F.linear(x, weight))
+    with torch.no_grad():
+        plain = shared_products(weight, [3])[0](x)
+    assert not plain.requires_grad and torch.equal(plain, F.linear(x, weight))
 
 
 def test_baseline_sees_the_past_only():
