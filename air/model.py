@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CountPrior, NormalLatent, log_count_probs
-from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet, fold
+from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet, Search, fold
 from air.spatial import image_to_window, painted_boxes, window_to_image
 
 # A painted pixel belongs to its object above this share of the object's brightest one. Between the value that gives the
@@ -48,7 +48,7 @@ class AIR(CountingModel):
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False,
-                 memory: bool = True, background: bool = False, z_background_size: int = 8,
+                 search: bool = False, background: bool = False, z_background_size: int = 8,
                  convolutional: bool = False, encoder: nn.Module | None = None, decoder: nn.Module | None = None
                  ) -> None:
         """Build the networks.
@@ -73,8 +73,8 @@ class AIR(CountingModel):
                 training script. Training wants a small k (1e-8), or one digit is soon explained by two objects.
             difference: step t reads x - canvas_{t-1} in place of x (Eslami et al., 2016, section 3.2): slower, and
                 counts that training has not shown are counted better.
-            memory: False, with `difference` only: the recurrent net begins afresh at each step, so that all it knows of
-                the steps before is what they have left to explain.
+            search: with `difference` only: `Search`, a convolutional net that looks for what stands out in what is
+                left, in the place of the recurrent net: no step knows of another, and no place from another.
             background: a background is modelled; encoder_net and decoder_net give its networks' hidden layers too.
             z_background_size: of its code: small, or it would learn to paint objects.
             convolutional: ConvEncoder and ConvDecoder, in place of those that encoder_net and decoder_net shape.
@@ -86,17 +86,19 @@ class AIR(CountingModel):
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines,
                          window_size=window_size, z_what_size=z_what_size, rnn_hidden_size=rnn_hidden_size,
                          scale_prior_sd=scale_prior_sd, pos_prior_sd=pos_prior_sd, z_background_size=z_background_size)
-        if not (memory or difference):
-            raise ValueError("without memory all steps of AIR would do the same: memory=False goes with "
+        if search and not difference:
+            raise ValueError("without a difference to look at, every step would find the same: search=True goes with "
                              "difference=True")
-        self.window_size, self.difference, self.memory = window_size, difference, memory
+        self.window_size, self.difference = window_size, difference
 
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
         self._recurrent_sizes = (pixels, embed_net, 3 + z_what_size + 1, rnn_hidden_size, non_linearity)
         self._baseline_sizes = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
-        self.rnn = RecurrentNet(*self._recurrent_sizes)
-        self.predict = Predict(rnn_hidden_size, predict_net, non_linearity)
+        self.search = Search(channels, x_size, scale_prior_mean, non_linearity) if search else None
+        if not search:
+            self.rnn = RecurrentNet(*self._recurrent_sizes)
+            self.predict = Predict(rnn_hidden_size, predict_net, non_linearity)
         conv = (channels, window_size, z_what_size, non_linearity)
         self.encode = encoder or (ConvEncoder(*conv) if convolutional else
                                   Encoder(window_pixels, encoder_net, z_what_size, non_linearity))
@@ -108,8 +110,9 @@ class AIR(CountingModel):
             self.encode_background = Encoder(pixels, encoder_net, z_background_size, non_linearity)
             self.decode_background = Decoder(z_background_size, decoder_net, channels, x_size, None, False,
                                              non_linearity)
-        self.z_where_init = nn.Parameter(torch.zeros(1, 3))
-        self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size))
+        # What the recurrent nets read at the first step; Search reads no latents.
+        self.z_where_init = nn.Parameter(torch.zeros(1, 3), requires_grad=not search)
+        self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=not search)
         self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
         self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
 
@@ -188,23 +191,27 @@ class AIR(CountingModel):
         images = self.as_images(images)
         left = fold(images, particles)  # to explain
         batch = left.shape[0]
-        rows = [images.shape[0], *[batch] * (self.num_steps - 1)]
-        products = iter(self.rnn.products(rows) if self.difference else ())
-        image_gates, initial = self.rnn.read(images, particles, next(products, None))
+        if self.search is None:
+            rows = [images.shape[0], *[batch] * (self.num_steps - 1)]
+            products = iter(self.rnn.products(rows) if self.difference else ())
+            image_gates, state = self.rnn.read(images, particles, next(products, None))
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
         ones = images.new_ones(batch, 1)
-        first = torch.cat((self.z_where_init, self.z_what_init, images.new_ones(1, 1)), -1).expand(batch, -1)
-        before, state = first, initial
+        before = torch.cat((self.z_where_init, self.z_what_init, images.new_ones(1, 1)), -1).expand(batch, -1)
         steps: list[tuple[Tensor, ...]] = []
         painted: list[Tensor] = []  # only where a step looks at it
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
             if painted:
                 left = left - painted[-1].squeeze(1)
-                image_gates, _ = self.rnn.read(left, product=next(products))
-            state = self.rnn(image_gates, before, state) if self.memory else self.rnn(image_gates, first, initial)
-            logit, where_loc, where_scale = self.predict(state[0])
+            if self.search is None:
+                if painted:
+                    image_gates, _ = self.rnn.read(left, product=next(products))
+                state = self.rnn(image_gates, before, state)
+                logit, where_loc, where_scale = self.predict(state[0])
+            else:
+                logit, where_loc, where_scale = self.search(left)
             where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
             z_where = where_loc + where_scale * noise_where
             # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.

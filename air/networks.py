@@ -1,5 +1,5 @@
 """The networks: MLP, Encoder and Decoder, the same with convolutions, Predict, the recurrent net that reads an image
-once, and NVIL's Baseline.
+once, Search, which stands in for these two, and NVIL's Baseline.
 
 Under autocast only the layers run in low precision: each network gives back the dtype of what it read, so that samples,
 KLs and likelihoods are computed in full.
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from air.spatial import pixel_centres
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, each (B, rnn_hidden_size)
 Product = Callable[[Tensor], Tensor]
@@ -219,6 +221,44 @@ class RecurrentNet(nn.Module):
         i, f = i_and_f.sigmoid().chunk(2, -1)
         c = torch.addcmul(f * c, i, g.tanh())
         return o.sigmoid() * c.tanh(), c
+
+
+class Search(nn.Module):
+    """q(z_pres_t) and q(z_where_t) from what is left of the image and nothing else: where it stands out, and what is
+    there.
+
+    Convolutions give the places of a grid, four pixels apart, features and a heat. An MLP reads the features at the
+    hottest place, as the mean over its surroundings by the heat's softmax. Wherever an object stands and however many
+    there are, the same is done, so that what was learned from few objects holds for many. The softmax is narrowed to
+    the surroundings because the mean of two places equally hot, which lies between them, is where no object stands.
+    """
+
+    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
+        """Args: scale_mean: of z_where's prior, from which an object's side follows."""
+        super().__init__()
+        act = getattr(nn, non_linearity)
+        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, 32, 3, 2, 1), act(),
+                                 nn.Conv2d(32, 32, 3, 1, 2, dilation=2), act())
+        self.heat = nn.Conv2d(32, 1, 1)
+        nn.init.constant_(self.heat.weight, 1 / 32)  # to begin with, what stands out is what there are features of
+        self.mlp = MLP(32 + 1, [64, 1 + 2 + 1 + 3], non_linearity)
+        self.scale_mean, self.reach = scale_mean, 2 / (3 * scale_mean)  # a third of a side, in [-1, 1] canvas units
+        # Heat of the places themselves: which of several objects comes first.
+        self.preference = nn.Parameter(torch.zeros(math.ceil(x_size / 4)**2))
+
+    def forward(self, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left (B, C, H, W) -> as of Predict: logit (B, 1), loc (B, 3) and scale (B, 3)."""
+        features = self.net(left)
+        heat = self.heat(features).flatten(1).to(left.dtype) + self.preference  # (B, places)
+        along = pixel_centres(left.shape[-1], left)[::4]
+        places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
+        away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)
+        attention = (heat - away / (2 * self.reach**2)).softmax(-1)
+        seen = (features.flatten(2).to(left.dtype) @ attention[..., None]).squeeze(-1)  # (B, 32)
+        logit, offset, larger, scale = self.mlp(torch.cat((seen, heat.amax(-1, keepdim=True)), -1)).to(
+            left.dtype).split((1, 2, 1, 3), -1)
+        centre = attention @ places + offset
+        return logit, torch.cat((larger, -(self.scale_mean + larger) * centre), -1), F.softplus(scale)
 
 
 class Baseline(nn.Module):

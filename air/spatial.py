@@ -39,7 +39,7 @@ def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
     _check(images, z_where, "images")
-    centres = _pixel_centres(window_size, z_where)
+    centres = pixel_centres(window_size, z_where)
     square = window_size, window_size
     window = torch.stack((centres.expand(square), centres[:, None].expand(square)), -1)  # (x, y) in window coordinates
     scale, shift = z_where[:, None, None, :1], z_where[:, None, None, 1:]
@@ -64,7 +64,7 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
     # x depends on the column alone and y on the row alone, so bilinear sampling is a product with a hat function's
     # values on either side. grid_sample gives the same; its backward pass, by scattering, takes half as long again.
     with torch.autocast(window.device.type, enabled=False):
-        points = z_where[:, :1, None] * _pixel_centres(image_size, z_where) + z_where[:, 1:, None]  # (B, 2, H)
+        points = z_where[:, :1, None] * pixel_centres(image_size, z_where) + z_where[:, 1:, None]  # (B, 2, H)
         pixels = ((points + 1) * side - 1) / 2  # of the window
         places = torch.arange(side, dtype=pixels.dtype, device=pixels.device)
         hats = (1 - (pixels[..., None] - places).abs()).relu()  # (B, 2, H, w)
@@ -111,8 +111,8 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
     return torch.where(peak[..., 0, :] > 0, tight, window_boxes(z_where, size))
 
 
-def _pixel_centres(size: int, like: Tensor) -> Tensor:
-    """Of a row of pixels that reaches from -1 to 1: (size,), of the same dtype and device."""
+def pixel_centres(size: int, like: Tensor) -> Tensor:
+    """Of a row of pixels that reaches from -1 to 1: (size,), of the dtype and device of `like`."""
     return torch.arange(1 - size, size, 2, dtype=like.dtype, device=like.device) / size
 
 

@@ -84,16 +84,11 @@ REMEDIES = {
 TO_3 = f"{STRICT} --estimator enumerate --counts 0 1 2 --unseen-counts 3"
 TO_2 = f"{STRICT} --estimator enumerate --counts 0 1 3 --unseen-counts 2"
 TO_5 = f"{STRICT} --estimator enumerate --counts 0 1 2 --unseen-counts 3 4 5 --image-size 64 --object-size 0.25"
-AFRESH = "--difference --set model.memory=false"
+READERS = {"air": "--set", "dair": "--difference --set", "search": "--difference --set model.search=true"}
 GENERALISATION = {
-    **{f"{name}-to-{to}-n{steps}": Experiment(f"{arguments} {flag}--set model.num_steps={steps}", 5)
-       for to, arguments in (("3", TO_3), ("2", TO_2)) for steps in (3, 5)
-       for name, flag in (("air", ""), ("dair", "--difference "))},
-    "afresh-to-3-n3": Experiment(f"{TO_3} --steps 6000 {AFRESH} model.num_steps=3", 5),
-    "afresh-to-2-n3": Experiment(f"{TO_2} --steps 6000 {AFRESH} model.num_steps=3", 5),
-    "air-to-345-n6": Experiment(f"{TO_5} --set model.num_steps=6", 3),
-    "dair-to-345-n6": Experiment(f"{TO_5} --difference --set model.num_steps=6", 3),
-    "afresh-to-345-n6": Experiment(f"{TO_5} {AFRESH} model.num_steps=6", 3),
+    **{f"{name}-to-{to}-n{steps}": Experiment(f"{arguments} {reader} model.num_steps={steps}", 5)
+       for to, arguments in (("3", TO_3), ("2", TO_2)) for steps in (3, 5) for name, reader in READERS.items()},
+    **{f"{name}-to-345-n6": Experiment(f"{TO_5} {reader} model.num_steps=6", 3) for name, reader in READERS.items()},
 }
 # Digits before something else than black, with a background in the model and without one.
 BEFORE = {kind: f"{STRICT} --estimator enumerate --steps 4000 --backdrop {kind}" for kind in ("grey", "grid", "noise")}

@@ -172,17 +172,23 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def usual_answer(task: str) -> float:
+    """How often the most frequent answer is right, over all pairs of digits."""
+    left, right = torch.meshgrid(torch.arange(10), torch.arange(10), indexing="ij")
+    return ANSWERS[task](left, right).flatten().bincount().max().item() / left.numel()
+
+
 def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
-    """Accuracy against labels, a panel a task, a line a method, a dot a seed."""
+    """Accuracy against labels, a panel a task, a line a method, a dot a seed; dotted: the most frequent answer."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     axes = figure.subplots(1, len(CLASSES), squeeze=False)[0]
-    for axis, (task, classes) in zip(axes, CLASSES.items()):
+    for axis, task in zip(axes, CLASSES):
         for method in dict.fromkeys(record["method"] for record in records):
             found = by_size(records, task, method)
             line, = axis.plot(list(found), [statistics.mean(values) for values in found.values()], label=method)
             for size, values in found.items():
                 axis.plot([size] * len(values), values, ".", color=line.get_color(), markersize=4)
-        axis.axhline(100 / classes, color="grey", linestyle=":", linewidth=1)
+        axis.axhline(100 * usual_answer(task), color="grey", linestyle=":", linewidth=1)
         axis.set(xscale="log", xlabel="labelled scenes", title=TITLES[task], ylim=(0, 101))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test scenes right, %")

@@ -41,9 +41,10 @@ def literal_elbo(model, image, noise, background_noise=None):
         kl = kl_divergence(behind, Normal(torch.zeros_like(behind.loc), torch.ones_like(behind.loc))).sum()
         painted = model.decode_background.mlp(behind.loc + behind.scale * background_noise)
         image = image - painted.view(image.shape)
-    cell, canvas = as_lstm_cell(model.rnn), torch.zeros_like(image)
+    canvas = torch.zeros_like(image)
+    if model.search is None:
+        cell, state = as_lstm_cell(model.rnn), (model.rnn.h_init, model.rnn.c_init)
     z_where, z_what = model.z_where_init[0], model.z_what_init[0]
-    state = model.rnn.h_init, model.rnn.c_init
     log_go_on, log_stop, elbos = torch.zeros(()), [], []
     where_prior = Normal(model.z_where_prior_loc, model.z_where_prior_scale)
 
@@ -55,11 +56,11 @@ def literal_elbo(model, image, noise, background_noise=None):
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)
         left = image - canvas if model.difference else image
-        if not model.memory:
-            z_where, z_what = model.z_where_init[0], model.z_what_init[0]
-            state = model.rnn.h_init, model.rnn.c_init
-        state = cell(torch.cat((model.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
-        out = model.predict.mlp(state[0])[0]
+        if model.search is None:
+            state = cell(torch.cat((model.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
+            out = model.predict.mlp(state[0])[0]
+        else:
+            out = literal_search(model.search, left)
         q_pres = out[0].sigmoid()
         where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
         z_where = where.loc + where.scale * noise[t, :3]
@@ -81,3 +82,30 @@ def literal_elbo(model, image, noise, background_noise=None):
         log_q = log_at_least[n] + (log_stop[n] if n < model.num_steps else 0)
         elbos.append(explained[n] + model.count_prior.log_probs[n] - log_q)
     return torch.stack(elbos)
+
+
+def literal_search(search, left):
+    """What Search says of one image (C, H, W), place by place: logit, loc and scale before the softplus, (7,)."""
+    hidden = left[None]
+    for convolution, how in zip(search.net[::2], ({"stride": 2, "padding": 2}, {"stride": 2, "padding": 1},
+                                                  {"padding": 2, "dilation": 2})):
+        hidden = F.conv2d(hidden, convolution.weight, convolution.bias, **how).relu()
+    side = hidden.shape[-1]
+    rows, columns = [i for i in range(side) for _ in range(side)], list(range(side)) * side
+    features = [hidden[0, :, row, column] for row, column in zip(rows, columns)]
+    heat = [(search.heat.weight.flatten() * feature).sum() + search.heat.bias[0] + preference
+            for feature, preference in zip(features, search.preference)]
+    pixel = 2 / left.shape[-1]  # in canvas units; every fourth pixel's centre is a place
+    centres = [torch.stack((-1 + pixel / 2 + 4 * pixel * torch.tensor(float(column)),
+                            -1 + pixel / 2 + 4 * pixel * torch.tensor(float(row)))).to(left)
+               for row, column in zip(rows, columns)]
+    hottest = max(range(len(heat)), key=lambda place: heat[place].item())
+    side_of_object = 2 / search.scale_mean
+    weights = torch.stack([(each - (centre - centres[hottest]).square().sum() / 2 / (side_of_object / 3)**2).exp()
+                           for each, centre in zip(heat, centres)])
+    weights = weights / weights.sum()
+    seen, centre = (sum(weight * value for weight, value in zip(weights, values)) for values in (features, centres))
+    out = search.mlp(torch.cat((seen, heat[hottest][None])))
+    scale = search.scale_mean + out[3]
+    x, y = centre + out[1:3]
+    return torch.cat((out[:1], out[3:4], torch.stack((-scale * x, -scale * y)), out[4:]))

@@ -12,7 +12,8 @@ from tests.literal import literal_elbo
 
 @pytest.mark.parametrize("options", [{}, {"channels": 3}, {"difference": True},
                                      {"difference": True, "channels": 3, "embed_net": [5]},
-                                     {"difference": True, "memory": False}, {"background": True, "channels": 3},
+                                     {"difference": True, "search": True, "channels": 3},
+                                     {"background": True, "channels": 3},
                                      {"background": True, "difference": True, "z_background_size": 2}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
@@ -26,7 +27,7 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
         torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i], behind[i]))
 
 
-@pytest.mark.parametrize("options", [{}, {"embed_net": [5]}, {"memory": False}])
+@pytest.mark.parametrize("options", [{}, {"embed_net": [5]}])
 def test_gradients_of_the_difference_are_those_of_a_product_a_step(make_model, images, options, monkeypatch):
     """That the steps' gradients are taken together for the weight that they share changes nothing."""
     model = make_model(difference=True, **options)
@@ -44,12 +45,12 @@ def test_gradients_of_the_difference_are_those_of_a_product_a_step(make_model, i
     assert together["rnn.image_gates.weight"].any()
 
 
-def test_without_memory_and_difference_all_steps_would_be_one(make_model, images):
-    with pytest.raises(ValueError, match="memory=False goes with difference=True"):
-        make_model(memory=False)
-    model = make_model(difference=True, memory=False)
+def test_a_search_sees_what_is_left_as_it_would_see_any_image(make_model, images):
+    with pytest.raises(ValueError, match="search=True goes with difference=True"):
+        make_model(search=True)
+    model = make_model(difference=True, search=True)
     first = model.rollout(images, at_mean=True)
-    left = images - first.painted[:, 0]  # a step sees what is left as it would see any image
+    left = images - first.painted[:, 0]
     torch.testing.assert_close(model.rollout(left, at_mean=True).logits[:, :2], first.logits[:, 1:])
 
 

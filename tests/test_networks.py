@@ -12,6 +12,7 @@ from air.networks import (
     Encoder,
     Predict,
     RecurrentNet,
+    Search,
     shared_products,
 )
 from tests.literal import as_lstm_cell
@@ -129,6 +130,51 @@ def test_shared_products_in_low_precision_and_without_gradients():
     with torch.no_grad():
         plain = shared_products(weight, [3])[0](x)
     assert not plain.requires_grad and torch.equal(plain, F.linear(x, weight))
+
+
+def blobs(*places):
+    """(1, 1, 96, 96) float64: bright squares of 8 pixels whose top left corners stand at (x, y)."""
+    image = torch.zeros(1, 1, 96, 96, dtype=torch.float64)
+    for x, y in places:
+        image[..., y:y + 8, x:x + 8] = 1
+    return image
+
+
+def centre(search, image):
+    """In pixels, of what was found."""
+    _, loc, _ = search(image)
+    s, x, y = (loc + torch.tensor([search.scale_mean, 0, 0], dtype=loc.dtype))[0]
+    return torch.stack((1 - x / s, 1 - y / s)) * image.shape[-1] / 2
+
+
+def test_a_search_moves_with_the_object():
+    """By as much as it is moved, if by whole places, and away from the borders; and all else stays the same."""
+    torch.manual_seed(0)
+    search = Search(1, 96, 6.0, "ReLU").double()
+    here, there = blobs((36, 44)), blobs((52, 40))
+    torch.testing.assert_close(centre(search, there) - centre(search, here), torch.tensor([16.0, -4]).double())
+    (logit, loc, scale), (other_logit, other_loc, other_scale) = search(here), search(there)
+    torch.testing.assert_close((other_logit, other_scale, other_loc[:, :1]), (logit, scale, loc[:, :1]))
+
+
+def test_a_search_goes_to_one_of_two_objects_and_not_between_them():
+    torch.manual_seed(0)
+    search = Search(1, 96, 6.0, "ReLU").double()
+    one, other, both = (centre(search, blobs(*places)) for places in
+                        ([(20, 20)], [(68, 68)], [(20, 20), (68, 68)]))
+    assert min((both - one).norm(), (both - other).norm()) < 0.5 < 60 < (one - other).norm()
+
+
+def test_a_search_prefers_places_and_keeps_its_dtype_in_low_precision():
+    torch.manual_seed(0)
+    search = Search(1, 96, 6.0, "ReLU")
+    image = blobs((20, 44), (68, 44)).float()
+    with torch.no_grad():
+        for direction in (-1, 1):
+            search.preference.copy_(0.1 * direction * torch.linspace(-1, 1, 24).repeat(24))
+            assert (centre(search, image)[0] - 48) * direction > 10
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {each.dtype for each in search(image)} == {torch.float32}
 
 
 def test_baseline_sees_the_past_only():

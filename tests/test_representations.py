@@ -114,6 +114,10 @@ def test_a_classifier_is_kept_as_it_was_at_its_best(heads, monkeypatch):
     assert losses[-1] == pytest.approx(min(checks)) and checks[-1] > 1.5 * min(checks)
 
 
+def test_the_most_frequent_answers_are_nine_and_ascending(r):
+    assert r.usual_answer("sum") == 0.1 and r.usual_answer("order") == 0.55
+
+
 def test_the_table_has_mean_and_worst(r):
     records = [{"task": task, "method": method, "labels": size, "seed": seed, "accuracy": 0.5 + seed / 10}
                for task in r.CLASSES for method in ("AIR", "CNN") for size in (50, 1000) for seed in (0, 1)]
