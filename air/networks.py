@@ -239,8 +239,9 @@ class Search(nn.Module):
         act = getattr(nn, non_linearity)
         self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, 32, 3, 2, 1), act(),
                                  nn.Conv2d(32, 32, 3, 1, 2, dilation=2), act())
-        self.heat = nn.Conv2d(32, 1, 1)
-        nn.init.constant_(self.heat.weight, 1 / 32)  # to begin with, what stands out is what there are features of
+        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        # To begin with, what stands out is what there are features of.
+        self.heat = nn.Parameter(torch.full((32,), 1 / 32))
         self.mlp = MLP(32 + 1, [64, 1 + 2 + 1 + 3], non_linearity)
         self.scale_mean, self.reach = scale_mean, 2 / (3 * scale_mean)  # a third of a side, in [-1, 1] canvas units
         # Heat of the places themselves: which of several objects comes first.
@@ -248,13 +249,13 @@ class Search(nn.Module):
 
     def forward(self, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is left (B, C, H, W) -> as of Predict: logit (B, 1), loc (B, 3) and scale (B, 3)."""
-        features = self.net(left)
-        heat = self.heat(features).flatten(1).to(left.dtype) + self.preference  # (B, places)
+        features = self.net(left).to(left.dtype).movedim(1, -1).flatten(1, 2)  # (B, places, 32)
+        heat = features @ self.heat + self.preference  # (B, places)
         along = pixel_centres(left.shape[-1], left)[::4]
         places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
         away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)
         attention = (heat - away / (2 * self.reach**2)).softmax(-1)
-        seen = (features.flatten(2).to(left.dtype) @ attention[..., None]).squeeze(-1)  # (B, 32)
+        seen = (attention[:, None] @ features).squeeze(1)  # (B, 32)
         logit, offset, larger, scale = self.mlp(torch.cat((seen, heat.amax(-1, keepdim=True)), -1)).to(
             left.dtype).split((1, 2, 1, 3), -1)
         centre = attention @ places + offset

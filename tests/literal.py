@@ -93,7 +93,7 @@ def literal_search(search, left):
     side = hidden.shape[-1]
     rows, columns = [i for i in range(side) for _ in range(side)], list(range(side)) * side
     features = [hidden[0, :, row, column] for row, column in zip(rows, columns)]
-    heat = [(search.heat.weight.flatten() * feature).sum() + search.heat.bias[0] + preference
+    heat = [(search.heat * feature).sum() + preference
             for feature, preference in zip(features, search.preference)]
     pixel = 2 / left.shape[-1]  # in canvas units; every fourth pixel's centre is a place
     centres = [torch.stack((-1 + pixel / 2 + 4 * pixel * torch.tensor(float(column)),
