@@ -118,6 +118,11 @@ def test_the_most_frequent_answers_are_nine_and_ascending(r):
     assert r.usual_answer("sum") == 0.1 and r.usual_answer("order") == 0.55
 
 
+def test_the_page_s_table_is_that_of_the_results(r, tmp_path, capsys):
+    r.main(["--table", "--plot", str(tmp_path / "plot.png")])
+    assert capsys.readouterr().out in (r.ROOT / "docs" / "experiments.md").read_text()
+
+
 def test_the_table_has_mean_and_worst(r):
     records = [{"task": task, "method": method, "labels": size, "seed": seed, "accuracy": 0.5 + seed / 10}
                for task in r.CLASSES for method in ("AIR", "CNN") for size in (50, 1000) for seed in (0, 1)]
