@@ -93,8 +93,8 @@ def said(capsys):
     ([*SPRITES, "--set", "model.embed_net=[-1]"],
      "model.embed_net must be a list of layers' sizes, such as [200] or null, got [-1]"),
     ([*SPRITES, "--set", "model.likelihood_sd=NaN"], "likelihood_sd must be positive, got nan"),
-    ([*SPRITES, "--set", "model.memory=false"],
-     "without memory all steps of AIR would do the same: memory=False goes with difference=True"),
+    ([*SPRITES, "--set", "model.search=true"],
+     "without a difference to look at, every step would find the same: search=True goes with difference=True"),
     ([*SPRITES, "--set", "exploration=2"], "exploration must be a number in [0, 1], got 2"),
     ([*SPRITES, "--set", "exploration=much"], "exploration must be a number in [0, 1], got 'much'"),
     ([*SPRITES, "--set", "rescue=1"], "rescue must satisfy 0 <= rescue < 1, got 1"),
@@ -138,7 +138,7 @@ def test_what_resume_says(said, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     torch.save({"format": 1}, checkpoint)
     assert said(train, ["--resume", "run"]) == (
-        "run/checkpoint.pt is not a checkpoint of this version: expected format 5, found 1")
+        "run/checkpoint.pt is not a checkpoint of this version: expected format 6, found 1")
     checkpoint.write_bytes(b"damage")
     assert said(train, ["--resume", "run"]).startswith("run/checkpoint.pt is not a checkpoint that can be read: ")
     checkpoint.unlink()
