@@ -74,7 +74,7 @@ class AIR(CountingModel):
             difference: step t reads x - canvas_{t-1} in place of x (Eslami et al., 2016, section 3.2): slower, and
                 counts that training has not shown are counted better.
             search: with `difference` only: `Search`, a convolutional net that looks for what stands out in what is
-                left, in the place of the recurrent net: no step knows of another, and no place from another.
+                left, in the place of the recurrent net and of predict_net: no step knows of another.
             background: a background is modelled; encoder_net and decoder_net give its networks' hidden layers too.
             z_background_size: of its code: small, or it would learn to paint objects.
             convolutional: ConvEncoder and ConvDecoder, in place of those that encoder_net and decoder_net shape.
@@ -191,10 +191,7 @@ class AIR(CountingModel):
         images = self.as_images(images)
         left = fold(images, particles)  # to explain
         batch = left.shape[0]
-        if self.search is None:
-            rows = [images.shape[0], *[batch] * (self.num_steps - 1)]
-            products = iter(self.rnn.products(rows) if self.difference else ())
-            image_gates, state = self.rnn.read(images, particles, next(products, None))
+        predict = self._predictor(images, particles)
         sizes = (3, self.z_what_init.shape[-1])
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
@@ -205,13 +202,7 @@ class AIR(CountingModel):
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
             if painted:
                 left = left - painted[-1].squeeze(1)
-            if self.search is None:
-                if painted:
-                    image_gates, _ = self.rnn.read(left, product=next(products))
-                state = self.rnn(image_gates, before, state)
-                logit, where_loc, where_scale = self.predict(state[0])
-            else:
-                logit, where_loc, where_scale = self.search(left)
+            logit, where_loc, where_scale = predict(left, before)
             where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
             z_where = where_loc + where_scale * noise_where
             # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
@@ -227,6 +218,27 @@ class AIR(CountingModel):
         what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
         objects = torch.cat(painted, 1) if painted else self.paint(z_where, z_what)
         return logits.squeeze(-1), {"where": where, "what": what}, history, objects
+
+    def _predictor(self, images: Tensor, particles: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """What gives a step's q(z_pres_t) and q(z_where_t), as of Predict, from what is left (B K, C, H, W) of the
+        images (B, C, H, W) and the latents of the step before; to be called step by step.
+        """
+        search = self.search
+        if search is not None:
+            return lambda left, before: search(left)
+        rows = [images.shape[0], *[images.shape[0] * particles] * (self.num_steps - 1)]
+        products = iter(self.rnn.products(rows) if self.difference else ())
+        gates, state = self.rnn.read(images, particles, next(products, None))
+        unread = False
+
+        def predict(left: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            nonlocal gates, state, unread
+            if unread:
+                gates, _ = self.rnn.read(left, product=next(products))
+            unread = self.difference
+            state = self.rnn(gates, before, state)
+            return self.predict(state[0])
+        return predict
 
     def guide(self, images: Tensor, batch_size: int | None = None,
               z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:

@@ -37,11 +37,7 @@ def shared_products(weight: Tensor, rows: Sequence[int]) -> list[Product]:
     """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type) or not torch.is_grad_enabled():
         return [partial(F.linear, weight=weight)] * len(rows)
-    return [partial(_product, token=token, weight=weight.detach()) for token in _Shared.apply(weight, *rows)]
-
-
-def _product(x: Tensor, token: Tensor, weight: Tensor) -> Tensor:
-    return _Product.apply(x, token, weight)
+    return [partial(_Product.apply, token, weight.detach()) for token in _Shared.apply(weight, *rows)]
 
 
 class _Shared(torch.autograd.Function):
@@ -62,14 +58,21 @@ class _Product(torch.autograd.Function):
     """x Wᵀ."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, token: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, token: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return x @ weight.T
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return gradient @ weight if ctx.needs_input_grad[0] else None, torch.cat((gradient, x), 1), None
+        return torch.cat((gradient, x), 1), None, gradient @ weight if ctx.needs_input_grad[2] else None
+
+
+def non_linearity_class(name: str) -> type[nn.Module]:
+    """The class of torch.nn by that name. Raises ValueError: there is none."""
+    if not hasattr(nn, name):
+        raise ValueError(f"torch.nn has no non-linearity named {name!r}")
+    return getattr(nn, name)
 
 
 class MLP(nn.Sequential):
@@ -84,11 +87,9 @@ class MLP(nn.Sequential):
         """
         if not out_sizes:
             raise ValueError("an MLP needs at least one layer, got no output size")
-        if not hasattr(nn, non_linearity):
-            raise ValueError(f"torch.nn has no non-linearity named {non_linearity!r}")
-        layers: list[nn.Module] = []
+        act, layers = non_linearity_class(non_linearity), list[nn.Module]()
         for fan_in, fan_out in zip([in_size, *out_sizes], out_sizes):
-            layers += [nn.Linear(fan_in, fan_out), getattr(nn, non_linearity)()]
+            layers += [nn.Linear(fan_in, fan_out), act()]
         super().__init__(*(layers if output_non_linearity else layers[:-1]))
 
 
@@ -133,7 +134,7 @@ class ConvEncoder(nn.Module):
         """Raises ValueError: the window's side cannot be halved twice."""
         super().__init__()
         side = _quarter(window_size)
-        act = getattr(nn, non_linearity)
+        act = non_linearity_class(non_linearity)
         self.net = nn.Sequential(nn.Conv2d(channels, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
                                  nn.Flatten(), nn.Linear(64 * side**2, 2 * z_what_size))
 
@@ -150,7 +151,7 @@ class ConvDecoder(nn.Module):
         """Raises ValueError: the window's side cannot be halved twice."""
         super().__init__()
         side = _quarter(window_size)
-        act = getattr(nn, non_linearity)
+        act = non_linearity_class(non_linearity)
         self.net = nn.Sequential(nn.Linear(z_what_size, 64 * side**2), act(), nn.Unflatten(-1, (64, side, side)),
                                  nn.ConvTranspose2d(64, 32, 4, 2, 1), act(),
                                  nn.ConvTranspose2d(32, channels, 4, 2, 1))
@@ -227,16 +228,17 @@ class Search(nn.Module):
     """q(z_pres_t) and q(z_where_t) from what is left of the image and nothing else: where it stands out, and what is
     there.
 
-    Convolutions give the places of a grid, four pixels apart, features and a heat. An MLP reads the features at the
-    hottest place, as the mean over its surroundings by the heat's softmax. Wherever an object stands and however many
-    there are, the same is done, so that what was learned from few objects holds for many. The softmax is narrowed to
-    the surroundings because the mean of two places equally hot, which lies between them, is where no object stands.
+    Convolutions give the places of a grid, four pixels apart, features of the 25 pixels around and a heat. An MLP reads
+    the features at the hottest place, as the mean over its surroundings by the heat's softmax. Wherever an object
+    stands and however many there are, the same is done, so that what was learned from few objects holds for many. The
+    softmax is narrowed to the surroundings because the mean of two places equally hot, which lies between them, is
+    where no object stands.
     """
 
     def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
         """Args: scale_mean: of z_where's prior, from which an object's side follows."""
         super().__init__()
-        act = getattr(nn, non_linearity)
+        act = non_linearity_class(non_linearity)
         self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, 32, 3, 2, 1), act(),
                                  nn.Conv2d(32, 32, 3, 1, 2, dilation=2), act())
         self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
@@ -254,6 +256,7 @@ class Search(nn.Module):
         along = pixel_centres(left.shape[-1], left)[::4]
         places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
         away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)
+        # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
         attention = (heat - away / (2 * self.reach**2)).softmax(-1)
         seen = (attention[:, None] @ features).squeeze(1)  # (B, 32)
         logit, offset, larger, scale = self.mlp(torch.cat((seen, heat.amax(-1, keepdim=True)), -1)).to(

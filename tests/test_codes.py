@@ -83,6 +83,12 @@ def test_the_table_has_mean_and_worst(codes):
     assert lines[5] == "0.800 (worst 0.800) and an AP50 of 0.750 (worst 0.700)."
 
 
+@pytest.mark.parametrize("dataset", ["multi-mnist", "sprites"])
+def test_the_page_s_tables_are_those_of_the_results(codes, dataset, capsys):
+    codes.main(["--dataset", dataset, "--table"])
+    assert capsys.readouterr().out in (codes.ROOT / "docs" / "experiments.md").read_text()
+
+
 def test_a_run_that_is_there_is_measured_and_drawn(codes, tmp_path):
     """The whole command, on an untrained model of sprites."""
     import train

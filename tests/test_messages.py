@@ -88,6 +88,8 @@ def said(capsys):
     ([*SPRITES, "--set", "estimator.centre=1"], "estimator.centre must be true or false, got 1"),
     ([*SPRITES, "--set", "model.non_linearity=3"], "model.non_linearity must be a name, got 3"),
     ([*SPRITES, "--set", "model.non_linearity=relu"], "torch.nn has no non-linearity named 'relu'"),
+    ([*SPRITES, "--difference", "--set", "model.search=true", "model.non_linearity=relu"],
+     "torch.nn has no non-linearity named 'relu'"),
     ([*SPRITES, "--set", "model.decoder_net=200"],
      "model.decoder_net must be a list of layers' sizes, such as [200], got 200"),
     ([*SPRITES, "--set", "model.embed_net=[-1]"],

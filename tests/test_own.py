@@ -58,6 +58,8 @@ class TestRead:
         levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
         Image.fromarray(257 * levels).save(tmp_path / "deep.png")
         assert np.array_equal(read(tmp_path / "deep.png"), levels)
+        Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "deeper.tif")
+        assert (np.asarray(read(tmp_path / "deeper.tif")) == 255).all()
 
     def test_a_photograph_stands_upright(self, tmp_path):
         """Cameras save what the sensor saw, and which side is up beside it."""

@@ -56,7 +56,7 @@ def read(file: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file.name} ({' '.join(str(error).split())})") from error
     if upright.mode.startswith("I"):  # 16 bits, which Pillow itself would cut off at 255
-        return Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+        return Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
     return upright
 
 
