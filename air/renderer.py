@@ -11,7 +11,7 @@ ray caster.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,6 +58,15 @@ class Layers(NamedTuple):
         return torch.stack((x0, y0, x1, y1), -1) * inside.flatten(-2).any(-1)[..., None]
 
 
+    def unbind(self) -> "list[Layers]":
+        """The objects one by one, (B, P) each."""
+        return [Layers(*one) for one in zip(*(each.unbind(1) for each in self))]
+
+    def detached(self) -> "Layers":
+        """Without gradients."""
+        return Layers(*(each.detach() for each in self))
+
+
 class Hit(NamedTuple):
     """Where rays meet one shape, (M, P) each; margin and depth in units of length."""
 
@@ -82,19 +91,34 @@ def layers(shape: Tensor, pose: Tensor, view: View, sharpness: float | Tensor | 
     """
     if pose.shape != (*shape.shape, 4) or shape.ndim != 2:
         raise ValueError(f"expected shape (B, N) and pose (B, N, 4), got {tuple(shape.shape)} and {tuple(pose.shape)}")
-    sharpness = view.sharpness if sharpness is None else sharpness
-    flat, kinds, rays = pose.flatten(0, 1), shape.flatten(), camera_rays(view).to(pose)
+    flat, kinds = pose.flatten(0, 1), shape.flatten()
     order = kinds.argsort(stable=True)
-    parts = []
-    for kind, rows in enumerate(order.split(kinds.bincount(minlength=len(SHAPES)).tolist())):
-        hit = _SHAPES[kind](*_own_frame(flat[rows], rays, view), flat[rows, 3:], sharpness)
-        shade = view.ambient + (1 - view.ambient) * hit.facing.clamp(min=0)
-        shade = shade * (1 + view.stripe * hit.stripe)
-        colour = shade[:, None] * pose.new_tensor(view.colours[kind])[:, None]  # (M, 3, P)
-        parts.append(((sharpness * hit.margin).sigmoid(), hit.depth, colour))
+    parts = [_alone(kind, flat[rows], view, sharpness)
+             for kind, rows in enumerate(order.split(kinds.bincount(minlength=len(SHAPES)).tolist()))]
     back = order.argsort()
-    opacity, depth, colour = (torch.cat(each)[back].unflatten(0, shape.shape) for each in zip(*parts))
-    return Layers(opacity, depth, colour)
+    return Layers(*(torch.cat(each)[back].unflatten(0, shape.shape) for each in zip(*parts)))
+
+
+def every_shape(pose: Tensor, view: View, sharpness: float | Tensor | None = None) -> Layers:
+    """Render each object as each shape, alone.
+
+    Args:
+        pose: (..., S, 4), those of an object as each of SHAPES.
+        sharpness: in place of the view's.
+    Returns:
+        (..., S, P) and, for the colour, (..., S, 3, P).
+    """
+    parts = [_alone(kind, own.flatten(0, -2), view, sharpness) for kind, own in enumerate(pose.unbind(-2))]
+    return Layers(*(torch.stack(each, 1).unflatten(0, pose.shape[:-2]) for each in zip(*parts)))
+
+
+def _alone(kind: int, pose: Tensor, view: View, sharpness: float | Tensor | None) -> Layers:
+    """Objects of one kind with these poses, (M, 4): (M, P) and, for the colour, (M, 3, P)."""
+    sharpness = view.sharpness if sharpness is None else sharpness
+    hit = _SHAPES[kind](*_own_frame(pose, view), pose[:, 3:], sharpness)
+    shade = view.ambient + (1 - view.ambient) * hit.facing.clamp(min=0)
+    shade = shade * (1 + view.stripe * hit.stripe)
+    return Layers((sharpness * hit.margin).sigmoid(), hit.depth, _coloured(shade, view.colours[kind]))
 
 
 def compose(objects: Layers, present: Tensor, view: View, sharpness: float | Tensor | None = None) -> Tensor:
@@ -120,21 +144,36 @@ def stages(objects: Layers, view: View, sharpness: float | Tensor | None = None)
     Returns:
         (B, N+1, 3, H, W), intensities.
     """
+    batch, _, pixels = objects.opacity.shape
+    table = _coloured(objects.opacity.new_full((batch, pixels), _on_table(view)), view.table)
+    return torch.stack([table, *canvases(objects.unbind(), view, sharpness)], 1).unflatten(
+        -1, (view.image_size, view.image_size))
+
+
+def canvases(objects: Sequence[Layers], view: View, sharpness: float | Tensor | None = None) -> Iterator[Tensor]:
+    """The table with the first n objects on it, n = 1..N, one after the other.
+
+    Args:
+        objects: each alone, (..., P); scenes that differ in some of them only may share the others by broadcasting.
+        sharpness: in place of the view's.
+    Returns:
+        (..., 3, P) each, intensities.
+    """
     sharpness = view.sharpness if sharpness is None else sharpness
-    opacity, depth, colour = objects
-    before = (sharpness * (depth[:, :, None] - depth[:, None])).sigmoid()  # (B, N, N, P): j before i
-    lets_see = 1 - opacity[:, None] * before  # (B, N, N, P): what j leaves to be seen of i
-    table = torch.ones_like(opacity[:, :0].sum(1))  # (B, P)
-    ground = _table_colour(view, opacity)[:, None]  # (3, 1)
-    images = [ground.expand(len(table), 3, table.shape[-1])]
-    seen = opacity[:, :0]  # (B, n, P)
-    for n in range(opacity.shape[1]):
-        own = opacity[:, n] * lets_see[:, n, :n].prod(1)
-        seen = torch.cat((seen * lets_see[:, :n, n], own[:, None]), 1)
-        table = table * (1 - opacity[:, n])
-        image = (seen[:, :, None] * colour[:, :n + 1]).sum(1) + table[:, None] * ground
-        images.append(image / (seen.sum(1) + table)[:, None])
-    return torch.stack(images, 1).unflatten(-1, (view.image_size, view.image_size))
+    seen: list[Tensor] = []  # (..., P), how much of each shows
+    table = torch.ones_like(objects[0].opacity) if objects else torch.empty(0)  # how much of it shows
+    for n, one in enumerate(objects):
+        own, table = one.opacity, table * (1 - one.opacity)
+        for i, other in enumerate(objects[:n]):
+            before = (sharpness * (one.depth - other.depth)).sigmoid()  # the other before this one
+            own = own * (1 - other.opacity * before)
+            seen[i] = seen[i] * (1 - one.opacity * (1 - before))
+        seen.append(own)
+        image, total = _coloured(table * _on_table(view), view.table), table
+        for part, each in zip(seen, objects):
+            image = image + part[..., None, :] * each.colour
+            total = total + part
+        yield image / total[..., None, :]
 
 
 def render(shape: Tensor, pose: Tensor, present: Tensor, view: View, sharpness: float | Tensor | None = None
@@ -143,42 +182,46 @@ def render(shape: Tensor, pose: Tensor, present: Tensor, view: View, sharpness: 
     return compose(layers(shape, pose, view, sharpness), present, view, sharpness)
 
 
-def camera_rays(view: View) -> Tensor:
+def camera_rays(view: View, device: torch.device | None = None) -> Tensor:
     """The directions of the rays through the pixels' centres, of length 1: (3, P) float64."""
-    forward = _unit(torch.tensor(view.target, dtype=torch.float64) - torch.tensor(view.camera, dtype=torch.float64))
-    right = _unit(torch.linalg.cross(forward, forward.new_tensor((0.0, 0.0, 1.0))))
-    up = torch.linalg.cross(right, forward)
+    forward = _unit([t - c for t, c in zip(view.target, view.camera)])
+    right = _unit([forward[1], -forward[0], 0.0])
+    up = [right[1] * forward[2], -right[0] * forward[2], right[0] * forward[1] - right[1] * forward[0]]
     edge = math.tan(math.radians(view.field_of_view) / 2)
     last = edge * (1 - 1 / view.image_size)
-    across = torch.linspace(-last, last, view.image_size, dtype=torch.float64)
-    rays = forward[:, None, None] + right[:, None, None] * across - up[:, None, None] * across[:, None]  # (3, H, W)
+    across = torch.linspace(-last, last, view.image_size, dtype=torch.float64, device=device)
+    rays = torch.stack([f + r * across - u * across[:, None] for f, r, u in zip(forward, right, up)])  # (3, H, W)
     return (rays / rays.norm(dim=0)).flatten(1)
 
 
-def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm()
+def _unit(vector: Sequence[float]) -> list[float]:
+    return [each / math.hypot(*vector) for each in vector]
 
 
-def _table_colour(view: View, like: Tensor) -> Tensor:
-    """(3,): a plane that faces up."""
-    light = view.ambient + (1 - view.ambient) * max(0.0, _unit(torch.tensor(view.light))[2].item())
-    return light * like.new_tensor(view.table)
+def _coloured(intensity: Tensor, colour: Vector) -> Tensor:
+    """(..., P) -> (..., 3, P). Numbers, not a tensor of them, which would have to be moved to a device each time."""
+    return torch.stack([intensity * part for part in colour], -2)
 
 
-def _own_frame(pose: Tensor, rays: Tensor, view: View) -> tuple[Rays, Rays, Rays]:
+def _on_table(view: View) -> float:
+    """The light's share that falls on a plane that faces up."""
+    return view.ambient + (1 - view.ambient) * max(0.0, _unit(view.light)[2])
+
+
+def _own_frame(pose: Tensor, view: View) -> tuple[Rays, Rays, Rays]:
     """The camera, (M, 1), the rays, (M, P), and the light, (M, 1), as objects with these poses, (M, 4), see them: the
     object's middle is the origin, its size 1, and it is not rotated. A ray's depth is in units of length all the same.
     """
     x, y, rotation, size = pose.split(1, -1)  # (M, 1)
-    cos, sin = rotation.cos(), rotation.sin()
+    cos, sin, light = rotation.cos(), rotation.sin(), _unit(view.light)
+    rays = camera_rays(view, pose.device).to(pose.dtype)
 
-    def turned(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def turned(dx: Tensor | float, dy: Tensor | float) -> tuple[Tensor, Tensor]:
         return cos * dx + sin * dy, cos * dy - sin * dx
 
     origin = (*turned((view.camera[0] - x) / size, (view.camera[1] - y) / size), view.camera[2] / size - 1)
     direction = (*turned(rays[0] / size, rays[1] / size), rays[2] / size)
-    light = _unit(torch.tensor(view.light, dtype=torch.float64)).to(pose)
-    return origin, direction, (*turned(light[0], light[1]), light[2].expand_as(x))
+    return origin, direction, (*turned(light[0], light[1]), torch.full_like(x, light[2]))
 
 
 def _sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
@@ -191,13 +234,12 @@ def _sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness:
 
 def _box(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
     """|x|, |y|, |z| <= 1: which face a ray enters by is soft, too."""
-    slabs = [_slab(o, d) for o, d in zip(origin, direction)]
-    enters = torch.stack([near for near, _ in slabs])  # (3, M, P)
-    depth = enters.amax(0)
-    leaves = torch.stack([far for _, far in slabs]).amin(0)
-    face = (sharpness * (enters - depth)).softmax(0)
-    facing = -_dot([w * d.sign() for w, d in zip(face, direction)], light)
-    return Hit(leaves - depth, depth, facing, 0.0)
+    enters, leaves = zip(*(_slab(o, d) for o, d in zip(origin, direction)))
+    depth = torch.maximum(torch.maximum(*enters[:2]), enters[2])
+    face = [(sharpness * (enter - depth)).exp() for enter in enters]
+    facing = -_dot([w * d.sign() for w, d in zip(face, direction)], light) / (face[0] + face[1] + face[2])
+    leave = torch.minimum(torch.minimum(*leaves[:2]), leaves[2])
+    return Hit(leave - depth, depth, facing, 0.0)
 
 
 def _cylinder(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
@@ -216,7 +258,10 @@ def _cylinder(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpnes
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    return torch.stack(torch.broadcast_tensors(*(a * b for a, b in zip(one, other)))).sum(0)
+    product = one[0] * other[0]
+    for a, b in zip(one[1:], other[1:]):
+        product = product + a * b
+    return product
 
 
 def _at(depth: Tensor, origin: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
 from air.networks import MLP, Baseline, RecurrentNet, fold
-from air.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, layers, render, stages
+from air.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, canvases, every_shape, layers, render, stages
 
 CONTRAST = 10.0  # by which an image's difference from the empty table is multiplied, to be of the order of 1
 TURNED = [s for s, order in enumerate(SYMMETRIES) if order]  # shapes that look different when they are turned
@@ -176,11 +176,7 @@ class SceneAIR(CountingModel):
 
     def blended(self, log_q: Tensor, value: Tensor) -> Tensor:
         """The first t objects, each a blend of what it may be: (B, t, S) and (B, t, ...) -> images (B, 3, H, W)."""
-        batch, count, shapes = log_q.shape
-        poses = self.poses(*value.split(self.sizes[2:], -1)).flatten(1, 2)  # (B, t S, 4)
-        kinds = torch.arange(shapes, device=log_q.device).repeat(count).expand(batch, -1)
-        alone = layers(kinds, poses, self.view, self.sharpness)
-        alone = Layers(*(each.unflatten(1, (count, shapes)) for each in alone))
+        alone = every_shape(self.poses(*value.split(self.sizes[2:], -1)), self.view, self.sharpness)
         opacity = log_q.exp()[..., None] * alone.opacity  # (B, t, S, P)
         total = opacity.sum(2)
         share = opacity / total[:, :, None].clamp(min=torch.finfo(total.dtype).tiny)
@@ -196,14 +192,18 @@ class SceneAIR(CountingModel):
         learns = torch.is_grad_enabled()
         if learns and particles > 1:
             raise ValueError("SceneAIR learns the shapes with one particle: a bound of several is for evaluation")
-        drawn = self.layers(what, poses)
-        if learns and self.identity == "enumerate":
-            log_likelihood = self._enumerated(images, poses, log_q)
-        else:
+        if not learns:
+            drawn = self.layers(what, poses)
             log_likelihood = self.log_likelihood(images, drawn)
-            if learns:
+        else:
+            every = every_shape(poses, self.view, self.sharpness)
+            drawn = _chosen(every, what)
+            if self.identity == "enumerate":
+                log_likelihood = self._enumerated(images, every, log_q)
+            else:
+                log_likelihood = self.log_likelihood(images, drawn)
                 log_likelihood = log_likelihood + (
-                    self._local(images, drawn, poses, log_q) if self.identity == "local" else
+                    self._local(images, drawn, every, log_q) if self.identity == "local" else
                     self._nvil(what, log_q, log_likelihood.detach()))
         painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
         return Rollout(logits, latents, history, painted, log_likelihood)
@@ -214,23 +214,26 @@ class SceneAIR(CountingModel):
 
     def log_likelihood(self, images: Tensor, objects: Layers) -> Tensor:
         """log p(x | z_{1:n}) for n = 0..N: images (B, 3, H, W) -> (B, N+1) in nats."""
-        canvases = stages(objects, self.view, self.sharpness)
-        return self.log_likelihood_of((images[:, None] - canvases).square().sum((2, 3, 4)))
+        return torch.stack(self._log_likelihoods(images, objects.unbind()), -1)
 
-    def _local(self, images: Tensor, drawn: Layers, poses: Tensor, log_q: Tensor) -> Tensor:
+    def _log_likelihoods(self, images: Tensor, objects: Sequence[Layers]) -> list[Tensor]:
+        """The same one by one, (...,) each: images (..., 3, H, W) and objects, (..., P) each, may be broadcast."""
+        flat = images.flatten(-2)
+        return [self.log_likelihood_of((flat - canvas).square().sum((-2, -1))) for canvas in
+                (self.empty.flatten(-2), *canvases(objects, self.view, self.sharpness))]
+
+    def _local(self, images: Tensor, drawn: Layers, every: Layers, log_q: Tensor) -> Tensor:
         """The local expectations' term, (B, N+1), of value 0."""
-        shapes, (_, learnt) = len(SHAPES), self.explored(log_q)
-        term = images.new_zeros(len(images), self.num_steps + 1)
-        for t in range(self.num_steps):
+        _, learnt = self.explored(log_q)
+        instead = every.detached().unbind()  # N times (B, S, P)
+        others = [Layers(*(each[:, None] for each in one)) for one in drawn.detached().unbind()]  # (B, 1, P)
+        terms = [images.new_zeros(len(images))] * (self.num_steps + 1)
+        for t, one in enumerate(instead):
             with torch.no_grad():
-                rows = torch.arange(shapes, device=images.device).repeat(len(images))  # row b S + s
-                other = Layers(*(each.detach().repeat_interleave(shapes, 0) for each in drawn))
-                own = layers(rows[:, None], poses[:, t].flatten(0, 1)[:, None], self.view, self.sharpness)
-                for each, instead in zip(other, own):
-                    each[:, t] = instead[:, 0]
-                instead_of = self.log_likelihood(images.repeat_interleave(shapes, 0), other).unflatten(0, (-1, shapes))
-            term = term + (learnt[:, t, :, None] * instead_of).sum(1)
-        return term
+                of_each = self._log_likelihoods(images[:, None], [*others[:t], one, *others[t + 1:]])
+            for n in range(t + 1, self.num_steps + 1):
+                terms[n] = terms[n] + (learnt[:, t] * of_each[n]).sum(-1)
+        return torch.stack(terms, -1)
 
     def _nvil(self, what: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
         """The score function's term, (B, N+1), of value 0; log_p: the log-likelihoods of what was drawn."""
@@ -240,17 +243,23 @@ class SceneAIR(CountingModel):
         there = torch.ones_like(gains[0]).triu(1)  # t <= n
         return (chosen[..., None] * gains * there).sum(1)
 
-    def _enumerated(self, images: Tensor, poses: Tensor, log_q: Tensor) -> Tensor:
+    def _enumerated(self, images: Tensor, every: Layers, log_q: Tensor) -> Tensor:
         """E log p(x | z_{1:n}) over the shapes, (B, N+1), n = 0..N."""
-        combinations = torch.tensor(list(itertools.product(range(len(SHAPES)), repeat=self.num_steps)),
-                                    device=images.device)
-        times = len(combinations)
-        every = combinations.repeat(len(images), 1)  # row b M + m
-        of_each = self.log_likelihood(images.repeat_interleave(times, 0),
-                                      self.layers(every, poses.repeat_interleave(times, 0)))
+        def along(axis: int, each: Tensor) -> Tensor:
+            """(B, S, ...) -> (B, 1, ..., S, ..., 1, ...): every object's shapes along an axis of their own."""
+            shape = [1] * self.num_steps
+            shape[axis] = each.shape[1]
+            return each.reshape(len(each), *shape, *each.shape[2:])
+
+        objects = [Layers(*(along(t, each) for each in one)) for t, one in enumerate(every.unbind())]
+        images = along(0, images[:, None])
         drawn_by, learnt = self.explored(log_q)
-        weight = (drawn_by + learnt).repeat_interleave(times, 0).gather(-1, every[..., None]).squeeze(-1).prod(-1)
-        return (weight[:, None] * of_each).unflatten(0, (-1, times)).sum(1)
+        weight, mean = images.new_ones(()), []
+        for n, of_each in enumerate(self._log_likelihoods(images, objects)):
+            if n:
+                weight = weight * along(n - 1, (drawn_by + learnt)[:, n - 1])
+            mean.append((weight * of_each).flatten(1).sum(1))
+        return torch.stack(mean, -1)
 
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
@@ -269,6 +278,13 @@ class SceneAIR(CountingModel):
         boxes = objects.boxes(self.x_size) * z_pres[..., None]
         reconstruction = canvases[torch.arange(len(count), device=count.device), count]
         return Inference(count, count_probs, z_pres, _own(poses, what), log_q.exp(), boxes, reconstruction, canvases)
+
+
+def _chosen(every: Layers, what: Tensor) -> Layers:
+    """Objects as the shapes that they have, of those that each might have: (B, N, S, P) and (B, N) -> (B, N, P)."""
+    chosen = F.one_hot(what, len(SHAPES)).to(every.opacity)[..., None]  # (B, N, S, 1)
+    return Layers((chosen * every.opacity).sum(2), (chosen * every.depth).sum(2),
+                  (chosen[..., None] * every.colour).sum(2))
 
 
 def _own(poses: Tensor, what: Tensor) -> Tensor:

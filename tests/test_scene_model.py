@@ -96,6 +96,33 @@ def test_every_estimator_of_the_count_trains_it(make_scene_model, table_images, 
     assert {"kl_where", "kl_turn", "kl_what", "kl_pres"} <= set(metrics)
 
 
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_scene_model, table_images, identity):
+    """Without a break, for which a CUDA graph would have no place either: nothing in a step waits for the device."""
+    results = []
+    for compiled in (False, True):
+        objective = Enumerate(make_scene_model(1, identity=identity), rescue=0.5)
+        forward = torch.compile(objective, backend="eager", fullgraph=True) if compiled else objective
+        torch.manual_seed(3)
+        loss, metrics = forward(table_images)
+        loss.backward()
+        results.append((loss, metrics, [parameter.grad for parameter in objective.parameters()]))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_with_gradients_it_is_what_it_is_without(make_scene_model, table_images):
+    """They are rendered by another path."""
+    model = make_scene_model(3, identity="local")
+    rollouts = []
+    for learns in (False, True):
+        torch.manual_seed(4)
+        with torch.set_grad_enabled(learns):
+            rollouts.append(model.rollout(table_images))
+    assert (rollouts[0].latents["what"].value == rollouts[1].latents["what"].value).all()
+    for without, learning in zip(rollouts[0][-2:], rollouts[1][-2:]):
+        torch.testing.assert_close(learning.detach(), without)
+
+
 def test_places_and_rotations_are_uniform_a_priori(make_scene_model):
     model = make_scene_model()
     turn = torch.tensor([[math.cos(1.2), math.sin(1.2), 3 * math.cos(-2.0), 3 * math.sin(-2.0)]]).double()
