@@ -13,7 +13,7 @@ from air.model import AIR
 from air.scene_model import SceneAIR
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 6
+FORMAT = 7
 
 
 class CheckpointError(Exception):

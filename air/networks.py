@@ -224,45 +224,59 @@ class RecurrentNet(nn.Module):
         return o.sigmoid() * c.tanh(), c
 
 
+class Attention(nn.Module):
+    """Where an image stands out most.
+
+    Convolutions give the places of a grid, four pixels apart, features of the 25 pixels around and a heat. Looked at is
+    the hottest place, as the mean over its surroundings by the heat's softmax. The softmax is narrowed to the
+    surroundings because the mean of two places equally hot, which lies between them, is where no object stands.
+    """
+
+    features = 32
+
+    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
+        """Args: scale_mean: the image's side over an object's."""
+        super().__init__()
+        act = non_linearity_class(non_linearity)
+        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, self.features, 3, 2, 1), act(),
+                                 nn.Conv2d(self.features, self.features, 3, 1, 2, dilation=2), act())
+        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        # To begin with, what stands out is what there are features of.
+        self.heat = nn.Parameter(torch.full((self.features,), 1 / self.features))
+        self.reach = 2 / (3 * scale_mean)  # a third of a side, in [-1, 1] canvas units
+        # Heat of the places themselves: which of several objects comes first.
+        self.preference = nn.Parameter(torch.zeros(math.ceil(x_size / 4)**2))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, C, H, W) -> features there (B, 32), how hot it is (B, 1), and where, (x, y) in [-1, 1], (B, 2)."""
+        features = self.net(image).to(image.dtype).movedim(1, -1).flatten(1, 2)  # (B, places, 32)
+        heat = features @ self.heat + self.preference  # (B, places)
+        along = pixel_centres(image.shape[-1], image)[::4]
+        places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
+        away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)
+        # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
+        attention = (heat - away / (2 * self.reach**2)).softmax(-1)
+        return (attention[:, None] @ features).squeeze(1), heat.amax(-1, keepdim=True), attention @ places
+
+
 class Search(nn.Module):
     """q(z_pres_t) and q(z_where_t) from what is left of the image and nothing else: where it stands out, and what is
-    there.
-
-    Convolutions give the places of a grid, four pixels apart, features of the 25 pixels around and a heat. An MLP reads
-    the features at the hottest place, as the mean over its surroundings by the heat's softmax. Wherever an object
-    stands and however many there are, the same is done, so that what was learned from few objects holds for many. The
-    softmax is narrowed to the surroundings because the mean of two places equally hot, which lies between them, is
-    where no object stands.
+    there, read by an MLP. Wherever an object stands and however many there are, the same is done, so that what was
+    learned from few objects holds for many.
     """
 
     def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
         """Args: scale_mean: of z_where's prior, from which an object's side follows."""
         super().__init__()
-        act = non_linearity_class(non_linearity)
-        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, 32, 3, 2, 1), act(),
-                                 nn.Conv2d(32, 32, 3, 1, 2, dilation=2), act())
-        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        # To begin with, what stands out is what there are features of.
-        self.heat = nn.Parameter(torch.full((32,), 1 / 32))
-        self.mlp = MLP(32 + 1, [64, 1 + 2 + 1 + 3], non_linearity)
-        self.scale_mean, self.reach = scale_mean, 2 / (3 * scale_mean)  # a third of a side, in [-1, 1] canvas units
-        # Heat of the places themselves: which of several objects comes first.
-        self.preference = nn.Parameter(torch.zeros(math.ceil(x_size / 4)**2))
+        self.attention = Attention(channels, x_size, scale_mean, non_linearity)
+        self.mlp = MLP(Attention.features + 1, [64, 1 + 2 + 1 + 3], non_linearity)
+        self.scale_mean = scale_mean
 
     def forward(self, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is left (B, C, H, W) -> as of Predict: logit (B, 1), loc (B, 3) and scale (B, 3)."""
-        features = self.net(left).to(left.dtype).movedim(1, -1).flatten(1, 2)  # (B, places, 32)
-        heat = features @ self.heat + self.preference  # (B, places)
-        along = pixel_centres(left.shape[-1], left)[::4]
-        places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
-        away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)
-        # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
-        attention = (heat - away / (2 * self.reach**2)).softmax(-1)
-        seen = (attention[:, None] @ features).squeeze(1)  # (B, 32)
-        logit, offset, larger, scale = self.mlp(torch.cat((seen, heat.amax(-1, keepdim=True)), -1)).to(
-            left.dtype).split((1, 2, 1, 3), -1)
-        centre = attention @ places + offset
-        return logit, torch.cat((larger, -(self.scale_mean + larger) * centre), -1), F.softplus(scale)
+        seen, hottest, centre = self.attention(left)
+        logit, offset, larger, scale = self.mlp(torch.cat((seen, hottest), -1)).to(left.dtype).split((1, 2, 1, 3), -1)
+        return logit, torch.cat((larger, -(self.scale_mean + larger) * (centre + offset)), -1), F.softplus(scale)
 
 
 class Baseline(nn.Module):

@@ -105,8 +105,10 @@ def _scene_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
     assert dataset.train.poses is not None
     num_steps = max([1, int(dataset.train.counts.max()), *chosen["unseen_counts"]])
     del chosen["background"]
+    search = num_steps > 1  # an overview of several objects gives them their places slowly
+    difference = chosen.pop("difference") or search and chosen.get("model.search", search)
     return {"num_steps": num_steps, "object_size": dataset.train.poses[..., 3].max().item(),
-            **{name: chosen.pop(name) for name in ("count_prior", "difference")},
+            "count_prior": chosen.pop("count_prior"), "difference": difference, "search": search,
             "identity": "enumerate" if num_steps == 1 else "local"}
 
 

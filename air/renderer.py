@@ -57,7 +57,6 @@ class Layers(NamedTuple):
         (x0, x1), (y0, y1) = edges
         return torch.stack((x0, y0, x1, y1), -1) * inside.flatten(-2).any(-1)[..., None]
 
-
     def unbind(self) -> "list[Layers]":
         """The objects one by one, (B, P) each."""
         return [Layers(*one) for one in zip(*(each.unbind(1) for each in self))]
@@ -184,14 +183,28 @@ def render(shape: Tensor, pose: Tensor, present: Tensor, view: View, sharpness: 
 
 def camera_rays(view: View, device: torch.device | None = None) -> Tensor:
     """The directions of the rays through the pixels' centres, of length 1: (3, P) float64."""
+    last = 1 - 1 / view.image_size
+    across = torch.linspace(-last, last, view.image_size, dtype=torch.float64, device=device)
+    rays = torch.stack(_directions(view, across, across[:, None]))  # (3, H, W)
+    return (rays / rays.norm(dim=0)).flatten(1)
+
+
+def on_plane(view: View, points: Tensor, height: float) -> Tensor:
+    """Where the rays through points of the image, (..., 2), (x, y) in [-1, 1], y down, are so high above the table:
+    (..., 2), in units of the world.
+    """
+    x, y, z = _directions(view, *points.unbind(-1))
+    length = (height - view.camera[2]) / z
+    return torch.stack((view.camera[0] + length * x, view.camera[1] + length * y), -1)
+
+
+def _directions(view: View, across: Tensor, down: Tensor) -> list[Tensor]:
+    """x, y and z of rays through points of the image, -1 to 1, of length 1 in the middle."""
     forward = _unit([t - c for t, c in zip(view.target, view.camera)])
     right = _unit([forward[1], -forward[0], 0.0])
     up = [right[1] * forward[2], -right[0] * forward[2], right[0] * forward[1] - right[1] * forward[0]]
     edge = math.tan(math.radians(view.field_of_view) / 2)
-    last = edge * (1 - 1 / view.image_size)
-    across = torch.linspace(-last, last, view.image_size, dtype=torch.float64, device=device)
-    rays = torch.stack([f + r * across - u * across[:, None] for f, r, u in zip(forward, right, up)])  # (3, H, W)
-    return (rays / rays.norm(dim=0)).flatten(1)
+    return [f + edge * (r * across - u * down) for f, r, u in zip(forward, right, up)]
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

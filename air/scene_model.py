@@ -9,7 +9,7 @@ as one: the angle of a vector of turn_t over the shape's order of symmetry. So e
 number jumps where a turn is completed, and a box looks the same after a quarter turn, at which its vector is back where
 it was. What the image shows no object of is drawn to the prior by its KL, and costs nothing.
 
-The guide sees the image less the empty table through convolutions, and at each step what the step before found, a
+The guide (air/scene_guide.py) sees the image less the empty table, and at each step what the step before found, a
 shape's probability in place of a drawn shape: given the places and turns, the shapes are independent of one another.
 Their gradients are not reparameterised; log_likelihood_n carries them as a term of value 0:
 
@@ -25,7 +25,6 @@ Source: Eslami et al. (2016), section 3.3 and appendix; Titsias & Lázaro-Gredil
 for Black Box Variational Inference*, for the local one.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,12 +32,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from air.base import CountingModel, Inference, Rollout
 from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
-from air.networks import MLP, Baseline, RecurrentNet, fold
+from air.networks import Baseline, RecurrentNet, fold
 from air.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, canvases, every_shape, layers, render, stages
+from air.scene_guide import Overview, SceneSearch
 
 CONTRAST = 10.0  # by which an image's difference from the empty table is multiplied, to be of the order of 1
 TURNED = [s for s, order in enumerate(SYMMETRIES) if order]  # shapes that look different when they are turned
@@ -57,7 +57,7 @@ class SceneAIR(CountingModel):
                  features: int = 256, predict_net: Sequence[int] = (200,), bl_embed_net: Sequence[int] = (200,),
                  bl_predict_net: Sequence[int] = (), non_linearity: str = "ReLU", use_masking: bool = True,
                  use_baselines: bool = True, likelihood_sd: float = 0.1, count_prior: float | CountPrior = 0.5,
-                 difference: bool = False, identity: str = "local", first_sharpness: float = 5.0,
+                 difference: bool = False, search: bool = False, identity: str = "local", first_sharpness: float = 5.0,
                  annealed: float = 0.5) -> None:
         """Build the networks.
 
@@ -66,7 +66,7 @@ class SceneAIR(CountingModel):
             object_size: half of an object's height, in the world's units.
             view: by default View(); it gives the images' size.
             rnn_hidden_size: of the LSTM, and of the baseline's.
-            features: what the convolutions make of an image.
+            features: what the convolutions make of an image, or of a glimpse.
             predict_net, bl_embed_net, bl_predict_net: hidden layers' sizes.
             non_linearity: the name of a class in torch.nn.
             use_masking, use_baselines: see AIR.
@@ -74,12 +74,14 @@ class SceneAIR(CountingModel):
             count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n.
             difference: from the second step on, the guide sees the image less the objects found so far, in place of
                 less the empty table; each is rendered as the blend of what it may be.
+            search: with `difference` only, where there are several steps: a SceneSearch in place of the Overview.
             identity: how the shapes are learned, one of IDENTITIES.
             first_sharpness: of the renderer at the start of training: a blurred object gives a gradient from afar.
             annealed: share of the training by the end of which the sharpness is the view's and ε is 0; ε is 1 for half
                 of that.
         Raises:
-            ValueError: a size or a standard deviation is not positive, or `identity` is not one of IDENTITIES.
+            ValueError: a size or a standard deviation is not positive, `identity` is not one of IDENTITIES, or every
+                step of a search would find the same.
         """
         view = view or View()
         super().__init__(num_steps, view.image_size, 3, likelihood_sd, count_prior, use_masking, use_baselines,
@@ -90,27 +92,21 @@ class SceneAIR(CountingModel):
         if identity == "enumerate" and len(SHAPES)**num_steps > MAX_COMBINATIONS:
             raise ValueError(f"identity='enumerate' renders {len(SHAPES)}^{num_steps} combinations of shapes, at most "
                              f"{MAX_COMBINATIONS}: use 'local'")
+        if search and num_steps > 1 and not difference:
+            raise ValueError("without a difference to look at, every step would find the same: search=True goes with "
+                             "difference=True")
         self.view, self.object_size, self.difference, self.identity = view, object_size, difference, identity
         self.first_sharpness, self.annealed = first_sharpness, annealed
         self.register_buffer("sharpness", torch.tensor(view.sharpness))
         self.register_buffer("exploration", torch.tensor(0.0))
         nothing = torch.zeros(1, 0)
         self.register_buffer("empty", render(nothing.long(), nothing[..., None].expand(1, 0, 4), nothing, view))
-        act = getattr(nn, non_linearity)
-        side = view.image_size // 8
-        self.see = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
-                                 nn.Conv2d(64, 64, 4, 2, 1), act(), nn.Flatten(), nn.Linear(64 * side**2, features),
-                                 act())
         self.sizes = (1, len(SHAPES), 2 * len(SHAPES), 2 * len(TURNED))  # of z_pres, what, where and turn
         read = sum(self.sizes)
-        self.rnn = RecurrentNet(features, None, read, rnn_hidden_size, non_linearity)
-        self.predict = MLP(rnn_hidden_size + features, [*predict_net, sum(self.sizes) + sum(self.sizes[2:])],
-                           non_linearity)
-        for parameter in (*self.see.parameters(), *self.predict.parameters()):
-            if parameter.ndim > 1:  # so large, or all images would look alike, and what ignores them be learned first
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-            else:
-                nn.init.zeros_(parameter)
+        outputs = read + sum(self.sizes[2:])
+        self.guide: Overview | SceneSearch = (
+            SceneSearch(view, object_size, features, predict_net, outputs, non_linearity) if search else
+            Overview(view, features, rnn_hidden_size, read, predict_net, outputs, non_linearity))
         self._baseline = (3 * view.image_size**2, bl_embed_net, read, rnn_hidden_size, non_linearity)
         self._baseline_predict = (rnn_hidden_size, bl_predict_net, non_linearity, None)
 
@@ -144,73 +140,74 @@ class SceneAIR(CountingModel):
             q - q.detach())
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
-               ) -> tuple[Tensor, dict[str, Any], Tensor]:
-        """The guide, arguments as of `rollout`: the first three of a Rollout's fields."""
+               ) -> tuple[Tensor, dict[str, Any], Tensor, Layers | None]:
+        """The guide, arguments as of `rollout`: the first three of a Rollout's fields; and its objects as each shape,
+        (B, N, S, P), where it has rendered them.
+        """
         images = self.as_images(images)
-        seen = self.see(CONTRAST * (images - self.empty)).to(images.dtype)
-        image_gates, state = self.rnn.read(seen, particles)
-        seen, images = (fold(each, particles) for each in (seen, images))
+        step = self.guide.start(CONTRAST * (images - self.empty), particles)
+        images = fold(images, particles)
         noise = images.new_zeros(len(images), self.num_steps, sum(self.sizes[2:]))
         noise = noise if at_mean else noise.normal_()
-        read = images.new_zeros(len(noise), sum(self.sizes))
+        read, left = images.new_zeros(len(noise), sum(self.sizes)), None
         steps: list[tuple[Tensor, ...]] = []
+        every: list[Layers] = []  # objects as each shape, (B, S, P)
+        found: list[Layers] = []  # the same blended, (B, P)
         for noise_t in noise.unbind(1):
-            if self.difference and steps:
-                left = images - self.blended(*(torch.stack(each, 1) for each in list(zip(*steps))[2:4]))
-                seen = self.see(CONTRAST * left).to(images.dtype)
-                image_gates, _ = self.rnn.read(seen)
-            state = self.rnn(image_gates, read, state)
-            logit, what, loc, scale = self.predict(torch.cat((state[0], seen), -1)).to(images.dtype).split(
+            if found:
+                *_, canvas = canvases(found, self.view, self.sharpness)
+                left = CONTRAST * (images - canvas.unflatten(-1, images.shape[-2:]))
+            logit, what, loc, scale = step(left, read).split(
                 (1, len(SHAPES), noise_t.shape[-1], noise_t.shape[-1]), -1)
             log_what, scale = what.log_softmax(-1), F.softplus(scale)
             value = loc + scale * noise_t
             steps.append((logit, read, log_what, value, loc, scale))
             read = torch.cat((torch.ones_like(logit), log_what.exp(), value), -1)
+            if self.difference:
+                every.append(every_shape(self.poses(*value.split(self.sizes[2:], -1)), self.view, self.sharpness))
+                found.append(_blended(every[-1], log_what))
         logits, history, log_what, value, loc, scale = (torch.stack(each, 1) for each in zip(*steps))
         drawn_by = self.explored(log_what)[0] if torch.is_grad_enabled() else log_what.exp()
         what = log_what.argmax(-1) if at_mean else torch.multinomial(drawn_by.flatten(0, 1), 1).view(drawn_by.shape[:2])
         values, locs, scales = (each.split(self.sizes[2:], -1) for each in (value, loc, scale))
         where, turn = (NormalLatent(value, loc, scale, images.new_zeros(()), images.new_ones(()))
                        for value, loc, scale in zip(values, locs, scales))
-        return logits.squeeze(-1), {"where": where, "turn": turn, "what": CategoricalLatent(what, log_what)}, history
-
-    def blended(self, log_q: Tensor, value: Tensor) -> Tensor:
-        """The first t objects, each a blend of what it may be: (B, t, S) and (B, t, ...) -> images (B, 3, H, W)."""
-        alone = every_shape(self.poses(*value.split(self.sizes[2:], -1)), self.view, self.sharpness)
-        opacity = log_q.exp()[..., None] * alone.opacity  # (B, t, S, P)
-        total = opacity.sum(2)
-        share = opacity / total[:, :, None].clamp(min=torch.finfo(total.dtype).tiny)
-        blend = Layers(total, (share * alone.depth).sum(2), (share[:, :, :, None] * alone.colour).sum(2))
-        return stages(blend, self.view, self.sharpness)[:, -1]
+        latents = {"where": where, "turn": turn, "what": CategoricalLatent(what, log_what)}
+        return (logits.squeeze(-1), latents, history,
+                Layers(*(torch.stack(each, 1) for each in zip(*every))) if every else None)
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
         images = self.as_images(images)
-        logits, latents, history = self.attend(images, at_mean, particles)
+        logits, latents, history, every = self.attend(images, at_mean, particles)
         images = fold(images, particles)
-        poses = self.poses(latents["where"].value, latents["turn"].value)  # (B, N, S, 4)
         what, log_q = latents["what"]
         learns = torch.is_grad_enabled()
         if learns and particles > 1:
             raise ValueError("SceneAIR learns the shapes with one particle: a bound of several is for evaluation")
-        if not learns:
-            drawn = self.layers(what, poses)
-            log_likelihood = self.log_likelihood(images, drawn)
-        else:
+        if learns and every is None:
+            poses = self.poses(latents["where"].value, latents["turn"].value)
             every = every_shape(poses, self.view, self.sharpness)
-            drawn = _chosen(every, what)
-            if self.identity == "enumerate":
-                log_likelihood = self._enumerated(images, every, log_q)
-            else:
-                log_likelihood = self.log_likelihood(images, drawn)
-                log_likelihood = log_likelihood + (
-                    self._local(images, drawn, every, log_q) if self.identity == "local" else
-                    self._nvil(what, log_q, log_likelihood.detach()))
+        drawn = self._drawn(latents, every)
+        if learns and every is not None and self.identity == "enumerate":
+            log_likelihood = self._enumerated(images, every, log_q)
+        else:
+            log_likelihood = self.log_likelihood(images, drawn)
+        if learns and every is not None and self.identity == "local":
+            log_likelihood = log_likelihood + self._local(images, drawn, every, log_q)
+        if learns and self.identity == "nvil":
+            log_likelihood = log_likelihood + self._nvil(what, log_q, log_likelihood.detach())
         painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
         return Rollout(logits, latents, history, painted, log_likelihood)
 
     def layers(self, what: Tensor, poses: Tensor) -> Layers:
         """Objects of shapes (B, N), given the poses that each shape would have, (B, N, S, 4)."""
         return layers(what, _own(poses, what), self.view, self.sharpness)
+
+    def _drawn(self, latents: dict[str, Any], every: Layers | None) -> Layers:
+        """Objects as the shapes that they have, (B, N, P); every: the same as each shape, where that is rendered."""
+        if every is not None:
+            return _chosen(every, latents["what"].value)
+        return self.layers(latents["what"].value, self.poses(latents["where"].value, latents["turn"].value))
 
     def log_likelihood(self, images: Tensor, objects: Layers) -> Tensor:
         """log p(x | z_{1:n}) for n = 0..N: images (B, 3, H, W) -> (B, N+1) in nats."""
@@ -267,17 +264,17 @@ class SceneAIR(CountingModel):
         probabilities, (B, N, S).
         """
         images = self.as_images(images, finite=True)
-        logits, latents, _ = self.attend(images, at_mean=True)
+        logits, latents, _, every = self.attend(images, at_mean=True)
         what, log_q = latents["what"]
         poses = self.poses(latents["where"].value, latents["turn"].value)
-        objects = self.layers(what, poses)
-        canvases = stages(objects, self.view, self.sharpness)
+        objects = self._drawn(latents, every)
+        stages_of = stages(objects, self.view, self.sharpness)
         count_probs = log_count_probs(logits).exp()
         count = count_probs.argmax(-1)
         z_pres = self.z_pres(count)
         boxes = objects.boxes(self.x_size) * z_pres[..., None]
-        reconstruction = canvases[torch.arange(len(count), device=count.device), count]
-        return Inference(count, count_probs, z_pres, _own(poses, what), log_q.exp(), boxes, reconstruction, canvases)
+        reconstruction = stages_of[torch.arange(len(count), device=count.device), count]
+        return Inference(count, count_probs, z_pres, _own(poses, what), log_q.exp(), boxes, reconstruction, stages_of)
 
 
 def _chosen(every: Layers, what: Tensor) -> Layers:
@@ -285,6 +282,14 @@ def _chosen(every: Layers, what: Tensor) -> Layers:
     chosen = F.one_hot(what, len(SHAPES)).to(every.opacity)[..., None]  # (B, N, S, 1)
     return Layers((chosen * every.opacity).sum(2), (chosen * every.depth).sum(2),
                   (chosen[..., None] * every.colour).sum(2))
+
+
+def _blended(every: Layers, log_q: Tensor) -> Layers:
+    """An object as the blend of what it may be: (B, S, P) and (B, S) -> (B, P)."""
+    opacity = log_q.exp()[..., None] * every.opacity
+    total = opacity.sum(1)
+    share = opacity / total[:, None].clamp(min=torch.finfo(total.dtype).tiny)
+    return Layers(total, (share * every.depth).sum(1), (share[:, :, None] * every.colour).sum(1))
 
 
 def _own(poses: Tensor, what: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from air.distributions import normal_log_prob
 from air.networks import MLP
 from air.poses import pose_errors
 from air.renderer import REACH, SHAPES, render
+from air.scene_guide import Overview
 from air.scene_model import CONTRAST, SceneAIR
 from air.visualization import grid_picture, to_rgb
 
@@ -57,9 +58,10 @@ class Supervised(nn.Module):
     def __init__(self, model: SceneAIR) -> None:
         super().__init__()
         fresh = SceneAIR(1, model.object_size, model.view)
-        hidden = next(fresh.predict.parameters()).shape[0]
-        self.see, self.empty = fresh.see, fresh.empty
-        self.head = MLP(fresh.rnn.image_gates.in_features, [hidden, len(SHAPES) + 3], "ReLU")
+        assert isinstance(fresh.guide, Overview)
+        self.see, self.empty = fresh.guide.see, fresh.empty
+        hidden, features = next(fresh.guide.predict.parameters()).shape[0], fresh.guide.rnn.image_gates.in_features
+        self.head = MLP(features, [hidden, len(SHAPES) + 3], "ReLU")
         self.size = model.object_size
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

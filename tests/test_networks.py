@@ -171,7 +171,7 @@ def test_a_search_prefers_places_and_keeps_its_dtype_in_low_precision():
     image = blobs((20, 44), (68, 44)).float()
     with torch.no_grad():
         for direction in (-1, 1):
-            search.preference.copy_(0.1 * direction * torch.linspace(-1, 1, 24).repeat(24))
+            search.attention.preference.copy_(0.1 * direction * torch.linspace(-1, 1, 24).repeat(24))
             assert (centre(search, image)[0] - 48) * direction > 10
     with torch.autocast("cpu", torch.bfloat16):
         assert {each.dtype for each in search(image)} == {torch.float32}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from air.renderer import SHAPES, View, camera_rays, compose, layers, render
+from air.renderer import SHAPES, View, camera_rays, compose, every_shape, layers, on_plane, render
 
 SPHERE, BOX, CYLINDER = range(3)
 
@@ -71,6 +71,27 @@ def test_the_sharp_limit_is_a_plain_ray_caster_s_picture(objects):
     difference = (render(shape, pose, present, view, sharpness=1e6)[0] - caster(shape, pose, view)).abs().amax(0)
     assert (difference < 1e-4).float().mean() > 0.995  # rays that graze an edge may fall to either side
     assert difference.median() < 1e-6
+
+
+def test_a_point_of_the_image_is_on_the_table_where_its_ray_is():
+    view = View(image_size=10)
+    centres = (torch.arange(10, dtype=torch.float64) + 0.5) / 5 - 1
+    points = torch.cartesian_prod(centres, centres).flip(-1)  # row by row
+    for height in (0.0, 0.35):
+        place = torch.cat((on_plane(view, points, height), torch.full((100, 1), height)), -1)
+        to = place - torch.tensor(view.camera, dtype=torch.float64)
+        torch.testing.assert_close((to / to.norm(dim=-1, keepdim=True)).T, camera_rays(view))
+
+
+def test_every_shape_is_each_shape_alone():
+    torch.manual_seed(0)
+    pose = torch.rand(2, 4, len(SHAPES), 4, dtype=torch.float64) * 0.5 + 0.2
+    view = View(image_size=12)
+    every = every_shape(pose, view)
+    for kind in range(len(SHAPES)):
+        alone = layers(torch.full((2, 4), kind), pose[:, :, kind], view)
+        for part, other in zip(every, alone):
+            torch.testing.assert_close(part[:, :, kind], other)
 
 
 def test_a_sphere_s_silhouette_and_depth_in_closed_form():

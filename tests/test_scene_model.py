@@ -80,9 +80,11 @@ def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_mode
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("search", [False, True])
 @pytest.mark.parametrize("identity, estimator", [(IDENTITIES[0], NVIL), *((each, Enumerate) for each in IDENTITIES)])
-def test_every_estimator_of_the_count_trains_it(make_scene_model, table_images, identity, estimator):
-    objective = estimator(make_scene_model(identity=identity, count_prior=1e-3, likelihood_sd=0.03))
+def test_every_estimator_of_the_count_trains_it(make_scene_model, table_images, identity, estimator, search):
+    objective = estimator(make_scene_model(identity=identity, count_prior=1e-3, likelihood_sd=0.03, difference=search,
+                                           search=search))
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     objective.exploration.fill_(1.0)
     losses = []
@@ -162,26 +164,24 @@ def test_the_renderer_grows_sharp_over_half_of_the_steps(make_scene_model):
 
 def test_the_difference_is_what_the_objects_so_far_leave(make_scene_model, table_images):
     model, seen = make_scene_model(num_steps=3, difference=True), []
-    see = model.see.forward
-    model.see.forward = lambda left: seen.append(left / CONTRAST) or see(left)
+    see = model.guide.see.forward
+    model.guide.see.forward = lambda left: seen.append(left / CONTRAST) or see(left)
     with torch.no_grad():
-        model.predict[-1].weight[1:4] = 0
-        model.predict[-1].bias[1:4] = torch.tensor([0.0, 99, 0])  # boxes, surely
-    _, latents, _ = model.attend(table_images)
+        model.guide.predict[-1].weight[1:4] = 0
+        model.guide.predict[-1].bias[1:4] = torch.tensor([0.0, 99, 0])  # boxes, surely
+    _, latents, _, _ = model.attend(table_images)
     poses = model.poses(latents["where"].value, latents["turn"].value)[:, :, 1]
     for t, left in enumerate(seen):
         boxes = render(torch.ones(4, t).long(), poses[:, :t], torch.ones(4, t).double(), VIEW)
         torch.testing.assert_close(left, table_images - boxes)
     assert len(seen) == 3
-    blend = model.blended(torch.tensor([[[0.5, 0.0, 0.5]]]).double().log(), torch.randn(1, 1, 10).double())
-    assert blend.isfinite().all()
 
 
 def test_shapes_are_explored_in_training_alone(make_scene_model, table_images):
     model = make_scene_model(num_steps=1)
     with torch.no_grad():
-        model.predict[-1].weight.zero_()
-        model.predict[-1].bias[1:4] = torch.tensor([30.0, 0, 0])
+        model.guide.predict[-1].weight.zero_()
+        model.guide.predict[-1].bias[1:4] = torch.tensor([30.0, 0, 0])
     many = table_images[:1].expand(600, -1, -1, -1)
     model.exploration.fill_(1.0)
     drawn = model.rollout(many).latents["what"].value.flatten().bincount(minlength=3)
@@ -204,7 +204,7 @@ def test_scenes_drawn_from_the_prior_show_their_latents(make_scene_model):
 def test_what_it_infers_is_what_it_renders(make_scene_model, table_images):
     model = make_scene_model(count_prior=0.5)
     with torch.no_grad():
-        model.predict[-1].bias[0] = 3
+        model.guide.predict[-1].bias[0] = 3
     seen = model.infer(table_images)
     assert (seen.count == 2).all() and seen.z_where.shape == (4, 2, 4)
     torch.testing.assert_close(seen.z_what.sum(-1), torch.ones(4, 2).double())
@@ -226,5 +226,7 @@ def test_several_particles_are_for_evaluation(make_scene_model, table_images):
 def test_what_it_cannot_be_built_as_is_said(make_scene_model):
     with pytest.raises(ValueError, match="no identity='magic'; there are local, nvil, enumerate"):
         make_scene_model(identity="magic")
+    with pytest.raises(ValueError, match="search=True goes with difference=True"):
+        make_scene_model(search=True)
     with pytest.raises(ValueError, match=r"renders 3\^4 combinations of shapes, at most 27"):
         make_scene_model(4, identity="enumerate")

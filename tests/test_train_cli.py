@@ -18,6 +18,7 @@ import train
 from air import recipe
 from air.checkpoints import load_checkpoint
 from air.evaluation import evaluate
+from air.scene_guide import SceneSearch
 
 ROOT = Path(__file__).parent.parent
 SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
@@ -69,8 +70,9 @@ def test_three_dimensional_scenes(tmp_path, capsys, monkeypatch):
     train.main(["--dataset", "scenes-single", "--batch-size", "8", "--steps", "2", "--out", str(single)])
     config = json.loads((single / "config.json").read_text())
     assert config["kind"] == "scene" and config["counts"] == [1] and config["model"]["identity"] == "enumerate"
+    assert not config["model"]["search"] and not config["model"]["difference"]
     train.main(["--dataset", "scenes-table", "--counts", "0", "1", "--unseen-counts", "2", "--batch-size", "8",
-                "--steps", "2", "--out", str(table), "--learn-count-prior", "--difference", "--set",
+                "--steps", "2", "--out", str(table), "--learn-count-prior", "--set",
                 "model.features=16"])
     train.main(["--resume", str(table), "--steps", "4"])
     assert told == [0, 0.5, 0, 0.5, 0.5, 0.75]  # two steps, two steps, and two more of four
@@ -78,6 +80,7 @@ def test_three_dimensional_scenes(tmp_path, capsys, monkeypatch):
     config = json.loads((table / "config.json").read_text())
     assert (config["model"]["num_steps"], config["model"]["identity"]) == (2, "local")
     model = air.load_scene_model(table)
+    assert isinstance(model.guide, SceneSearch) and model.difference  # the recipe for several objects
     assert model.num_steps == 2 and model.sharpness == model.view.sharpness and model.exploration == 0
     assert (table / "samples.png").exists() and (table / "second_view.png").exists()
     metrics = json.loads((table / "metrics.json").read_text())
