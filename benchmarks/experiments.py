@@ -109,6 +109,20 @@ NETWORKS = {
     "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
                                         3),
 }
+# Objects on a table in 3D. The recipe's guide is a search; beside it the recurrent net over the whole image, with and
+# without the difference, and other ways to learn the shapes; "sharp" never blurs the renderer.
+TABLE = "--dataset scenes-table --estimator enumerate --compile --steps 3000"
+GUIDES = {"search": "", "overview": " --set model.search=false", "difference": " --difference --set model.search=false"}
+SCENES = {
+    **{f"table-{name}": Experiment(f"{TABLE}{guide}", 5 if name == "search" else 3) for name, guide in GUIDES.items()},
+    **{f"table-shapes-{identity}": Experiment(f"{TABLE} --set model.identity={identity}", 3)
+       for identity in ("nvil", "enumerate")},
+    "table-sharp": Experiment(f"{TABLE} --set model.first_sharpness=40", 3),
+}
+UNSEEN_SCENES = {
+    f"table-{name}-to-{to}": Experiment(f"{TABLE} --counts {shown} --unseen-counts {to}{guide}",
+                                        5 if name == "search" else 3)
+    for to, shown in ((2, "0 1 3"), (3, "0 1 2")) for name, guide in GUIDES.items()}
 # As many processes would share them: a run's batch is theirs together, whoever computes its parts.
 LARGE_BATCHES = {f"batch-{size}-lr-{lr}": Experiment(f"{STRICT} --estimator enumerate --batch-size {size} "
                                                      f"--steps {steps} --lr {lr}", 3)
@@ -119,5 +133,6 @@ PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --s
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
           "Counts that training does not show": GENERALISATION, "Backdrops": BACKDROPS, "Omniglot": OMNIGLOT,
+          "Several objects in 3D": SCENES, "Counts in 3D that training does not show": UNSEEN_SCENES,
           "Other networks": NETWORKS, "Large batches": LARGE_BATCHES, "Low precision": PRECISION}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

@@ -16,31 +16,36 @@ RESULTS = Path(__file__).parent / "results"
 RESULTS_FILE = Path(__file__).parent / "RESULTS.md"
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGE = DOCS / "experiments.md"
 MILESTONES = (90, 95, 98)  # percent of the held-out scenes that an evaluation on the way takes
 TICKS, LEAST_WRONG = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03), 0.03  # of the plots, in %
 SUCCESS = 0.95  # held-out MAP count accuracy
 SEEN, REFINED = "count_accuracy_map", "count_accuracy_refined"
-UNSEEN = {SEEN: "unseen counts, MAP %", REFINED: "unseen, refined %", "box_iou": "unseen, box IoU"}  # where asked for
+UNSEEN = {SEEN: "unseen counts, MAP %", REFINED: "unseen, refined %", "box_iou": "unseen, box IoU",
+          "identity_accuracy": "unseen, shapes %", "place_error": "unseen, place %"}  # where asked for
 ERRORS = {f"squared_error_{n}": (f"error after {n}, x1000", 1000, 1) for n in range(5)}
 # Metrics by name: heading, factor, digits. Where counts are known, of unseen ones, and where they are not:
 WITH_TRUTH = {SEEN: ("MAP %", 100, 2), "count_accuracy_sampled": ("sampled %", 100, 2),
               REFINED: ("refined %", 100, 2), "box_iou": ("box IoU", 1, 3), "box_ap50": ("AP50", 1, 3)}
-OF_UNSEEN = {f"unseen_{key}": (name, *WITH_TRUTH[key][1:]) for key, name in UNSEEN.items()}
+OF_SHAPES = {"identity_accuracy": ("shapes %", 100, 2), "place_error": ("place %", 100, 2),
+             "rotation_error": ("rotation, °", 1, 1)}  # of 3D scenes; a place's error as a share of the table's width
+OF_UNSEEN = {f"unseen_{key}": (name, *{**WITH_TRUTH, **OF_SHAPES}[key][1:]) for key, name in UNSEEN.items()}
 WITHOUT_TRUTH = {"mean_count": ("mean count", 1, 2), **ERRORS}
 MILESTONES_REACHED = {f"{unit}_to_{percent}": (f"{short} to {percent}%", 1, 0)
                       for unit, short in (("steps", "steps"), ("seconds", "s")) for percent in MILESTONES}
-COLUMNS = {**WITH_TRUTH, **OF_UNSEEN, **WITHOUT_TRUTH,
+COLUMNS = {**WITH_TRUTH, **OF_SHAPES, **OF_UNSEEN, **WITHOUT_TRUTH,
            "elbo": ("ELBO", 1, 1), "log_likelihood": ("log p(x given z)", 1, 1), "kl_pres": ("KL pres", 1, 1),
            "kl_where": ("KL where", 1, 1), "kl_what": ("KL what", 1, 1), "iw_bound": ("IW-100", 1, 1),
            **MILESTONES_REACHED, "steps": ("steps", 1, 0), "seconds": ("s", 1, 0)}
 # Means over the runs.
 OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": REFINED, "box IoU": "box_iou",
             "AP50": "box_ap50", "ELBO": "elbo", "IW-100": "iw_bound", "steps": "steps", "s": "seconds"}
-# The tables of PAGE: mean and worst, by the title of a group.
-SUMMARIES = {"Counts that training does not show": (SEEN, "box_iou", *OF_UNSEEN),
-             "Backdrops": (SEEN, REFINED, "box_iou", "box_ap50"),
-             "Omniglot": ("elbo", "iw_bound", "mean_count", *ERRORS)}
+# Tables of mean and worst, by the title of a group: the page in DOCS, what is told.
+SUMMARIES = {"Counts that training does not show": ("experiments.md", (SEEN, "box_iou", *list(OF_UNSEEN)[:3])),
+             "Backdrops": ("experiments.md", (SEEN, REFINED, "box_iou", "box_ap50")),
+             "Omniglot": ("experiments.md", ("elbo", "iw_bound", "mean_count", *ERRORS)),
+             "Several objects in 3D": ("scenes.md", (SEEN, *OF_SHAPES, "box_iou")),
+             "Counts in 3D that training does not show": (
+                 "scenes.md", (SEEN, *(f"unseen_{key}" for key in (SEEN, "identity_accuracy", "place_error"))))}
 
 
 def load_results(name: str) -> list[dict[str, Any]]:
@@ -56,7 +61,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, Any]:
     metrics = result["metrics"] or {}
     unseen = metrics.get("unseen", {})
     return {**metrics, **dict(zip(ERRORS, metrics.get("squared_error", ()))),
-            **{f"unseen_{key}": unseen[key] for key in UNSEEN if unseen}}
+            **{f"unseen_{key}": unseen[key] for key in UNSEEN if key in unseen}}
 
 
 def cell(key: str, value: float) -> str:
@@ -67,7 +72,7 @@ def cell(key: str, value: float) -> str:
 
 def worst(key: str, values: Sequence[float]) -> float:
     """The largest of errors and times, else the smallest."""
-    return max(values) if key in ERRORS or key in MILESTONES_REACHED else min(values)
+    return max(values) if key in {**ERRORS, **MILESTONES_REACHED} or key.endswith("_error") else min(values)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -75,8 +80,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     finished = [figures(result) for result in results if result["metrics"]]
     known = knows_counts(results)
     left_out = {*WITHOUT_TRUTH} if known else {*WITH_TRUTH, *MILESTONES_REACHED}
-    if not any("unseen" in metrics for metrics in finished):
-        left_out |= {*OF_UNSEEN}
+    left_out |= {key for key in (*OF_SHAPES, *OF_UNSEEN, REFINED) if not any(key in metrics for metrics in finished)}
     columns = {key: column for key, column in COLUMNS.items() if key not in left_out}
     lines = ["| seed | " + " | ".join(name for name, _, _ in columns.values()) + " |",
              "| --- |" + " --- |" * len(columns)]
@@ -93,7 +97,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             lines.append(row("sd", {key: statistics.stdev(values) for key, values in by_column.items()}))
         lines.append(row("worst", {key: worst(key, values) for key, values in by_column.items()
                                    if key.startswith(("count", "box", "elbo", "iw", "squared", "steps_", "seconds_",
-                                                     "unseen"))}))
+                                                      "unseen", *OF_SHAPES))}))
     lines += ["", *(confusion_lines(finished) if known else [counted_line(finished)])]
     if known:
         lines += [f"* {succeeded(results)} of {len(results)} runs count at least {100 * SUCCESS:.0f}% of held-out "
@@ -201,7 +205,7 @@ def brief(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables() -> str:
-    """RESULTS.md: overviews and every run; the README's overview of the first two groups, PAGE's tables, the plots."""
+    """RESULTS.md: overviews and every run; the README's overview of the first two groups, the tables and plots of DOCS."""
     results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
     by_group = {title: {name: results_by_name[name] for name in group if name in results_by_name}
                 for title, group in GROUPS.items()}
@@ -209,7 +213,7 @@ def write_tables() -> str:
              "The columns are explained in the README."]
     for title, here in by_group.items():
         if here:
-            of_group = summary(here, SUMMARIES[title]) if title in SUMMARIES else overview(here)
+            of_group = summary(here, SUMMARIES[title][1]) if title in SUMMARIES else overview(here)
             parts.append(f"\n## {title}\n\n{of_group}")
     for name, results in results_by_name.items():
         parts.append(f"\n### {name}\n\n`python benchmarks/seeds.py {name}`: `python train.py "
@@ -220,9 +224,9 @@ def write_tables() -> str:
     if plotted:
         replace_table(README, "## Results", overview(plotted))
         plot(plotted, DOCS / "runs.png")
-    for title, keys in SUMMARIES.items():
+    for title, (page, keys) in SUMMARIES.items():
         if by_group[title]:
-            replace_table(PAGE, f"## {title}", summary(by_group[title], keys))
+            replace_table(DOCS / page, f"## {title}", summary(by_group[title], keys))
     unseen = by_group["Counts that training does not show"]
     if unseen:
         plot(unseen, DOCS / "generalisation.png", f"unseen_{SEEN}")

@@ -143,6 +143,24 @@ def test_unseen_counts_have_columns_where_they_were_measured(benchmark):
                                         "| `b` | 1 | - | 0.500 (0.500) |"]
 
 
+def test_three_dimensional_scenes_have_columns_of_their_own(benchmark):
+    """The worst of errors is the largest; what nobody measured has no column."""
+    tables, runs = benchmark("tables"), [result(seed, 0.9) for seed in range(2)]
+    for run, place in zip(runs, (0.01, 0.03)):
+        del run["metrics"]["count_accuracy_refined"]
+        run["metrics"] |= {"identity_accuracy": 1 - place, "place_error": place, "rotation_error": 100 * place}
+        run["metrics"]["unseen"] = {"count_accuracy_map": 0.5, "box_iou": 0.5, "identity_accuracy": 0.75,
+                                    "place_error": place, "confusion": [[0, 0], [3, 1]]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.table(runs).splitlines() if "|" in line]
+    by_name = {row[0]: dict(zip(rows[0], row)) for row in rows}
+    assert "refined %" not in rows[0] and "unseen, refined %" not in rows[0]
+    worst = by_name["worst"]
+    assert (worst["shapes %"], worst["place %"], worst["rotation, °"]) == ("97.00", "3.00", "3.0")
+    assert (by_name["mean"]["place %"], by_name["1"]["unseen, place %"]) == ("2.00", "3.00")
+    summary = tables.summary({"a": runs}, ("place_error", "unseen_identity_accuracy"))
+    assert summary.splitlines()[2] == "| `a` | 2 | 2.00 (3.00) | 75.00 (75.00) |"
+
+
 def test_scenes_of_unknown_count_have_other_columns(benchmark):
     """No share counted right is made up for them, nor a success."""
     tables = benchmark("tables")
@@ -220,16 +238,17 @@ def test_jobs_run_at_a_time_and_share_the_threads(benchmark, monkeypatch, tmp_pa
 def test_the_tables_written_are_those_of_the_results(benchmark, monkeypatch, tmp_path):
     tables, experiments = benchmark("tables"), benchmark("experiments")
     written = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "experiments.md").read_text()
-    for name in ("RESULTS_FILE", "README", "PAGE"):
+    for name in ("RESULTS_FILE", "README"):
         monkeypatch.setattr(tables, name, tmp_path / name)
     monkeypatch.setattr(tables, "DOCS", tmp_path)
-    for file, text in ((tables.README, readme), (tables.PAGE, page)):
+    told = {tables.README: (ROOT / "README.md").read_text()}
+    told |= {tmp_path / page: (ROOT / "docs" / page).read_text() for page, _ in tables.SUMMARIES.values()}
+    for file, text in told.items():
         file.write_text(re.sub(r"(?m)^\| `(strict-nvil|dair-to-3-n3)` .*\n", "", text))
     assert tables.write_tables() == written == tables.RESULTS_FILE.read_text()
-    assert tables.README.read_text() == readme and tables.PAGE.read_text() == page
-    pages = readme + page + (ROOT / "docs" / "recipe.md").read_text()
-    for name in experiments.EXPERIMENTS:  # the three pages show all of them, and no other figures
+    assert {file: file.read_text() for file in told} == told
+    pages = "".join((*told.values(), (ROOT / "docs" / "recipe.md").read_text()))
+    for name in experiments.EXPERIMENTS:  # the pages show all of them, and no other figures
         results = tables.load_results(name)
         if not results:
             continue
