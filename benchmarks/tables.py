@@ -205,7 +205,7 @@ def brief(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables() -> str:
-    """RESULTS.md: overviews and every run; the README's overview of the first two groups, the tables and plots of DOCS."""
+    """RESULTS.md: overviews, every run; the README's overview of the first two groups; the tables and plots of DOCS."""
     results_by_name = {name: results for name in EXPERIMENTS if (results := load_results(name))}
     by_group = {title: {name: results_by_name[name] for name in group if name in results_by_name}
                 for title, group in GROUPS.items()}
