@@ -3,10 +3,10 @@
 
     python benchmarks/single_object.py --seeds 0 1 2 3 4
 
-SceneAIR is trained by train.py, without labels, unless its run is there. The supervised network has the same
-convolutions and the same head, is trained on as many batches, and told the true shapes, places and rotations:
-cross-entropy and squared errors. Optimisation has no network: for every image, Adam ascends log p(x, z) for each shape
-from several draws of the prior, the renderer growing sharp as in training, and the best result counts.
+SceneAIR is trained by train.py, without labels, unless its run is there. The supervised network is the same as its
+guide, is trained on as many batches, and told the true shapes, places and rotations: cross-entropy and squared errors.
+Optimisation has no network: for every image, Adam ascends log p(x, z) for each shape from several draws of the prior,
+the renderer growing sharp as in training, and the best result counts.
 """
 
 import argparse
@@ -31,10 +31,9 @@ import air
 from air.base import Inference
 from air.data import Scenes, load_dataset
 from air.distributions import normal_log_prob
-from air.networks import MLP
 from air.poses import pose_errors
-from air.renderer import REACH, SHAPES, render
-from air.scene_guide import Overview
+from air.renderer import SHAPES, render
+from air.scene_guide import SceneSearch
 from air.scene_model import CONTRAST, SceneAIR
 from air.visualization import grid_picture, to_rgb
 
@@ -53,21 +52,18 @@ def by_inference(model: SceneAIR, images: Tensor) -> Found:
 
 
 class Supervised(nn.Module):
-    """The convolutions and the head of a SceneAIR; rotation is a number, in turns of the whole circle."""
+    """A SceneAIR's guide, its numbers taken for what they say; rotation is a number, in turns of the whole circle."""
 
     def __init__(self, model: SceneAIR) -> None:
         super().__init__()
-        fresh = SceneAIR(1, model.object_size, model.view)
-        assert isinstance(fresh.guide, Overview)
-        self.see, self.empty = fresh.guide.see, fresh.empty
-        hidden, features = next(fresh.guide.predict.parameters()).shape[0], fresh.guide.rnn.image_gates.in_features
-        self.head = MLP(features, [hidden, len(SHAPES) + 3], "ReLU")
-        self.size = model.object_size
+        self.fresh = SceneAIR(1, model.object_size, model.view, search=isinstance(model.guide, SceneSearch))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, S), places (B, 2), rotations (B,)."""
-        out = self.head(self.see(CONTRAST * (images.float() / 255 - self.empty)))
-        return out[:, :-3], REACH * out[:, -3:-1], out[:, -1]
+        left = CONTRAST * (self.fresh.as_images(images) - self.fresh.empty)
+        out = self.fresh.guide.start(left, 1)(None, left.new_zeros(len(left), sum(self.fresh.sizes)))
+        _, logits, where, turn, _ = out.split((*self.fresh.sizes, sum(self.fresh.sizes[2:])), -1)
+        return logits, self.fresh.poses(where, turn)[:, 0, :2], turn[:, 0]
 
     def fit(self, scenes: Scenes, steps: int) -> None:
         """Adam at 1e-3, falling to 0 along a cosine."""
@@ -89,7 +85,7 @@ class Supervised(nn.Module):
     def find(self, images: Tensor) -> Found:
         logits, place, rotation = self(images)
         return logits.argmax(-1), torch.stack((*place.unbind(-1), 2 * math.pi * rotation,
-                                               torch.full_like(rotation, self.size)), -1)
+                                               torch.full_like(rotation, self.fresh.object_size)), -1)
 
 
 class Ascent:
@@ -222,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = []
     for seed in args.seeds:
         out = args.runs / f"seed{seed}"
-        train_unless_there(out, ["--dataset", "scenes-single", "--estimator", "enumerate", "--steps", str(args.steps),
-                                 "--seed", str(seed)], args.data_root)
+        train_unless_there(out, ["--dataset", "scenes-single", "--estimator", "enumerate", "--compile",
+                                 "--steps", str(args.steps), "--seed", str(seed)], args.data_root)
         model = air.load_scene_model(out)
         torch.manual_seed(seed)
         supervised = Supervised(model)
