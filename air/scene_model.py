@@ -180,22 +180,17 @@ class SceneAIR(CountingModel):
         images = self.as_images(images)
         logits, latents, history, every = self.attend(images, at_mean, particles)
         images = fold(images, particles)
-        what, log_q = latents["what"]
-        learns = torch.is_grad_enabled()
-        if learns and particles > 1:
-            raise ValueError("SceneAIR learns the shapes with one particle: a bound of several is for evaluation")
-        if learns and every is None:
-            poses = self.poses(latents["where"].value, latents["turn"].value)
-            every = every_shape(poses, self.view, self.sharpness)
-        drawn = self._drawn(latents, every)
-        if learns and every is not None and self.identity == "enumerate":
-            log_likelihood = self._enumerated(images, every, log_q)
-        else:
+        if not torch.is_grad_enabled():
+            drawn = self._drawn(latents, every)
             log_likelihood = self.log_likelihood(images, drawn)
-        if learns and every is not None and self.identity == "local":
-            log_likelihood = log_likelihood + self._local(images, drawn, every, log_q)
-        if learns and self.identity == "nvil":
-            log_likelihood = log_likelihood + self._nvil(what, log_q, log_likelihood.detach())
+        elif particles > 1:
+            raise ValueError("SceneAIR learns the shapes with one particle: a bound of several is for evaluation")
+        else:
+            if every is None:
+                poses = self.poses(latents["where"].value, latents["turn"].value)
+                every = every_shape(poses, self.view, self.sharpness)
+            drawn = self._drawn(latents, every)
+            log_likelihood = self._learning(images, drawn, every, latents["what"])
         painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
         return Rollout(logits, latents, history, painted, log_likelihood)
 
@@ -218,6 +213,15 @@ class SceneAIR(CountingModel):
         flat = images.flatten(-2)
         return [self.log_likelihood_of((flat - canvas).square().sum((-2, -1))) for canvas in
                 (self.empty.flatten(-2), *canvases(objects, self.view, self.sharpness))]
+
+    def _learning(self, images: Tensor, drawn: Layers, every: Layers, what: CategoricalLatent) -> Tensor:
+        """log p(x | z_{1:n}), (B, N+1), with the shapes' gradients."""
+        if self.identity == "enumerate":
+            return self._enumerated(images, every, what.log_q)
+        log_likelihood = self.log_likelihood(images, drawn)
+        if self.identity == "local":
+            return log_likelihood + self._local(images, drawn, every, what.log_q)
+        return log_likelihood + self._nvil(what.value, what.log_q, log_likelihood.detach())
 
     def _local(self, images: Tensor, drawn: Layers, every: Layers, log_q: Tensor) -> Tensor:
         """The local expectations' term, (B, N+1), of value 0."""
@@ -279,7 +283,7 @@ class SceneAIR(CountingModel):
 
 def _chosen(every: Layers, what: Tensor) -> Layers:
     """Objects as the shapes that they have, of those that each might have: (B, N, S, P) and (B, N) -> (B, N, P)."""
-    chosen = F.one_hot(what, len(SHAPES)).to(every.opacity)[..., None]  # (B, N, S, 1)
+    chosen = (what[..., None] == torch.arange(len(SHAPES), device=what.device)).to(every.opacity)[..., None]
     return Layers((chosen * every.opacity).sum(2), (chosen * every.depth).sum(2),
                   (chosen[..., None] * every.colour).sum(2))
 
