@@ -197,7 +197,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=6000, help="of SceneAIR and of the supervised network")
+    parser.add_argument("--steps", type=int, default=3000, help="of SceneAIR and of the supervised network")
     parser.add_argument("--images", type=int, default=64, help="held-out ones that are optimised (64)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "single-object")
