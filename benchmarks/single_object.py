@@ -14,6 +14,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class Supervised(nn.Module):
         assert scenes.poses is not None
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in tqdm(range(steps), desc="supervised"):
+        for _ in tqdm(range(steps), desc="supervised", disable=not sys.stderr.isatty()):
             chosen = torch.randint(len(scenes), (BATCH,))
             logits, place, rotation = self(scenes.images[chosen])
             pose = scenes.poses[chosen, 0]
