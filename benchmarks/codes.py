@@ -115,8 +115,6 @@ def table(report: dict[str, Any]) -> str:
         right, found = ([100 * record[key] for record in same] for key in ("accuracy", "found"))
         lines.append(f"| {name} | {classifier} | {statistics.mean(right):.2f} | {min(right):.2f} | "
                      f"{statistics.mean(found):.2f} | {len(same)} |")
-    if not report.get("runs"):  # a file from before they were kept
-        return "\n".join(lines)
     counted, iou, ap = ([run[key] for run in report["runs"]] for key in OF_RUNS)
     return "\n".join(lines) + (
         f"\n\nTheir models count {100 * statistics.mean(counted):.2f}% of the held-out scenes right (worst "

@@ -86,15 +86,15 @@ def literal_elbo(model, image, noise, background_noise=None):
 
 def literal_search(search, left):
     """What Search says of one image (C, H, W), place by place: logit, loc and scale before the softplus, (7,)."""
-    hidden = left[None]
-    for convolution, how in zip(search.net[::2], ({"stride": 2, "padding": 2}, {"stride": 2, "padding": 1},
+    look, hidden = search.attention, left[None]
+    for convolution, how in zip(look.net[::2], ({"stride": 2, "padding": 2}, {"stride": 2, "padding": 1},
                                                   {"padding": 2, "dilation": 2})):
         hidden = F.conv2d(hidden, convolution.weight, convolution.bias, **how).relu()
     side = hidden.shape[-1]
     rows, columns = [i for i in range(side) for _ in range(side)], list(range(side)) * side
     features = [hidden[0, :, row, column] for row, column in zip(rows, columns)]
-    heat = [(search.heat * feature).sum() + preference
-            for feature, preference in zip(features, search.preference)]
+    heat = [(look.heat * feature).sum() + preference
+            for feature, preference in zip(features, look.preference)]
     pixel = 2 / left.shape[-1]  # in canvas units; every fourth pixel's centre is a place
     centres = [torch.stack((-1 + pixel / 2 + 4 * pixel * torch.tensor(float(column)),
                             -1 + pixel / 2 + 4 * pixel * torch.tensor(float(row)))).to(left)

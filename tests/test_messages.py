@@ -140,7 +140,7 @@ def test_what_resume_says(said, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     torch.save({"format": 1}, checkpoint)
     assert said(train, ["--resume", "run"]) == (
-        "run/checkpoint.pt is not a checkpoint of this version: expected format 6, found 1")
+        "run/checkpoint.pt is not a checkpoint of this version: expected format 7, found 1")
     checkpoint.write_bytes(b"damage")
     assert said(train, ["--resume", "run"]).startswith("run/checkpoint.pt is not a checkpoint that can be read: ")
     checkpoint.unlink()
