@@ -183,9 +183,11 @@ def plot(results_by_name: Mapping[str, Sequence[dict[str, Any]]], file: Path, ke
     """
     figure = Figure(figsize=(8, 0.6 + 0.32 * len(results_by_name)), layout="constrained")
     axis = figure.subplots()
-    for place, results in enumerate(results_by_name.values()):
+    kinds = list(dict.fromkeys(name.split("-")[0] for name in results_by_name))  # air, dair, search: a colour each
+    for place, (name, results) in enumerate(results_by_name.items()):
         wrong = [100 - 100 * figures(result)[key] for result in results if result["metrics"]]
-        axis.scatter([max(LEAST_WRONG, each) for each in wrong], [place] * len(wrong), s=24, alpha=0.6, linewidths=0)
+        axis.scatter([max(LEAST_WRONG, each) for each in wrong], [place] * len(wrong), s=24, alpha=0.6, linewidths=0,
+                     color=f"C{kinds.index(name.split('-')[0])}")
         stopped = len(results) - len(wrong)
         axis.scatter([100] * stopped, [place] * stopped, marker="x", color="black")
     names = [f"{name} ({len(results)})" for name, results in results_by_name.items()]

@@ -88,7 +88,7 @@ def literal_search(search, left):
     """What Search says of one image (C, H, W), place by place: logit, loc and scale before the softplus, (7,)."""
     look, hidden = search.attention, left[None]
     for convolution, how in zip(look.net[::2], ({"stride": 2, "padding": 2}, {"stride": 2, "padding": 1},
-                                                  {"padding": 2, "dilation": 2})):
+                                                {"padding": 2, "dilation": 2})):
         hidden = F.conv2d(hidden, convolution.weight, convolution.bias, **how).relu()
     side = hidden.shape[-1]
     rows, columns = [i for i in range(side) for _ in range(side)], list(range(side)) * side
