@@ -70,7 +70,8 @@ def test_the_supervised_network_learns_shapes_and_places(single_object, model, s
     assert after["identity"] > 0.95 and after["place"] < min(0.1, before["place"])
 
 
-def test_what_the_model_infers_is_measured(single_object, model, scenes):
+def test_what_the_model_infers_is_measured(single_object, model, scenes, monkeypatch):
+    monkeypatch.setattr(single_object, "LONG_ENOUGH", 0.01)
     seen = model.infer(scenes.images)
     found = single_object.measure(lambda images: single_object.by_inference(model, images), scenes)
     right = (seen.z_what[:, 0].argmax(-1) == scenes.labels[:, 0]).float().mean().item()
