@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -250,4 +251,5 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_: f"train.py: WARNING: {message}\n"  # not the line of code
     main()

@@ -174,6 +174,18 @@ def test_a_compiled_run(tmp_path, estimator):
     assert terms[1] == pytest.approx(terms[0], rel=0.05)
 
 
+def test_as_a_command_it_says_what_is_left_out_in_a_line(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for name in ("1", "2"):
+        Image.new("L", (20, 20)).save(tmp_path / f"{name}.png")
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--dataset", "folder", "--data-root", str(tmp_path)],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    warning, _, error = done.stderr.splitlines()
+    assert done.returncode == 2 and error.startswith("train.py: error: ")
+    assert warning == ("train.py: WARNING: 1 of 3 images are left out, they cannot be read: broken.png "
+                       f"(cannot identify image file '{tmp_path / 'broken.png'}')")
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     """A process of its own, interrupted while it trains, then resumed to the end."""
     out = tmp_path / "run"
