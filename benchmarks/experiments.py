@@ -109,7 +109,12 @@ NETWORKS = {
     "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
                                         3),
 }
-# Objects on a table in 3D. The recipe's guide is a search; beside it the recurrent net over the whole image, with and
+# An object on a table in 3D; the same with a renderer that is never blurred, and with a third of the likelihood's sd.
+SINGLE = "--dataset scenes-single --estimator enumerate --compile --steps 3000"
+ONE_OBJECT = {"single": Experiment(SINGLE, 3),
+              "single-sharp": Experiment(f"{SINGLE} --set model.first_sharpness=40", 3),
+              "single-narrow-sd": Experiment(f"{SINGLE} --set model.likelihood_sd=0.03", 3)}
+# Several objects. The recipe's guide is a search; beside it the recurrent net over the whole image, with and
 # without the difference, and other ways to learn the shapes; "sharp" never blurs the renderer.
 TABLE = "--dataset scenes-table --estimator enumerate --compile --steps 3000"
 GUIDES = {"search": "", "overview": " --set model.search=false", "difference": " --difference --set model.search=false"}
@@ -133,6 +138,6 @@ PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --s
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
           "Counts that training does not show": GENERALISATION, "Backdrops": BACKDROPS, "Omniglot": OMNIGLOT,
-          "Several objects in 3D": SCENES, "Counts in 3D that training does not show": UNSEEN_SCENES,
+          "One object in 3D": ONE_OBJECT, "Several objects in 3D": SCENES, "Counts in 3D that training does not show": UNSEEN_SCENES,
           "Other networks": NETWORKS, "Large batches": LARGE_BATCHES, "Low precision": PRECISION}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}

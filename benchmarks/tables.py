@@ -43,6 +43,7 @@ OVERVIEW = {"sampled %": "count_accuracy_sampled", "refined %": REFINED, "box Io
 SUMMARIES = {"Counts that training does not show": ("experiments.md", (SEEN, "box_iou", *list(OF_UNSEEN)[:3])),
              "Backdrops": ("experiments.md", (SEEN, REFINED, "box_iou", "box_ap50")),
              "Omniglot": ("experiments.md", ("elbo", "iw_bound", "mean_count", *ERRORS)),
+             "One object in 3D": ("scenes.md", (SEEN, *OF_SHAPES, "box_iou")),
              "Several objects in 3D": ("scenes.md", (SEEN, *OF_SHAPES, "box_iou")),
              "Counts in 3D that training does not show": (
                  "scenes.md", (SEEN, *(f"unseen_{key}" for key in (SEEN, "identity_accuracy", "place_error"))))}
