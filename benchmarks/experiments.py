@@ -138,6 +138,7 @@ PRECISION = {f"strict-{name}": Experiment(f"{STRICT} --estimator {estimator} --s
 GROUPS = {"The recipe": MAIN, "Further from the defaults": ROBUSTNESS,
           "The recipe without one of its settings": ABLATIONS, "Touching digits": REMEDIES,
           "Counts that training does not show": GENERALISATION, "Backdrops": BACKDROPS, "Omniglot": OMNIGLOT,
-          "One object in 3D": ONE_OBJECT, "Several objects in 3D": SCENES, "Counts in 3D that training does not show": UNSEEN_SCENES,
+          "One object in 3D": ONE_OBJECT, "Several objects in 3D": SCENES,
+          "Counts in 3D that training does not show": UNSEEN_SCENES,
           "Other networks": NETWORKS, "Large batches": LARGE_BATCHES, "Low precision": PRECISION}
 EXPERIMENTS = {name: experiment for group in GROUPS.values() for name, experiment in group.items()}
