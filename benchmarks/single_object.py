@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Shape and pose of a single object in 3D, found in three ways from the same images.
 
-    python benchmarks/single_object.py --seeds 0 1 2 3 4
+    python benchmarks/single_object.py             # trains what is missing, measures, draws
+    python benchmarks/single_object.py --table     # prints the table of the results
 
 SceneAIR is trained by train.py, without labels, unless its run is there. The supervised network is the same as its
 guide, is trained on as many batches, and told the true shapes, places and rotations: cross-entropy and squared errors.
@@ -201,23 +202,27 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--steps", type=int, default=8000, help="of SceneAIR and of the supervised network (8000)")
     parser.add_argument("--images", type=int, default=64, help="held-out ones that are optimised (64)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "single-object")
     parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw optimisation.png and .gif there")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "single-object.json")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs", metavar="DIR")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of the JSON file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is missing, measure, print the table, write the JSON."""
+    """Train what is missing, measure, draw, print the table, write the JSON."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if min(args.steps, args.images, args.threads) < 1:
         parser.error("--steps, --images and --threads must be at least 1")
+    if args.table:
+        print(table(json.loads(args.json.read_text())["records"]))
+        return
     torch.set_num_threads(args.threads)
     dataset = load_dataset("scenes-single", args.data_root)
     records = []
@@ -240,13 +245,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method, find, scenes in ways:
             records.append({"method": method, "seed": seed, "images": len(scenes), **measure(find, scenes)})
             print(records[-1], flush=True)
-        if args.pictures and seed == args.seeds[0]:
-            args.pictures.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**machine("cpu"), "steps": args.steps, "records": records}, indent=2) + "\n")
+        if seed == args.seeds[0]:
             draw(model, dataset.held_out.images[:SHOWN], args.pictures)
     print(table(records))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**machine("cpu"), "steps": args.steps, "records": records}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

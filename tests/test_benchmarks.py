@@ -110,6 +110,25 @@ def test_data_are_timed_in_a_cache_of_their_own(benchmark, monkeypatch, tmp_path
         assert ended.value.code == 2 and word in capsys.readouterr().err
 
 
+def test_bench_renderer_times_what_it_says(benchmark, tmp_path, capsys, monkeypatch):
+    script = benchmark("bench_renderer")
+    rendered, poses = script.render, []
+
+    def render(shape, pose, present, view):
+        assert shape.shape == present.shape == (2, 3) and view.image_size == 8
+        poses.append(pose)
+        return rendered(shape, pose, present, view)
+
+    monkeypatch.setattr(script, "render", render)
+    monkeypatch.setattr(script, "SECONDS", 0.02)
+    monkeypatch.setattr(script.torch, "compile", lambda way: way)
+    script.main(["--scenes", "2", "--image-size", "8", "--json", str(tmp_path / "renderer.json")])
+    assert (poses[-1].grad[..., :2] != 0).any((0, 1)).all() and all(each is poses[0] for each in poses)
+    times = json.loads((tmp_path / "renderer.json").read_text())["ms"]
+    assert times["forward and backward"] > times["forward"] > 0
+    assert f"| forward and backward | {times['forward and backward']:.1f} |" in capsys.readouterr().out
+
+
 def result(seed, accuracy):
     metrics = None if accuracy is None else dict(
         count_accuracy_map=accuracy, count_accuracy_sampled=accuracy, count_accuracy_refined=accuracy, box_iou=0.5,
