@@ -85,3 +85,8 @@ def test_the_table_has_the_worst_in_brackets(single_object):
                {"method": "a", "identity": 1.0, "place": 0.03, "box_rotation": 3.0, "ms": 4.0}]
     assert single_object.table(records).splitlines()[2] == (
         "| a | 95.00 (90.00) | 2.00 (3.00) | 2.00 (3.00) | - | 3.000 (4.000) |")
+
+
+def test_the_page_has_the_table_of_the_results(single_object, capsys):
+    single_object.main(["--table"])
+    assert capsys.readouterr().out in (single_object.ROOT / "docs" / "scenes.md").read_text()
