@@ -16,6 +16,7 @@ from machine import machine
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from air.data.table import SIZE
 from air.renderer import REACH, SHAPES, View, render
 
 SECONDS = 5.0  # how long each is repeated
@@ -24,7 +25,7 @@ SECONDS = 5.0  # how long each is repeated
 def scenes(number: int, objects: int) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes (B, N), poses (B, N, 4) with gradients, and z_pres (B, N), all there."""
     pose = torch.empty(number, objects, 4).uniform_(-REACH, REACH)
-    pose[..., 3] = 0.35
+    pose[..., 3] = SIZE
     return torch.randint(len(SHAPES), (number, objects)), pose.requires_grad_(), torch.ones(number, objects)
 
 

@@ -109,13 +109,11 @@ NETWORKS = {
     "sprites-convolutional": Experiment(f"{SPRITES} --estimator enumerate --steps 2000 --set model.convolutional=true",
                                         3),
 }
-# An object on a table in 3D; the same with a renderer that is never blurred, without exploring the shapes either, and
-# with a third of the likelihood's sd.
+# An object on a table in 3D; the same with a renderer that is never blurred, and without exploring the shapes either.
 SINGLE = "--dataset scenes-single --estimator enumerate --compile --steps 3000"
 ONE_OBJECT = {"single": Experiment(SINGLE, 3),
               "single-sharp": Experiment(f"{SINGLE} --set model.first_sharpness=40", 3),
-              "single-unannealed": Experiment(f"{SINGLE} --set model.annealed=0", 3),
-              "single-narrow-sd": Experiment(f"{SINGLE} --set model.likelihood_sd=0.03", 3)}
+              "single-unannealed": Experiment(f"{SINGLE} --set model.annealed=0", 3)}
 # Several objects. The recipe's guide is a search; beside it the recurrent net over the whole image, with and
 # without the difference, and other ways to learn the shapes; "sharp" never blurs the renderer.
 TABLE = "--dataset scenes-table --estimator enumerate --compile"

@@ -223,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.table:
         print(table(json.loads(args.json.read_text())["records"]))
         return
+    for folder in (args.json.parent, args.pictures):  # before hours of work that is to be written there
+        folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     dataset = load_dataset("scenes-single", args.data_root)
     records = []
