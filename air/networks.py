@@ -234,9 +234,15 @@ class Attention(nn.Module):
 
     features = 32
 
-    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
-        """Args: scale_mean: the image's side over an object's."""
+    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str, least: float = 0.0) -> None:
+        """Args:
+            scale_mean: the image's side over an object's.
+            least: a place is passed over that has less than this share of the brightest place's power (the mean square
+                of the 25 pixels around). Where nothing is left after what was found, that saves from a dead end: a
+                place where no object stands may become the hottest, and no gradient says that there are others.
+        """
         super().__init__()
+        self.least = least
         act = non_linearity_class(non_linearity)
         self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, self.features, 3, 2, 1), act(),
                                  nn.Conv2d(self.features, self.features, 3, 1, 2, dilation=2), act())
@@ -251,6 +257,9 @@ class Attention(nn.Module):
         """Images (B, C, H, W) -> features there (B, 32), how hot it is (B, 1), and where, (x, y) in [-1, 1], (B, 2)."""
         features = self.net(image).to(image.dtype).movedim(1, -1).flatten(1, 2)  # (B, places, 32)
         heat = features @ self.heat + self.preference  # (B, places)
+        if self.least:
+            power = F.avg_pool2d(image.square().sum(1), 5, 4, 2).flatten(1)  # (B, places)
+            heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
         along = pixel_centres(image.shape[-1], image)[::4]
         places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
         away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)

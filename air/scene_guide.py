@@ -16,6 +16,7 @@ from air.spatial import image_to_window
 
 # What is left, (B, 3, H, W), or None where it is as before, and the latents of the step before -> a step's numbers.
 Step = Callable[[Tensor | None, Tensor], Tensor]
+LEAST = 0.25  # of the power of where most is left: what has less is not looked at
 GLIMPSE = 24  # a side, in pixels
 ROOM = 1.8  # a glimpse's side over the widest an object can be, a box's diagonal, in the middle of the table
 EDGE = 0.98  # of the table: a place that is seen further out is taken for one that is this far out
@@ -69,7 +70,7 @@ class SceneSearch(nn.Module):
         self.view, self.object_size = view, object_size
         width = 2 * math.dist(view.camera, view.target) * math.tan(math.radians(view.field_of_view) / 2)
         self.zoom = width / (ROOM * 2 * math.sqrt(2) * object_size)  # of a glimpse, s in z_where
-        self.attention = Attention(3, view.image_size, width / (2 * object_size), non_linearity)
+        self.attention = Attention(3, view.image_size, width / (2 * object_size), non_linearity, LEAST)
         self.see = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(), nn.Flatten(),
                                  nn.Linear(64 * (GLIMPSE // 4)**2, features), act())
         self.predict = MLP(features + 3, [*hidden, outputs], non_linearity)

@@ -116,19 +116,17 @@ ONE_OBJECT = {"single": Experiment(SINGLE, 3),
               "single-unannealed": Experiment(f"{SINGLE} --set model.annealed=0", 3)}
 # Several objects. The recipe's guide is a search; beside it the recurrent net over the whole image, with and
 # without the difference, and other ways to learn the shapes; "sharp" never blurs the renderer.
-TABLE = "--dataset scenes-table --estimator enumerate --compile"
+TABLE = "--dataset scenes-table --estimator enumerate --compile --steps 3000"
 GUIDES = {"search": "", "overview": " --set model.search=false", "difference": " --difference --set model.search=false"}
 SCENES = {
-    **{f"table-{name}": Experiment(f"{TABLE} --steps 3000{guide}", 5 if name == "search" else 3)
+    **{f"table-{name}": Experiment(f"{TABLE}{guide}", 5 if name == "search" else 3)
        for name, guide in GUIDES.items()},
-    **{f"table-shapes-{identity}": Experiment(f"{TABLE} --steps 3000 --set model.identity={identity}", 3)
+    **{f"table-shapes-{identity}": Experiment(f"{TABLE} --set model.identity={identity}", 3)
        for identity in ("nvil", "enumerate")},
-    "table-sharp": Experiment(f"{TABLE} --steps 3000 --set model.first_sharpness=40", 3),
+    "table-sharp": Experiment(f"{TABLE} --set model.first_sharpness=40", 3),
 }
-UNSEEN_SCENES = {
-    f"table-{name}{length}-to-{to}": Experiment(f"{TABLE} {steps} --counts {shown} --unseen-counts {to}{guide}", 3)
-    for length, steps in (("", "--steps 5000"), ("-short", "--steps 3000"))
-    for to, shown in ((2, "0 1 3"), (3, "0 1 2")) for name, guide in GUIDES.items()}
+UNSEEN_SCENES = {f"table-{name}-to-{to}": Experiment(f"{TABLE} --counts {shown} --unseen-counts {to}{guide}", 3)
+                 for to, shown in ((2, "0 1 3"), (3, "0 1 2")) for name, guide in GUIDES.items()}
 # As many processes would share them: a run's batch is theirs together, whoever computes its parts.
 LARGE_BATCHES = {f"batch-{size}-lr-{lr}": Experiment(f"{STRICT} --estimator enumerate --batch-size {size} "
                                                      f"--steps {steps} --lr {lr}", 3)

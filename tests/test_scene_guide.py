@@ -72,6 +72,15 @@ def test_of_two_objects_it_looks_at_one(search):
     assert min((at - torch.tensor(each)).norm() for each in (one, other)) < 0.3
 
 
+@pytest.mark.parametrize("place", [(0.5, -0.95), (-0.6, 0.7)])
+def test_where_next_to_nothing_is_left_it_does_not_look(search, place):
+    """However hot that is: no gradient would lead it away from there."""
+    with torch.no_grad():
+        search.attention.preference[0] = 1000.0  # the image's corner, where no object stands
+    noise = 0.05 * torch.randn(1, 3, 48, 48)
+    assert (found(search(left(place, kind=1) + noise))[0] - torch.tensor(place)).norm() < 0.35
+
+
 def test_it_reads_a_glimpse_of_what_it_looks_at(search):
     glimpses = []
     search.see.register_forward_pre_hook(lambda _, inputs: glimpses.append(inputs[0]))
