@@ -119,8 +119,7 @@ ONE_OBJECT = {"single": Experiment(SINGLE, 3),
 TABLE = "--dataset scenes-table --estimator enumerate --compile --steps 3000"
 GUIDES = {"search": "", "overview": " --set model.search=false", "difference": " --difference --set model.search=false"}
 SCENES = {
-    **{f"table-{name}": Experiment(f"{TABLE}{guide}", 5 if name == "search" else 3)
-       for name, guide in GUIDES.items()},
+    **{f"table-{name}": Experiment(f"{TABLE}{guide}", 5 if name == "search" else 3) for name, guide in GUIDES.items()},
     **{f"table-shapes-{identity}": Experiment(f"{TABLE} --set model.identity={identity}", 3)
        for identity in ("nvil", "enumerate")},
     "table-sharp": Experiment(f"{TABLE} --set model.first_sharpness=40", 3),
