@@ -17,9 +17,11 @@ Their gradients are not reparameterised; log_likelihood_n carries them as a term
     nvil       Σ_{t<=n} ∇log q_t(what_t) (log p(x | z_{1:n}) - log p(x | z_{1:t-1}))
     enumerate  Σ over all S^n combinations of shapes, differentiated as it stands; no shape is drawn
 
-All three have the same mean. While a run is young the shapes are explored as the counts are: they are drawn by
-(1-ε) q + ε / S, and q follows what is found in the share 1-ε. Placed where another shape is, an object explains less
-than nothing, so without that each shape would soon be sent to where it does the least harm.
+All three have the same mean. While a run is young the shapes are explored as the counts are. Placed where another shape
+is, an object explains less than nothing, so each shape would soon be sent to where it does the least harm. So places
+and turns learn from shapes that are tried, of (1-ε) q + ε / S. The bound is q's throughout, and q and the count follow
+it in the share 1-ε: a shape tried at random says nothing of them, and a count that is driven to 0, by hundreds of nats
+for every object not yet found, does not come back.
 
 Source: Eslami et al. (2016), section 3.3 and appendix; Titsias & Lázaro-Gredilla (2015), *Local Expectation Gradients
 for Black Box Variational Inference*, for the local one.
@@ -133,11 +135,9 @@ class SceneAIR(CountingModel):
             angles[s] = torch.atan2(vector[..., 1:], vector[..., :1]) / SYMMETRIES[s]
         return torch.cat((place, torch.stack(angles, -2), torch.full_like(place[..., :1], self.object_size)), -1)
 
-    def explored(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """By what the shapes are drawn, and what q learns of them, 0 but for its gradient: (..., S) each."""
-        q = log_q.exp()
-        return q.detach().lerp(torch.full_like(q, 1 / len(SHAPES)), self.exploration), (1 - self.exploration) * (
-            q - q.detach())
+    def held_back(self, learning: Tensor) -> Tensor:
+        """The same, with 1-ε of its gradient."""
+        return learning.detach().lerp(learning, 1 - self.exploration)
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
                ) -> tuple[Tensor, dict[str, Any], Tensor, Layers | None]:
@@ -167,8 +167,8 @@ class SceneAIR(CountingModel):
                 every.append(every_shape(self.poses(*value.split(self.sizes[2:], -1)), self.view, self.sharpness))
                 found.append(_blended(every[-1], log_what))
         logits, history, log_what, value, loc, scale = (torch.stack(each, 1) for each in zip(*steps))
-        drawn_by = self.explored(log_what)[0] if torch.is_grad_enabled() else log_what.exp()
-        what = log_what.argmax(-1) if at_mean else torch.multinomial(drawn_by.flatten(0, 1), 1).view(drawn_by.shape[:2])
+        q = log_what.exp()
+        what = log_what.argmax(-1) if at_mean else torch.multinomial(q.flatten(0, 1), 1).view(q.shape[:2])
         values, locs, scales = (each.split(self.sizes[2:], -1) for each in (value, loc, scale))
         where, turn = (NormalLatent(value, loc, scale, images.new_zeros(()), images.new_ones(()))
                        for value, loc, scale in zip(values, locs, scales))
@@ -191,6 +191,7 @@ class SceneAIR(CountingModel):
                 every = every_shape(poses, self.view, self.sharpness)
             drawn = self._drawn(latents, every)
             log_likelihood = self._learning(images, drawn, every, latents["what"])
+            logits = self.held_back(logits)
         painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
         return Rollout(logits, latents, history, painted, log_likelihood)
 
@@ -215,37 +216,37 @@ class SceneAIR(CountingModel):
                 (self.empty.flatten(-2), *canvases(objects, self.view, self.sharpness))]
 
     def _learning(self, images: Tensor, drawn: Layers, every: Layers, what: CategoricalLatent) -> Tensor:
-        """log p(x | z_{1:n}), (B, N+1), with the shapes' gradients."""
+        """log p(x | z_{1:n}), (B, N+1), with the gradients of places and turns, and of the shapes."""
         if self.identity == "enumerate":
             return self._enumerated(images, every, what.log_q)
-        log_likelihood = self.log_likelihood(images, drawn)
-        if self.identity == "local":
-            return log_likelihood + self._local(images, drawn, every, what.log_q)
-        return log_likelihood + self._nvil(what.value, what.log_q, log_likelihood.detach())
+        anything = torch.randint_like(what.value, len(SHAPES))
+        tried = torch.where(torch.rand_like(drawn.opacity[..., 0]) < self.exploration, anything, what.value)
+        of_tried = self.log_likelihood(images, _chosen(every, tried))
+        term = self._local if self.identity == "local" else self._nvil
+        return of_tried - of_tried.detach() + term(images, drawn.detached(), every.detached(), what)
 
-    def _local(self, images: Tensor, drawn: Layers, every: Layers, log_q: Tensor) -> Tensor:
-        """The local expectations' term, (B, N+1), of value 0."""
-        _, learnt = self.explored(log_q)
-        instead = every.detached().unbind()  # N times (B, S, P)
-        others = [Layers(*(each[:, None] for each in one)) for one in drawn.detached().unbind()]  # (B, 1, P)
-        terms = [images.new_zeros(len(images))] * (self.num_steps + 1)
-        for t, one in enumerate(instead):
-            with torch.no_grad():
-                of_each = self._log_likelihoods(images[:, None], [*others[:t], one, *others[t + 1:]])
+    def _local(self, images: Tensor, drawn: Layers, every: Layers, what: CategoricalLatent) -> Tensor:
+        """log p(x | z_{1:n}), (B, N+1), with the shapes' gradients, by local expectations."""
+        learnt = self.held_back(what.log_q.exp())
+        others = [Layers(*(each[:, None] for each in one)) for one in drawn.unbind()]  # (B, 1, P)
+        terms = list(self._log_likelihoods(images, drawn.unbind()))
+        for t, one in enumerate(every.unbind()):  # (B, S, P)
+            of_each = self._log_likelihoods(images[:, None], [*others[:t], one, *others[t + 1:]])
             for n in range(t + 1, self.num_steps + 1):
-                terms[n] = terms[n] + (learnt[:, t] * of_each[n]).sum(-1)
+                mean = (learnt[:, t] * of_each[n]).sum(-1)
+                terms[n] = terms[n] + mean - mean.detach()
         return torch.stack(terms, -1)
 
-    def _nvil(self, what: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """The score function's term, (B, N+1), of value 0; log_p: the log-likelihoods of what was drawn."""
-        drawn_by, learnt = (each.gather(-1, what[..., None]).squeeze(-1) for each in self.explored(log_q))  # (B, N)
-        chosen = learnt / drawn_by
+    def _nvil(self, images: Tensor, drawn: Layers, every: Layers, what: CategoricalLatent) -> Tensor:
+        """The same by the score function."""
+        log_p = self.log_likelihood(images, drawn)
+        log_q = self.held_back(what.log_q).gather(-1, what.value[..., None])  # (B, N, 1)
         gains = log_p[:, None] - log_p[:, :-1, None]  # (B, N, N+1): of n over t - 1
         there = torch.ones_like(gains[0]).triu(1)  # t <= n
-        return (chosen[..., None] * gains * there).sum(1)
+        return log_p + ((log_q - log_q.detach()) * gains * there).sum(1)
 
     def _enumerated(self, images: Tensor, every: Layers, log_q: Tensor) -> Tensor:
-        """E log p(x | z_{1:n}) over the shapes, (B, N+1), n = 0..N."""
+        """E log p(x | z_{1:n}) over the shapes, (B, N+1), n = 0..N, with the gradients of all."""
         def along(axis: int, each: Tensor) -> Tensor:
             """(B, S, ...) -> (B, 1, ..., S, ..., 1, ...): every object's shapes along an axis of their own."""
             shape = [1] * self.num_steps
@@ -254,12 +255,13 @@ class SceneAIR(CountingModel):
 
         objects = [Layers(*(along(t, each) for each in one)) for t, one in enumerate(every.unbind())]
         images = along(0, images[:, None])
-        drawn_by, learnt = self.explored(log_q)
-        weight, mean = images.new_ones(()), []
+        q = log_q.exp()
+        tried_by = q.detach().lerp(torch.full_like(q, 1 / len(SHAPES)), self.exploration)
+        learnt, weight, tried, mean = self.held_back(q), images.new_ones(()), images.new_ones(()), []
         for n, of_each in enumerate(self._log_likelihoods(images, objects)):
             if n:
-                weight = weight * along(n - 1, (drawn_by + learnt)[:, n - 1])
-            mean.append((weight * of_each).flatten(1).sum(1))
+                weight, tried = weight * along(n - 1, learnt[:, n - 1]), tried * along(n - 1, tried_by[:, n - 1])
+            mean.append((weight * of_each.detach() + tried * (of_each - of_each.detach())).flatten(1).sum(1))
         return torch.stack(mean, -1)
 
     @torch.no_grad()

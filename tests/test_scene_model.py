@@ -30,9 +30,8 @@ def table_images():
 
 
 def gradients(model, loss):
-    parameters = [p for name, p in model.named_parameters()]
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True,
-                                                               materialize_grads=True)])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(
+        loss, list(model.parameters()), retain_graph=True, allow_unused=True, materialize_grads=True)])
 
 
 def test_likelihoods_are_those_of_the_first_n_objects_rendered(make_scene_model, table_images):
@@ -60,24 +59,27 @@ def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_mode
     model.load_state_dict(exact.state_dict())
     for each in (exact, model):
         each.exploration.fill_(exploration)
+    torch.manual_seed(2)
+    wanted = exact.rollout(table_images).log_likelihood.sum(0)
+    found = torch.zeros_like(wanted)
+    monkeypatch.setattr(torch, "rand_like", torch.zeros_like)  # every shape that is tried is one of `anything`
+    of_two = list(itertools.product(range(len(SHAPES)), repeat=2))
+    for combination, anything in itertools.product(of_two, of_two if exploration else [(0, 0)]):
+        what, tried = (torch.tensor(each).repeat(len(table_images), 1) for each in (combination, anything))
+        monkeypatch.setattr(torch, "multinomial", lambda *args, what=what: what.view(-1, 1))
+        monkeypatch.setattr(torch, "randint_like", lambda *args, tried=tried: tried)
+        torch.manual_seed(2)
+        rollout = model.rollout(table_images)
+        share = rollout.latents["what"].log_q.detach().exp().gather(-1, what[..., None]).prod(1)
+        if exploration:
+            tried_by = (1 - exploration) * (tried == what).double() + exploration / len(SHAPES)
+            share = share * tried_by.prod(1, keepdim=True)
+        found = found + (share * rollout.log_likelihood).sum(0)
+    torch.testing.assert_close(found, wanted)
     for n in range(3):
-        torch.manual_seed(2)
-        wanted = gradients(exact, exact.rollout(table_images).log_likelihood[:, n].sum())
-        found, values = torch.zeros_like(wanted), 0
-        for b in range(len(table_images)):
-            for combination in itertools.product(range(len(SHAPES)), repeat=2):
-                drawn = torch.tensor(combination).repeat(len(table_images))[:, None]
-                monkeypatch.setattr(torch, "multinomial", lambda *args, drawn=drawn: drawn)
-                torch.manual_seed(2)
-                rollout = model.rollout(table_images)
-                q = rollout.latents["what"].log_q[b, [0, 1], list(combination)].exp()
-                drawn_by = ((1 - exploration) * q + exploration / len(SHAPES)).prod().item()
-                found += drawn_by * gradients(model, rollout.log_likelihood[b, n])
-                values += drawn_by * rollout.log_likelihood[b, n].item()
-        torch.manual_seed(2)
-        assert values == pytest.approx(exact.rollout(table_images).log_likelihood[:, n].sum().item(), rel=1e-10)
-        assert wanted.norm() > 0 or n == 0
-        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+        expected = gradients(exact, wanted[n])
+        assert expected.norm() > 0 or n == 0
+        torch.testing.assert_close(gradients(model, found[n]), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("search", [False, True])
@@ -177,17 +179,37 @@ def test_the_difference_is_what_the_objects_so_far_leave(make_scene_model, table
     assert len(seen) == 3
 
 
-def test_shapes_are_explored_in_training_alone(make_scene_model, table_images):
-    model = make_scene_model(num_steps=1)
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_places_of_all_shapes_learn_while_they_are_explored(make_scene_model, table_images, identity):
+    """The guide is sure of spheres: with ε = 0 the places of the others have no gradient, with ε = 1 all have one."""
+    model = make_scene_model(num_steps=1, identity=identity)
+    last = model.guide.predict[-1]
     with torch.no_grad():
-        model.guide.predict[-1].weight.zero_()
-        model.guide.predict[-1].bias[1:4] = torch.tensor([30.0, 0, 0])
-    many = table_images[:1].expand(600, -1, -1, -1)
-    model.exploration.fill_(1.0)
-    drawn = model.rollout(many).latents["what"].value.flatten().bincount(minlength=3)
-    assert (drawn > 150).all()
-    with torch.no_grad():
-        assert (model.rollout(many).latents["what"].value == 0).all()
+        last.weight[1:4], last.bias[1:4] = 0, torch.tensor([99.0, 0, 0])
+    for exploration, learn in ((0.0, [True, False, False]), (1.0, [True] * 3)):
+        model.exploration.fill_(exploration)
+        gradient, = torch.autograd.grad(model.rollout(table_images.repeat(9, 1, 1, 1)).log_likelihood.sum(),
+                                        last.bias)
+        assert gradient[4:10].view(3, 2).abs().sum(1).gt(1e-6).tolist() == learn
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_what_is_explored_says_nothing_of_count_and_shapes(make_scene_model, table_images, identity):
+    """A shape tried at random seldom explains anything: were it counted, the count would go to 0 and stay there."""
+    model, results = make_scene_model(num_steps=1, identity=identity), []
+    for exploration in (0.0, 0.75, 1.0):
+        model.exploration.fill_(exploration)
+        torch.manual_seed(5)
+        rollout = model.rollout(table_images)
+        bias = model.guide.predict[-1].bias
+        of_logits, of_likelihood = (torch.autograd.grad(each.sum(), bias, retain_graph=True)[0][:4]
+                                    for each in (rollout.logits, rollout.log_likelihood))
+        results.append((rollout.log_likelihood.detach(), of_logits[0], of_likelihood[1:]))
+    for share, (value, *learning) in zip((1, 0.25, 0), results):
+        torch.testing.assert_close(value, results[0][0])
+        for found, in_full in zip(learning, results[0][1:]):
+            assert in_full.abs().min() > 1e-3
+            torch.testing.assert_close(found, share * in_full)
 
 
 def test_scenes_drawn_from_the_prior_show_their_latents(make_scene_model):
