@@ -110,13 +110,13 @@ NETWORKS = {
                                         3),
 }
 # An object on a table in 3D; the same with a renderer that is never blurred, and without exploring the shapes either.
-SINGLE = "--dataset scenes-single --estimator enumerate --compile"
+SINGLE = "--dataset scenes-single --estimator enumerate --compile --steps 3000"
 ONE_OBJECT = {"single": Experiment(SINGLE, 3),
               "single-sharp": Experiment(f"{SINGLE} --set model.first_sharpness=40", 3),
               "single-unannealed": Experiment(f"{SINGLE} --set model.annealed=0", 3)}
 # Several objects. The recipe's guide is a search; beside it the recurrent net over the whole image, with and
 # without the difference, and other ways to learn the shapes; "sharp" never blurs the renderer.
-TABLE = "--dataset scenes-table --estimator enumerate --compile"
+TABLE = "--dataset scenes-table --estimator enumerate --compile --steps 3000"
 GUIDES = {"search": "", "overview": " --set model.search=false", "difference": " --difference --set model.search=false"}
 SCENES = {
     **{f"table-{name}": Experiment(f"{TABLE}{guide}", 5 if name == "search" else 3) for name, guide in GUIDES.items()},
