@@ -19,9 +19,9 @@ Their gradients are not reparameterised; log_likelihood_n carries them as a term
 
 All three have the same mean. While a run is young the shapes are explored as the counts are. Placed where another shape
 is, an object explains less than nothing, so each shape would soon be sent to where it does the least harm. So places
-and turns learn from shapes that are tried, of (1-ε) q + ε / S. The bound is q's throughout, and q and the count follow
-it in the share 1-ε: a shape tried at random says nothing of them, and a count that is driven to 0, by hundreds of nats
-for every object not yet found, does not come back.
+and turns learn from shapes that are tried, of (1-ε) q + ε / S. The bound is q's throughout; q follows it in the share
+1-ε, and the count in the share 1-2ε, when the shapes by which it judges are known: wrong ones cost hundreds of nats,
+and a count that they have driven to 0 does not come back.
 
 Source: Eslami et al. (2016), section 3.3 and appendix; Titsias & Lázaro-Gredilla (2015), *Local Expectation Gradients
 for Black Box Variational Inference*, for the local one.
@@ -135,9 +135,9 @@ class SceneAIR(CountingModel):
             angles[s] = torch.atan2(vector[..., 1:], vector[..., :1]) / SYMMETRIES[s]
         return torch.cat((place, torch.stack(angles, -2), torch.full_like(place[..., :1], self.object_size)), -1)
 
-    def held_back(self, learning: Tensor) -> Tensor:
-        """The same, with 1-ε of its gradient."""
-        return learning.detach().lerp(learning, 1 - self.exploration)
+    def held_back(self, learning: Tensor, times: float = 1) -> Tensor:
+        """The same, with 1 - times ε of its gradient, none where that is below 0."""
+        return learning.detach().lerp(learning, (1 - times * self.exploration).clamp(min=0))
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
                ) -> tuple[Tensor, dict[str, Any], Tensor, Layers | None]:
@@ -191,7 +191,7 @@ class SceneAIR(CountingModel):
                 every = every_shape(poses, self.view, self.sharpness)
             drawn = self._drawn(latents, every)
             log_likelihood = self._learning(images, drawn, every, latents["what"])
-            logits = self.held_back(logits)
+            logits = self.held_back(logits, 2)
         painted = (drawn.opacity[:, :, None] * drawn.colour).unflatten(-1, images.shape[-2:])
         return Rollout(logits, latents, history, painted, log_likelihood)
 
