@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from air import NVIL, Enumerate
+from air import NVIL, Enumerate, scene_model
 from air.distributions import CategoricalLatent
 from air.renderer import SHAPES, View, render
-from air.scene_model import CONTRAST, IDENTITIES, SceneAIR
+from air.scene_model import CONTRAST, IDENTITIES, SceneAIR, _chosen
 
 VIEW = View(image_size=8)
 
@@ -75,7 +75,7 @@ def test_the_shapes_gradient_is_that_of_the_sum_over_all_of_them(make_scene_mode
             tried_by = (1 - exploration) * (tried == what).double() + exploration / len(SHAPES)
             share = share * tried_by.prod(1, keepdim=True)
         found = found + (share * rollout.log_likelihood).sum(0)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
     for n in range(3):
         expected = gradients(exact, wanted[n])
         assert expected.norm() > 0 or n == 0
@@ -177,6 +177,25 @@ def test_the_difference_is_what_the_objects_so_far_leave(make_scene_model, table
         boxes = render(torch.ones(4, t).long(), poses[:, :t], torch.ones(4, t).double(), VIEW)
         torch.testing.assert_close(left, table_images - boxes)
     assert len(seen) == 3
+
+
+def test_shapes_are_tried_by_q_and_at_random_in_training_alone(make_scene_model, table_images, monkeypatch):
+    """The guide is sure of spheres, and ε = 0.6: what is drawn are spheres, what is tried is so in 0.4 + 0.6 / 3."""
+    model, rendered = make_scene_model(num_steps=1), []
+    monkeypatch.setattr(scene_model, "_chosen", lambda every, what: rendered.append(what) or _chosen(every, what))
+    last = model.guide.predict[-1]
+    with torch.no_grad():
+        last.weight[1:4], last.bias[1:4] = 0, torch.tensor([99.0, 0, 0])
+    model.exploration.fill_(0.6)
+    torch.manual_seed(6)
+    many = table_images[:1].expand(3000, -1, -1, -1)
+    assert (model.rollout(many).latents["what"].value == 0).all()
+    drawn, tried = (what.flatten().bincount(minlength=3) / len(many) for what in rendered)
+    assert drawn.tolist() == [1, 0, 0]
+    torch.testing.assert_close(tried, torch.tensor([0.6, 0.2, 0.2]), atol=0.03, rtol=0)
+    with torch.no_grad():
+        assert (model.rollout(many).latents["what"].value == 0).all()
+    assert len(rendered) == 2
 
 
 @pytest.mark.parametrize("identity", IDENTITIES)
