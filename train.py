@@ -29,10 +29,10 @@ try:
 
     from air.checkpoints import FILE_NAME, CheckpointError, checkpoint_path, load_checkpoint
     from air.data import BACKDROPS, DATASETS, LAYOUT, OVERLAPS, DataError, load_dataset
-    from air.estimators import ESTIMATORS
-    from air.processes import first_alone, gather, join, leave, rank, size
+    from air.distributed import first_alone, gather, join, leave, rank, size
+    from air.inference.estimators import ESTIMATORS
     from air.recipe import PARTICLES, SETTINGS, STEPS, configure
-    from air.training import Config, Interrupted, Trainer, TrainingError
+    from air.training.trainer import Config, Interrupted, Trainer, TrainingError
 except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
     sys.exit(2)

@@ -2,12 +2,12 @@
 
 from air import pairing  # noqa: F401  first, so that a torchvision that does not load is named as such
 from air.checkpoints import load, load_scene_model
-from air.estimators import ESTIMATORS, NVIL, VIMCO, Enumerate
-from air.exporting import export
-from air.model import AIR
-from air.pyro_checkpoints import load_pyro_checkpoint
-from air.refinement import refine
-from air.scene_model import SceneAIR
+from air.inference.estimators import ESTIMATORS, NVIL, VIMCO, Enumerate
+from air.inference.refine import refine
+from air.models.air import AIR
+from air.models.export import export
+from air.models.pyro import load_pyro_checkpoint
+from air.scenes3d.model import SceneAIR
 
 __all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "SceneAIR", "export", "load", "load_pyro_checkpoint",
            "load_scene_model", "refine"]

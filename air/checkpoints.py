@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from air.base import CountingModel
 from air.files import atomic_write
 from air.kinds import build
-from air.model import AIR
-from air.scene_model import SceneAIR
+from air.models.air import AIR
+from air.models.base import CountingModel
+from air.scenes3d.model import SceneAIR
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = 7

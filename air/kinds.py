@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from air.base import CountingModel
-from air.model import AIR
-from air.scene_model import SceneAIR
+from air.models.air import AIR
+from air.models.base import CountingModel
+from air.scenes3d.model import SceneAIR
 
 MODELS: dict[str, type[CountingModel]] = {"air": AIR, "scene": SceneAIR}
 

@@ -27,12 +27,12 @@ from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
 from air.checkpoints import CheckpointError, load, load_checkpoint
-from air.data.own import SUFFIXES, fit, image_files, placement, read
+from air.data.custom import SUFFIXES, fit, image_files, placement, read
 from air.data.scenes import DataError
+from air.evaluation.pictures import STEP_COLOURS
 from air.files import atomic_write
-from air.model import AIR
-from air.refinement import refine
-from air.visualization import STEP_COLOURS
+from air.inference.refine import refine
+from air.models.air import AIR
 
 COLUMNS = ("file", "count", "probability", "boxes")
 

@@ -6,9 +6,9 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 from air.data import IMAGE_SIZE, LAYOUT, OBJECT_SIZE, Dataset, usual_counts
-from air.estimators import ESTIMATORS
+from air.inference.estimators import ESTIMATORS
 from air.kinds import MODELS
-from air.training import Config
+from air.training.trainer import Config
 
 SETTINGS: dict[str, Any] = {
     **LAYOUT, "background": False, "difference": False,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from air.data.table import SIZE
-from air.renderer import REACH, SHAPES, View, render
+from air.scenes3d.renderer import REACH, SHAPES, View, render
 
 SECONDS = 5.0  # how long each is repeated
 

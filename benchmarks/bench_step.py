@@ -32,9 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from air.data import Dataset, Scenes
-from air.processes import join, leave, rank, size
+from air.distributed import join, leave, rank, size
 from air.recipe import configure
-from air.training import Trainer
+from air.training.trainer import Trainer
 
 ESTIMATORS = ("nvil", "nvil-without-baseline", "enumerate", "vimco")
 ADAM_PASSES = 7  # reads the parameter, its gradient and two moments; writes all of these but the gradient

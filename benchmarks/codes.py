@@ -28,9 +28,9 @@ from trained import ROOT, RUNS, final_metrics, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset
-from air.evaluation import match
-from air.spatial import image_to_window
-from air.visualization import interpolation_picture
+from air.evaluation.evaluate import match
+from air.evaluation.pictures import interpolation_picture
+from air.models.spatial import image_to_window
 
 TRAIN_SCENES, CHUNK = 20_000, 1000
 NEIGHBOURS = 5

@@ -31,11 +31,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from air import NVIL, VIMCO, Enumerate
-from air.base import CountingModel
 from air.data import DataError, load_dataset
-from air.estimators import Estimator
+from air.inference.estimators import Estimator
+from air.models.base import CountingModel
 from air.recipe import STEPS, configure
-from air.training import Trainer
+from air.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {"rnn": "recurrent net", "predict": "predict", "encode": "encoder", "decode": "decoder"}

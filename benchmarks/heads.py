@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.networks import MLP
+from air.models.networks import MLP
 
 STEPS, CHECK_EVERY, PATIENCE, BATCH = 12_000, 100, 1000, 64
 MOST_HELD = 2000  # labelled scenes, to choose when to stop

@@ -31,9 +31,9 @@ from machine import machine
 from tqdm import tqdm
 
 from air.data import DataError, Dataset, Scenes, load_dataset
-from air.evaluation import evaluate
+from air.evaluation.evaluate import evaluate
 from air.recipe import configure
-from air.training import Trainer
+from air.training.trainer import Trainer
 
 # Of the command line in Pyro's tutorial, by the names of the example's options.
 TUTORIAL: dict[str, Any] = {"baseline_learning_rate": 0.1, "learning_rate": 1e-4, "z_pres_prior": 0.01}
@@ -83,7 +83,7 @@ class Peer:
         self.air, self.script = model.AIR(**TUTORIAL_MODEL), script
         self.prior = script.make_prior(TUTORIAL["z_pres_prior"])
         rates = {True: TUTORIAL["baseline_learning_rate"], False: TUTORIAL["learning_rate"]}
-        self.svi = pyro.infer.SVI(self.air.model, self.air.guide,
+        self.svi = pyro.infer.SVI(self.air.models.air, self.air.guide,
                                   pyro.optim.Adam(lambda name: {"lr": rates["bl_" in name]}),
                                   loss=pyro.infer.TraceGraph_ELBO())
 

@@ -42,9 +42,9 @@ from trained import ROOT, RUNS, trained
 
 import air
 from air.data import DataError, Scenes, load_dataset, multi_mnist
-from air.networks import Decoder, Encoder
-from air.spatial import invert_z_where
-from air.stepper import shifted
+from air.models.networks import Decoder, Encoder
+from air.models.spatial import invert_z_where
+from air.training.step import shifted
 
 KINDS = ("AIR", "DAIR")
 LABELLED, TEST = 62_500, 10_000  # scenes

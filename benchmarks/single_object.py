@@ -31,14 +31,14 @@ from tqdm import tqdm
 from trained import ROOT, train_unless_there
 
 import air
-from air.base import Inference
 from air.data import Scenes, load_dataset
-from air.distributions import normal_log_prob
-from air.poses import pose_errors
-from air.renderer import SHAPES, render
-from air.scene_guide import SceneSearch
-from air.scene_model import CONTRAST, SceneAIR
-from air.visualization import grid_picture, to_rgb
+from air.evaluation.pictures import grid_picture, to_rgb
+from air.models.base import Inference
+from air.models.distributions import normal_log_prob
+from air.scenes3d.guides import SceneSearch
+from air.scenes3d.model import CONTRAST, SceneAIR
+from air.scenes3d.poses import pose_errors
+from air.scenes3d.renderer import SHAPES, render
 
 BATCH, ASCENT, STEP = 64, 200, 0.05  # images a step; steps of the optimisation, and Adam's rate there
 WAYS = ((1, ASCENT), (10, ASCENT), (10, 40))  # starts and steps

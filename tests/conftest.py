@@ -9,7 +9,7 @@ import torch
 
 from air import AIR
 from air.data import Dataset, Scenes
-from air.training import Config
+from air.training.trainer import Config
 
 SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_hidden_size": 8, "encoder_net": [7],
          "decoder_net": [7], "bl_predict_net": [5], "likelihood_sd": 0.3}

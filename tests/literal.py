@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from air.networks import RecurrentNet
+from air.models.networks import RecurrentNet
 
 
 def as_lstm_cell(net: RecurrentNet) -> nn.LSTMCell:

@@ -5,7 +5,7 @@ import torch
 
 import air
 from air.checkpoints import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
-from air.estimators import NVIL
+from air.inference.estimators import NVIL
 from tests.conftest import SMALL
 
 

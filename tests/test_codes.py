@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from air.data import Scenes
-from air.model import AIR
+from air.models.air import AIR
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from air.distributions import CountPrior, NormalLatent, log_at_least, log_count_probs, normal_kl, normal_log_prob
+from air.models.distributions import CountPrior, NormalLatent, log_at_least, log_count_probs, normal_kl, normal_log_prob
 
 
 def random_normals():

@@ -6,7 +6,7 @@ from torch import nn
 from toy import STEPS, Toy, exact_gradient, gradient, terms_of
 
 from air import ESTIMATORS, NVIL, Enumerate
-from air.elbo import elbo_terms
+from air.inference.elbo import elbo_terms
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):

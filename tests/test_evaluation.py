@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from air.base import Inference
-from air.distributions import NormalLatent, log_count_probs
-from air.evaluation import average_precision, evaluate, failures, iw_bound, match
-from air.refinement import refine
+from air.evaluation.evaluate import average_precision, evaluate, failures, iw_bound, match
+from air.inference.refine import refine
+from air.models.base import Inference
+from air.models.distributions import NormalLatent, log_count_probs
 
 
 class TestMatching:

@@ -12,7 +12,7 @@ import air
 import train
 from air import predict, recipe
 from air.data import DataError, load_dataset
-from air.data.own import load_arrays
+from air.data.custom import load_arrays
 from tests.conftest import SMALL
 
 SPRITES = ["--dataset", "sprites", "--device", "cpu"]

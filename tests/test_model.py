@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from air import AIR
-from air.distributions import CountPrior
-from air.estimators import elbo_terms
-from air.spatial import image_to_window
+from air.inference.estimators import elbo_terms
+from air.models.distributions import CountPrior
+from air.models.spatial import image_to_window
 from tests.literal import literal_elbo
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from air.networks import (
+from air.models.networks import (
     MLP,
     Baseline,
     ConvDecoder,

@@ -7,8 +7,8 @@ import torch
 from toy import Toy, exact_bound_gradient, flat_gradient, gradient, log_weights
 
 from air import ESTIMATORS, NVIL, VIMCO, Enumerate
-from air.elbo import bound_with
-from air.evaluation import iw_bound
+from air.evaluation.evaluate import iw_bound
+from air.inference.elbo import bound_with
 
 PARTICLES = 3
 SAMPLED = {"nvil": lambda **options: NVIL(Toy(), **options),
@@ -171,7 +171,7 @@ def test_the_control_variates_lower_the_variance(toy_images, monkeypatch, name):
         return standard_error[:2].square()  # of the logits
 
     with_them = variance()
-    monkeypatch.setattr("air.estimators.bound_with", lambda log_w, stand_in: torch.zeros_like(stand_in))
+    monkeypatch.setattr("air.inference.estimators.bound_with", lambda log_w, stand_in: torch.zeros_like(stand_in))
     assert (with_them < 0.1 * variance()).all()
 
 

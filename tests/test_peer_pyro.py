@@ -49,7 +49,7 @@ def learner(peer_pyro, monkeypatch):
 def test_the_examples_modules_hide_ours_only_inside(peer_pyro, example):
     with peer_pyro.peer_modules(example):
         assert importlib.import_module("main").AIR == "theirs" == importlib.import_module("air").AIR
-    assert importlib.import_module("air") is air and air.AIR is importlib.import_module("air.model").AIR
+    assert importlib.import_module("air") is air and air.AIR is importlib.import_module("air.models.air").AIR
     assert "main" not in sys.modules and str(example) not in sys.path
 
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from air.base import Inference
-from air.poses import pose_errors
+from air.models.base import Inference
+from air.scenes3d.poses import pose_errors
 
 
 def test_errors_of_matched_objects():

@@ -11,8 +11,8 @@ from PIL import Image
 import train
 from air import load, predict
 from air.checkpoints import FILE_NAME, load_checkpoint, save_checkpoint
-from air.data.own import fit
-from air.refinement import refine
+from air.data.custom import fit
+from air.inference.refine import refine
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from air.renderer import SHAPES, View, camera_rays, compose, every_shape, layers, on_plane, render
+from air.scenes3d.renderer import SHAPES, View, camera_rays, compose, every_shape, layers, on_plane, render
 
 SPHERE, BOX, CYLINDER = range(3)
 

@@ -4,10 +4,11 @@ import math
 import pytest
 import torch
 
-from air import NVIL, Enumerate, scene_model
-from air.distributions import CategoricalLatent
-from air.renderer import SHAPES, View, render
-from air.scene_model import CONTRAST, IDENTITIES, SceneAIR, _chosen
+from air import NVIL, Enumerate
+from air.models.distributions import CategoricalLatent
+from air.scenes3d import model as scene_model
+from air.scenes3d.model import CONTRAST, IDENTITIES, SceneAIR, _chosen
+from air.scenes3d.renderer import SHAPES, View, render
 
 VIEW = View(image_size=8)
 

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from air.data.table import table_scenes
-from air.renderer import View
-from air.scene_model import SceneAIR
-from air.visualization import to_rgb
+from air.evaluation.pictures import to_rgb
+from air.scenes3d.model import SceneAIR
+from air.scenes3d.renderer import View
 
 VIEW = View(image_size=16)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from air.spatial import image_to_window, invert_z_where, painted_boxes, window_boxes, window_to_image
+from air.models.spatial import image_to_window, invert_z_where, painted_boxes, window_boxes, window_to_image
 
 
 def bilinear_loop(source, z_where, size):

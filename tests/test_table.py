@@ -3,7 +3,7 @@ import torch
 
 from air.data import DataError
 from air.data.table import APART, REACH, SIZE, table_scenes
-from air.renderer import View, layers, render
+from air.scenes3d.renderer import View, layers, render
 
 VIEW = View(image_size=24)
 

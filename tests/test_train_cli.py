@@ -17,8 +17,8 @@ import air
 import train
 from air import recipe
 from air.checkpoints import load_checkpoint
-from air.evaluation import evaluate
-from air.scene_guide import SceneSearch
+from air.evaluation.evaluate import evaluate
+from air.scenes3d.guides import SceneSearch
 
 ROOT = Path(__file__).parent.parent
 SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
@@ -111,7 +111,7 @@ def test_own_images_of_unknown_counts(tmp_path, capsys):
 @pytest.mark.parametrize("offset, words", [(-3.0, ["larger than", "by 3.0 of its sds", "--object-size above 0.333"]),
                                            (2.6, ["smaller than", "--object-size below 0.333"]), (-2.4, [])])
 def test_a_scale_prior_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch, offset, words):
-    monkeypatch.setattr("air.training.evaluate", lambda *args, **kwargs: {
+    monkeypatch.setattr("air.training.trainer.evaluate", lambda *args, **kwargs: {
         **evaluate(*args, **kwargs), "scale_offset": offset})
     train.main([*SPRITES, "--steps", "1", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().err

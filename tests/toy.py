@@ -6,10 +6,10 @@ import math
 import torch
 from torch import nn
 
-from air.base import Rollout
-from air.distributions import CountPrior, NormalLatent
-from air.elbo import Terms
-from air.networks import Baseline, RecurrentNet
+from air.inference.elbo import Terms
+from air.models.base import Rollout
+from air.models.distributions import CountPrior, NormalLatent
+from air.models.networks import Baseline, RecurrentNet
 
 STEPS = 2
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from air.data.custom import load_arrays, load_folder, split
 from air.data.multi_mnist import OVERLAPS, load_mnist, multi_mnist
 from air.data.omniglot import omniglot
-from air.data.own import load_arrays, load_folder, split
 from air.data.scenes import BACKDROPS, IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
 from air.data.sprites import sprites
 from air.data.table import table_scenes

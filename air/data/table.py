@@ -11,7 +11,7 @@ from torch import Tensor
 
 from air.data.cache import cached
 from air.data.scenes import DataError, Scenes, draw_counts
-from air.renderer import REACH, SHAPES, View, compose, layers
+from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
 
 SIZE = 0.35  # half of an object's height
 APART = 2 * SIZE * 2**0.5 + 0.05  # between two objects' middles: boxes do not touch however they are turned

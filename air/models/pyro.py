@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from air.checkpoints import CheckpointError
-from air.model import AIR
+from air.models.air import AIR
 
 # Pyro's name -> ours, of what only has another name; a key ends as its module's own do.
 PREFIXES = {"encode.mlp.seq.": "encode.mlp.", "decode.mlp.seq.": "decode.mlp.", "predict.mlp.seq.": "predict.mlp.",

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from air.elbo import Metrics
-from air.estimators import Estimator
-from air.processes import size
+from air.distributed import size
+from air.inference.elbo import Metrics
+from air.inference.estimators import Estimator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 WARM_UP = 3  # steps before a graph is captured, in which allocators, libraries and the compiler settle

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from air.networks import MLP, Attention, RecurrentNet, fold, non_linearity_class
-from air.renderer import REACH, SHAPES, View, on_plane
-from air.spatial import image_to_window
+from air.models.networks import MLP, Attention, RecurrentNet, fold, non_linearity_class
+from air.models.spatial import image_to_window
+from air.scenes3d.renderer import REACH, SHAPES, View, on_plane
 
 # What is left, (B, 3, H, W), or None where it is as before, and the latents of the step before -> a step's numbers.
 Step = Callable[[Tensor | None, Tensor], Tensor]

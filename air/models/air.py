@@ -19,10 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from air.base import CountingModel, Inference, Rollout
-from air.distributions import CountPrior, NormalLatent, log_count_probs
-from air.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, Predict, RecurrentNet, Search, fold
-from air.spatial import image_to_window, painted_boxes, window_to_image
+from air.models.base import CountingModel, Inference, Rollout
+from air.models.distributions import CountPrior, NormalLatent, log_count_probs
+from air.models.networks import (
+    Baseline,
+    ConvDecoder,
+    ConvEncoder,
+    Decoder,
+    Encoder,
+    Predict,
+    RecurrentNet,
+    Search,
+    fold,
+)
+from air.models.spatial import image_to_window, painted_boxes, window_to_image
 
 # A painted pixel belongs to its object above this share of the object's brightest one. Between the value that gives the
 # best IoU on training scenes (0.15) and the one that gives the best AP50 (0.25).

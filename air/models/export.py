@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from air.files import atomic_write
-from air.model import AIR
+from air.models.air import AIR
 
 
 class _Infer(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 
 import air
 from air.checkpoints import CheckpointError
-from air.spatial import image_to_window
+from air.models.spatial import image_to_window
 from tests.conftest import SMALL
 
 KEYWORDS = {**SMALL, "predict_net": [9], "embed_net": [11], "non_linearity": "Tanh", "decoder_output_bias": -1.0,

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from air.base import CountingModel, Inference
 from air.data.scenes import Scenes
-from air.distributions import log_at_least
-from air.elbo import elbo_terms
-from air.model import AIR
-from air.poses import PoseErrors, pose_errors
-from air.processes import gather, rank, size
-from air.refinement import LOOKS, refine
-from air.scene_model import SceneAIR
+from air.distributed import gather, rank, size
+from air.inference.elbo import elbo_terms
+from air.inference.refine import LOOKS, refine
+from air.models.air import AIR
+from air.models.base import CountingModel, Inference
+from air.models.distributions import log_at_least
+from air.scenes3d.model import SceneAIR
+from air.scenes3d.poses import PoseErrors, pose_errors
 
 BLANK = 0.1  # intensity
 CHUNK = 500  # rollouts at a time

@@ -17,15 +17,15 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
 from air.data import Dataset, Scenes
-from air.estimators import ESTIMATORS
-from air.evaluation import evaluate
+from air.distributed import any_of, gather, is_lost, join, mean, rank, size
+from air.evaluation.evaluate import evaluate
+from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
 from air.files import atomic_write
+from air.inference.estimators import ESTIMATORS
 from air.kinds import build
-from air.logs import NoLog, RunLog
-from air.processes import any_of, gather, is_lost, join, mean, rank, size
-from air.scene_model import SceneAIR
-from air.stepper import Stepper
-from air.visualization import reconstruction_picture, sample_picture, second_view_picture
+from air.scenes3d.model import SceneAIR
+from air.training.logs import NoLog, RunLog
+from air.training.step import Stepper
 
 IW_PARTICLES = 100  # of the final bound
 QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from air.data import DataError, load_dataset
-from air.data.own import fit, load_arrays, load_folder, read, split
+from air.data.custom import fit, load_arrays, load_folder, read, split
 
 
 def save(folder, name, pixels):

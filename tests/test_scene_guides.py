@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from air.renderer import REACH, SHAPES, View, camera_rays, render
-from air.scene_guide import EDGE, Overview, SceneSearch
-from air.scene_model import CONTRAST
+from air.scenes3d.guides import EDGE, Overview, SceneSearch
+from air.scenes3d.model import CONTRAST
+from air.scenes3d.renderer import REACH, SHAPES, View, camera_rays, render
 
 VIEW = View()
 SIZE = 0.35

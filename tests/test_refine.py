@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from air import refine
-from air.spatial import invert_z_where
+from air.models.spatial import invert_z_where
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from air.base import CountingModel, Rollout
-from air.distributions import log_count_probs
+from air.models.base import CountingModel, Rollout
+from air.models.distributions import log_count_probs
 
 Metrics = dict[str, Tensor]
 

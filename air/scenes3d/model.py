@@ -9,7 +9,7 @@ as one: the angle of a vector of turn_t over the shape's order of symmetry. So e
 number jumps where a turn is completed, and a box looks the same after a quarter turn, at which its vector is back where
 it was. What the image shows no object of is drawn to the prior by its KL, and costs nothing.
 
-The guide (air/scene_guide.py) sees the image less the empty table, and at each step what the step before found, a
+The guide (air/scenes3d/guides.py) sees the image less the empty table, and at each step what the step before found, a
 shape's probability in place of a drawn shape: given the places and turns, the shapes are independent of one another.
 Their gradients are not reparameterised; log_likelihood_n carries them as a term of value 0:
 
@@ -36,11 +36,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from air.base import CountingModel, Inference, Rollout
-from air.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
-from air.networks import Baseline, RecurrentNet, fold
-from air.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, canvases, every_shape, layers, render, stages
-from air.scene_guide import Overview, SceneSearch
+from air.models.base import CountingModel, Inference, Rollout
+from air.models.distributions import CategoricalLatent, CountPrior, NormalLatent, log_count_probs
+from air.models.networks import Baseline, RecurrentNet, fold
+from air.scenes3d.guides import Overview, SceneSearch
+from air.scenes3d.renderer import REACH, SHAPES, SYMMETRIES, Layers, View, canvases, every_shape, layers, render, stages
 
 CONTRAST = 10.0  # by which an image's difference from the empty table is multiplied, to be of the order of 1
 TURNED = [s for s, order in enumerate(SYMMETRIES) if order]  # shapes that look different when they are turned

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from air.base import Inference
-from air.renderer import REACH, SYMMETRIES
+from air.models.base import Inference
+from air.scenes3d.renderer import REACH, SYMMETRIES
 
 
 class PoseErrors(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.spatial import pixel_centres
+from air.models.spatial import pixel_centres
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, each (B, rnn_hidden_size)
 Product = Callable[[Tensor], Tensor]

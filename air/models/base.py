@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from air.distributions import CountPrior, Latent
-from air.networks import Baseline
+from air.models.distributions import CountPrior, Latent
+from air.models.networks import Baseline
 
 
 class Rollout(NamedTuple):

@@ -2,11 +2,8 @@ from dataclasses import replace
 
 import torch
 
-from air.base import Inference
 from air.data import table_scenes
-from air.renderer import SHAPES, View
-from air.scene_model import SceneAIR
-from air.visualization import (
+from air.evaluation.pictures import (
     ABSENT,
     draw_boxes,
     interpolation_picture,
@@ -15,6 +12,9 @@ from air.visualization import (
     second_view_picture,
     to_rgb,
 )
+from air.models.base import Inference
+from air.scenes3d.model import SceneAIR
+from air.scenes3d.renderer import SHAPES, View
 
 
 def test_to_rgb_scales_clips_and_enlarges():

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from air import AIR, ESTIMATORS, stepper
-from air.stepper import WARM_UP, Stepper, shifted
+from air import AIR, ESTIMATORS
+from air.training import step as stepper
+from air.training.step import WARM_UP, Stepper, shifted
 from tests.conftest import SMALL
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -41,7 +42,7 @@ def take(some, batches, rates):
 
 PAGES = """
 import resource, torch
-from air.stepper import keep_pages
+from air.training.step import keep_pages
 
 def fresh_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

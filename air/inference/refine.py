@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from air.base import Inference, Rollout
-from air.elbo import elbo_terms
-from air.model import AIR
+from air.inference.elbo import elbo_terms
+from air.models.air import AIR
+from air.models.base import Inference, Rollout
 
 LOOKS = 9
 

@@ -12,10 +12,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 import air
 from air.checkpoints import load_checkpoint
 from air.data import Dataset, multi_mnist
-from air.evaluation import evaluate
+from air.evaluation.evaluate import evaluate
+from air.evaluation.pictures import reconstruction_picture
 from air.recipe import configure
-from air.training import Config, Interrupted, Trainer, TrainingError, interrupt_flag
-from air.visualization import reconstruction_picture
+from air.training.trainer import Config, Interrupted, Trainer, TrainingError, interrupt_flag
 
 
 def everything(out):

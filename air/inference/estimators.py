@@ -1,7 +1,7 @@
 """Gradient estimators for the count: modules around a model, `forward(images) -> (loss, metrics)`.
 
-A rollout gives elbo_n for every n = 0..N (`air/elbo.py`), and an estimator says how they become a loss whose gradient
-is that of Σ_n q(n) elbo_n or, with K > 1 particles, of the importance-weighted bound
+A rollout gives elbo_n for every n = 0..N (`air/inference/elbo.py`), and an estimator says how they become a loss
+whose gradient is that of Σ_n q(n) elbo_n or, with K > 1 particles, of the importance-weighted bound
 
     E log 1/K Σ_k w_k(n_k),   n_k ~ q(n | particle k),   log w_k(n) = elbo_n of particle k
 
@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.base import CountingModel, Rollout
-from air.elbo import Metrics, Terms, bound_with, elbo_terms
+from air.inference.elbo import Metrics, Terms, bound_with, elbo_terms
+from air.models.base import CountingModel, Rollout
 
 MAX_COMBINATIONS = 100_000  # of K counts, that Enumerate sums over
 

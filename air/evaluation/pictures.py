@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
-from air.base import CountingModel
 from air.data.scenes import Scenes
-from air.model import AIR
-from air.renderer import render
-from air.scene_model import SceneAIR
+from air.models.air import AIR
+from air.models.base import CountingModel
+from air.scenes3d.model import SceneAIR
+from air.scenes3d.renderer import render
 
 TRUTH_COLOUR = "white"
 STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # by step, from the first

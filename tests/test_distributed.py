@@ -14,12 +14,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import train
-from air import AIR, ESTIMATORS, evaluation
+from air import AIR, ESTIMATORS
 from air.checkpoints import load_checkpoint
-from air.processes import any_of, first_alone, gather, join, leave, mean, rank, size
-from air.training import Trainer
+from air.distributed import any_of, first_alone, gather, join, leave, mean, rank, size
+from air.evaluation import evaluate as evaluation
+from air.training.trainer import Trainer
 from tests.conftest import SMALL
-from tests.test_training import assert_identical, everything, run_killed_at
+from tests.test_trainer import assert_identical, everything, run_killed_at
 
 ROOT = Path(__file__).parent.parent
 

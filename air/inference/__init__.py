@@ -1,0 +1,1 @@
+"""From a rollout to a bound, from a bound to a gradient, and a search for better latents."""

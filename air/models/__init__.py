@@ -1,0 +1,1 @@
+"""The generative models and their parts: guides, networks, the spatial transformer, distributions."""
