@@ -1,9 +1,10 @@
 # make train: install, train the main job, say where its picture, metrics and checkpoint are.
 # make test:  install, run the test suite.    make lint: install, check style and types.
+# make wheel: build the sdist and the wheel into dist/, and run the wheel outside this folder.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test lint wheel clean
 
 train: .venv/installed
 	$(BIN)/python train.py --dataset auto --estimator enumerate
@@ -15,6 +16,13 @@ lint: .venv/installed-dev
 	$(BIN)/python -m flake8
 	$(BIN)/python -m isort --check-only --diff .
 	$(BIN)/python -m mypy
+
+wheel: .venv/installed-dev
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -m air.predict --help > /dev/null
+	test -x build/wheel/bin/air-predict
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -29,4 +37,4 @@ lint: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

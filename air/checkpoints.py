@@ -1,71 +1,68 @@
-"""Checkpoints: written atomically, read with `weights_only=True`."""
+"""Checkpoints of runs: written atomically, read with `weights_only=True`."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from air.files import atomic_write
-from air.kinds import build
+from air.config import Config, config_from_dict
+from air.files import CheckpointError, atomic_write, load_tensors
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.recipe import build_model
 from air.scenes3d.model import SceneAIR
+from air.settings import SettingsError, to_dict
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 7
+FORMAT = 8
+# Which versions read the formats before this one.
+READERS = {**dict.fromkeys(range(1, 7), "an earlier commit of air 0.1.0"), 7: "air 0.1.0 (commit a34ee63)"}
 
 
-class CheckpointError(Exception):
-    """A checkpoint that is missing, damaged or not one of ours."""
+def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:
+    """Write a checkpoint; an existing file is replaced once the new one is complete.
 
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: plain containers and tensors; the old file stays until the new one is whole.
-
+    Args:
+        path: the file.
+        config: the run's.
+        state: plain containers and tensors, with the estimator's state_dict as "objective".
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
     with atomic_write(path) as file:
         try:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({"format": FORMAT, "config": to_dict(config), **state}, file)
         except RuntimeError as error:  # torch's archive, closed after a write that failed
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU.
+def load_checkpoint(path: str | Path) -> tuple[Config, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote: the run's configuration and its state, on the CPU.
 
     Args:
-        path: the file, or the folder of its run.
+        path: the file, or the run's folder.
     Raises:
-        CheckpointError: there is none, it is damaged, or it is not one of this version.
+        CheckpointError: the file is missing, damaged, of another version, or not a checkpoint of this package.
     """
     path = checkpoint_path(path)
+    content = load_tensors(path)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        reader = READERS.get(found) if isinstance(found, int) else None
+        raise CheckpointError(f"{path} has checkpoint format {found}, expected {FORMAT}"
+                              + (f": read it with {reader}" if reader else ""))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is not a checkpoint that can be read: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {found}")
-    return content
+        return config_from_dict(content["config"]), content
+    except SettingsError as error:
+        raise CheckpointError(f"{path} holds settings that this version does not know: {error}") from error
 
 
 def checkpoint_path(path: str | Path) -> Path:
-    """The checkpoint of a run's folder, or the file itself.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The checkpoint file of a run's folder, or the file itself."""
     path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.exists():
-        raise CheckpointError(f"there is no checkpoint at {file}")
-    return file
+    return path / FILE_NAME if path.is_dir() else path
 
 
 def load(path: str | Path) -> AIR:
@@ -74,7 +71,7 @@ def load(path: str | Path) -> AIR:
     Args:
         path: a checkpoint that train.py wrote, or the folder of its run.
     Raises:
-        CheckpointError: there is none, it is damaged, it is not one of this version, or it is of 3D scenes.
+        CheckpointError: the file is missing, damaged, of another version, or holds a model of 3D scenes.
     """
     model = _load(path)
     if not isinstance(model, AIR):
@@ -91,8 +88,8 @@ def load_scene_model(path: str | Path) -> SceneAIR:
 
 
 def _load(path: str | Path) -> CountingModel:
-    content = load_checkpoint(path)
-    model = build(content["kind"], content["model"])
+    config, content = load_checkpoint(path)
+    model = build_model(config.model)
     prefix = "model."
     model.load_state_dict({name.removeprefix(prefix): value for name, value in content["objective"].items()
                            if name.startswith(prefix)})

@@ -1,7 +1,6 @@
-"""One run in several processes, as `torchrun` starts them: who this one is, and what they tell one another.
+"""One run in several processes, started by `torchrun`: ranks, and the few collectives that a run needs.
 
-`gather`, `mean`, `any_of` and `first_alone` are for all processes to call. In a process that stands alone, what they
-tell is its own.
+All processes must call `gather`, `mean`, `any_of` and `rank_zero_first`. Without torchrun each is the identity.
 """
 
 import os
@@ -16,79 +15,83 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Which process this is, 0 to size() - 1; 0 writes what the run leaves behind."""
+    """This process's rank, 0 to world_size() - 1; rank 0 writes the run's files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
-    """How many processes the run has."""
+def world_size() -> int:
+    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def join(device: str) -> torch.device:
-    """Take one's place among the processes that torchrun started, if it did.
+def setup(device: str) -> torch.device:
+    """Join the process group if torchrun started this process, and choose its device.
 
     Args:
-        device: "cpu" or "cuda"; each process of a machine has a CUDA device of its own.
+        device: "cpu", "cuda", or "auto": cuda where torch sees a device. Each process gets a CUDA device of its own.
     Returns:
-        the device of this process.
+        This process's device.
     Raises:
-        ValueError: there are fewer CUDA devices than processes on this machine.
+        ValueError: torch sees no CUDA device, or this machine has fewer of them than processes.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device; use --device cpu, or auto")
     if not dist.is_torchelastic_launched():
         return torch.device(device)
     if device == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise ValueError(f"process {local} of this machine has no CUDA device of its own: there are "
-                             f"{torch.cuda.device_count()}; start fewer, or use --device cpu")
+                             f"{torch.cuda.device_count()}; start fewer processes, or use --device cpu")
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        # gloo beside nccl: what processes tell one another besides gradients lies on the CPU.
+        # gloo beside nccl: everything but the gradients is exchanged on the CPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return torch.device("cuda", local) if device == "cuda" else torch.device(device)
 
 
-def leave() -> None:
-    """Take leave of the other processes."""
+def cleanup() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def gather(value: T) -> list[T]:
-    """What each process has, by rank: plain containers, numbers, strings, tensors on the CPU."""
-    values: list[Any] = [value] * size()
-    if size() > 1:
+    """Every process's value, by rank: plain containers, numbers, strings, tensors on the CPU."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
 def mean(value: Tensor) -> Tensor:
     """The average over the processes, on the value's device."""
-    if size() > 1:
+    if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
-        value /= size()
+        value /= world_size()
     return value
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is up in one of the processes."""
-    if size() > 1:
+    """Whether the flag is set in any process."""
+    if world_size() > 1:
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
     return flag
 
 
-def is_lost(error: RuntimeError) -> bool:
-    """Whether this is what is raised where another process has died."""
+def is_peer_failure(error: RuntimeError) -> bool:
+    """Whether this error means that another process has died."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)  # gloo's own errors have no type
 
 
-def first_alone(build: Callable[[], T]) -> T:
-    """What `build` gives, in process 0 before the others: what it leaves in a cache or downloads serves them all."""
-    if size() == 1:
+def rank_zero_first(build: Callable[[], T]) -> T:
+    """Call `build` in rank 0 before the others, which then find what it downloaded or cached."""
+    if world_size() == 1:
         return build()
     if rank() == 0:
         try:

@@ -4,8 +4,8 @@
     python -m air.predict runs/NAME images/ --json out.json --overlay out # records in a file, boxes drawn on the images
 
 An image's record: its file, the most probable count, that count's probability, the boxes (x0, y0, x1, y1) in the
-image's own pixels and, with --codes, each object's z_what. Exit code 2: the arguments are not right; 1: an image could
-not be read, the others are done.
+image's own pixels and, with --codes, each object's z_what. Exit codes: 2, the arguments are wrong; 1, an image could
+not be read and the others are done.
 """
 
 import argparse
@@ -15,8 +15,9 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -26,69 +27,81 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
-from air.checkpoints import CheckpointError, load, load_checkpoint
+from air.checkpoints import load, load_checkpoint
+from air.config import fail
 from air.data.custom import SUFFIXES, fit, image_files, placement, read
 from air.data.scenes import DataError
+from air.distributed import setup
 from air.evaluation.pictures import STEP_COLOURS
-from air.files import atomic_write
+from air.files import CheckpointError, atomic_write
 from air.inference.refine import refine
 from air.models.air import AIR
 
 COLUMNS = ("file", "count", "probability", "boxes")
 
 
-class Record(NamedTuple):
-    """What is in one image."""
+@dataclass(frozen=True)
+class Record:
+    """What the model found in one image."""
 
     file: str
-    count: int  # type: ignore[assignment]  # the most probable one; hides tuple.count
+    count: int  # the most probable one
     probability: float  # of that count
     boxes: list[list[float]]  # (x0, y0, x1, y1) of each object, in the image's own pixels
-    z_what: list[list[float]]  # of each object
+    z_what: list[list[float]]  # each object's code
 
 
 def predict(model: AIR, files: Sequence[Path], invert: bool = False, refined: bool = False, batch_size: int = 64
             ) -> Iterator[tuple[Image.Image, Record] | DataError]:
-    """What a model sees in image files, one after the other; the error in place of one that cannot be read.
+    """Infer the objects of image files, one after the other; yields the error for a file that cannot be read.
 
     Args:
         model: on its device.
         invert: see `fit`.
-        refined: by `air.refine`, which takes nine times as long.
-        batch_size: how many images are held and looked at at a time.
+        refined: use `air.refine`, which takes nine times as long.
+        batch_size: how many images are held in memory and inferred at a time.
     """
     device = next(model.parameters()).device
     for start in range(0, len(files), batch_size):
-        some: list[Image.Image | DataError] = []
+        batch: list[Image.Image | DataError] = []
         for file in files[start:start + batch_size]:
             try:
-                some.append(read(file))
+                batch.append(read(file))
             except DataError as error:
-                some.append(error)
-        whole = [image for image in some if isinstance(image, Image.Image)]
-        if whole:
-            pixels = torch.stack([fit(image, model.x_size, model.channels == 1, invert) for image in whole]).to(device)
-            seen = refine(model, pixels) if refined else model.infer(pixels)
-            rows = zip(seen.count.tolist(), seen.count_probs.amax(-1).tolist(), seen.boxes.cpu(), seen.z_what.cpu())
-        for file, image in zip(files[start:start + batch_size], some):
+                batch.append(error)
+        images = [image for image in batch if isinstance(image, Image.Image)]
+        if images:
+            pixels = torch.stack([fit(image, model.x_size, model.channels == 1, invert) for image in images]).to(device)
+            found = refine(model, pixels) if refined else model.infer(pixels)
+            rows = zip(found.count.tolist(), found.count_probs.amax(-1).tolist(), found.boxes.cpu(),
+                       found.z_what.cpu())
+        for file, image in zip(files[start:start + batch_size], batch):
             if isinstance(image, DataError):
                 yield image
                 continue
             count, probability, boxes, z_what = next(rows)
-            boxes = own_pixels(boxes[:count], image.size, model.x_size)
+            boxes = to_image_pixels(boxes[:count], image.size, model.x_size)
             yield image, Record(str(file), count, probability, boxes.tolist(), z_what[:count].tolist())
 
 
-def own_pixels(boxes: Tensor, size: tuple[int, int], square: int) -> Tensor:
-    """Boxes in the square that `fit` made of an image, (N, 4), in the pixels of the image, of width x height `size`."""
+def to_image_pixels(boxes: Tensor, size: tuple[int, int], square: int) -> Tensor:
+    """Map boxes from the square that `fit` made of an image to the image's own pixels.
+
+    Args:
+        boxes: (N, 4), (x0, y0, x1, y1) in the square's pixels.
+        size: width and height of the image.
+        square: side of the square in pixels.
+    Returns:
+        (N, 4), clipped to the image.
+    """
     left, top, width, height = placement(*size, square)
-    corner, there = (torch.tensor(pair, dtype=boxes.dtype).repeat(2) for pair in ((left, top), (width, height)))
-    own = torch.tensor(size, dtype=boxes.dtype).repeat(2)
-    return ((boxes - corner) * own / there).clamp(min=0).minimum(own)
+    corner, fitted = (torch.tensor(pair, dtype=boxes.dtype).repeat(2) for pair in ((left, top), (width, height)))
+    full = torch.tensor(size, dtype=boxes.dtype).repeat(2)
+    return ((boxes - corner) * full / fitted).clamp(min=0).minimum(full)
 
 
 def overlay(image: Image.Image, record: Record) -> Image.Image:
-    """The image with its boxes, coloured by step."""
+    """Draw the boxes on a copy of the image, coloured by step."""
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
     if record.boxes:
         colours = [STEP_COLOURS[step % len(STEP_COLOURS)] for step in range(record.count)]
@@ -99,7 +112,7 @@ def overlay(image: Image.Image, record: Record) -> Image.Image:
 
 
 class Output:
-    """Where records go: lines, a JSON array, CSV rows, overlays. Files appear when all of them are written."""
+    """Writes records as lines, a JSON array, CSV rows or overlays; the files appear once all records are written."""
 
     def __init__(self, args: argparse.Namespace, files: ExitStack) -> None:
         self.codes, self.folder, self.written = args.codes, args.overlay, 0
@@ -113,8 +126,8 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, image: Image.Image, record: Record) -> None:
-        """One image's record."""
-        content = record._asdict()
+        """Write one image's record."""
+        content = asdict(record)
         if not self.codes:
             del content["z_what"]
         if self.json:
@@ -129,7 +142,7 @@ class Output:
         self.written += 1
 
     def end(self) -> None:
-        """No more records."""
+        """Complete the files: no more records follow."""
         if self.json:
             self.json.write(b"\n]\n" if self.written else b"[]\n")
 
@@ -140,7 +153,7 @@ class Output:
         self.csv.write(line.getvalue().encode())
 
     def _name(self, file: str) -> str:
-        """Of an overlay; images of one name in several folders get numbers."""
+        """File name of an overlay; images of the same name in several folders get numbers."""
         stem, number = Path(file).stem, 1
         name = f"{stem}.png"
         while name in self.names:
@@ -150,8 +163,8 @@ class Output:
         return name
 
 
-def listed(images: Sequence[str]) -> list[Path]:
-    """Files, and those of folders. Raises DataError: one is neither, or a folder holds no image."""
+def find_images(images: Sequence[str]) -> list[Path]:
+    """List files, and the image files of folders. Raises DataError: a path does not exist, or a folder has no image."""
     files: list[Path] = []
     for path in map(Path, images):
         if path.is_dir():
@@ -172,11 +185,12 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of PNG and JPEG files")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there, as an array")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the records there, as rows")
-    parser.add_argument("--overlay", type=Path, metavar="DIR", help="draw the boxes on copies of the images there")
-    parser.add_argument("--codes", action="store_true", help="with each object's z_what, in --json")
-    parser.add_argument("--refine", action="store_true", help="the best of nine looks: surer, and nine times the work")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records to this file, as an array")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the records to this file, as rows")
+    parser.add_argument("--overlay", type=Path, metavar="DIR", help="write images with the boxes drawn to this folder")
+    parser.add_argument("--codes", action="store_true", help="add each object's z_what to --json")
+    parser.add_argument("--refine", action="store_true",
+                        help="infer from nine shifted copies: more accurate, nine times the work")
     parser.add_argument("--invert", action=argparse.BooleanOptionalAction, default=None,
                         help="the images are dark on bright (default: as in training)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -189,29 +203,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+        fail("air.predict", f"--batch-size must be at least 1, got {args.batch_size}")
     if args.codes and not args.json:
-        parser.error("--codes go into --json: name a file for it")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch sees no CUDA device")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+        fail("air.predict", "--codes are written to --json: name a file for it")
     broken = 0
     try:
-        files = listed(args.images)
-        model, config = load(args.model).to(device), load_checkpoint(args.model)["config"]
-        invert = config["invert"] if args.invert is None else args.invert
+        device, files = setup(args.device), find_images(args.images)
+        model, (config, _) = load(args.model).to(device), load_checkpoint(args.model)
+        invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
         with ExitStack() as opened:
             output = Output(args, opened)
             found = predict(model, files, invert, args.refine, args.batch_size)
             for each in tqdm(found, total=len(files), unit="image", disable=not sys.stderr.isatty()):
                 if isinstance(each, DataError):
                     broken += 1
-                    print(f"air.predict: left out, cannot be read: {each}", file=sys.stderr)
+                    print(f"air.predict: skipped, cannot be read: {each}", file=sys.stderr)
                 else:
                     output.add(*each)
             output.end()
-    except (DataError, CheckpointError, OSError) as error:
-        parser.error(str(error))
+    except (DataError, CheckpointError, ValueError, OSError) as error:
+        fail("air.predict", error)
     if broken:
         sys.exit(1)
 

@@ -1,132 +1,106 @@
-"""The recipe: training settings for every data set and estimator. docs/recipe.md says what fails without each."""
+"""The recipe: the settings that depend on the data set, and what is built from settings.
 
-import inspect
-from collections.abc import Callable, Sequence
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+docs/recipe.md says what fails without each part of it.
+"""
 
-from air.data import IMAGE_SIZE, LAYOUT, OBJECT_SIZE, Dataset, usual_counts
-from air.inference.estimators import ESTIMATORS
-from air.kinds import MODELS
-from air.training.trainer import Config
+from dataclasses import fields, replace
+from typing import Any
 
-SETTINGS: dict[str, Any] = {
-    **LAYOUT, "background": False, "difference": False,
-    "estimator": "nvil", "batch_size": 64, "shift": 0, "lr": 1e-3, "final_lr": 0.0, "baseline_lr": 1e-2,
-    "count_prior": 1e-8, "learn_count_prior": False, "exploration": 1.0, "exploration_share": 0.5, "rescue": 0.8,
-    "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "eval_every": 500, "checkpoint_every": 500,
-    "data_root": "data"}
+from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
+from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
+from air.inference import ESTIMATORS
+from air.inference.estimator import Estimator
+from air.models.air import AIR
+from air.models.base import CountingModel
+from air.scenes3d.model import SceneAIR
+from air.settings import SettingsError
+
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 SCENE_STEPS = 3000  # of 3D scenes
-PARTICLES = {"nvil": 1, "enumerate": 1, "vimco": 3}
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
-MODEL = {"window_size": 28, "z_what_size": 50, "rnn_hidden_size": 256, "encoder_net": [200], "decoder_net": [200]}
-NOT_TO_SET = {"model.x_size", "model.channels", "model.count_prior", "model.background", "model.difference",
-              "model.encoder", "model.decoder", "model.object_size", "model.view",
-              "estimator.model", "estimator.exploration", "estimator.particles", "estimator.rescue"}
-UNKNOWN_STEPS = 4  # where nobody knows how many objects there are
-LIKELIHOOD_SD = 0.3  # of a pixel, for objects of the usual side in pixels and larger ones; in proportion for smaller
-BEFORE_A_BACKGROUND = 2 / 3  # of that sd: what objects stand before takes a third of their contrast, as a guess
-SCALE_PRIOR_SPREAD = 1 / 30  # sd over mean of the scale's prior
+UNKNOWN_STEPS = 4  # num_steps where no count is known
+LIKELIHOOD_SD = 0.3  # for objects of the usual side in pixels and larger ones; in proportion for smaller ones
+BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contrast in front of a background
+SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior
 
 
-def configure(dataset: Dataset, **settings: Any) -> Config:
-    """The configuration of a run on a data set.
+def resolve(config: Config, dataset: Dataset) -> Config:
+    """Choose every setting that is None from the data set and the other settings.
+
+    Returns:
+        The configuration of a run on this data set; settings that were given stay as they are.
+    Raises:
+        SettingsError: the settings do not fit each other or the data set.
+    """
+    if config.optim.batch_size > len(dataset.train):
+        raise SettingsError(f"--batch-size {config.optim.batch_size} exceeds the {len(dataset.train)} training scenes")
+    model: ModelSettings
+    if isinstance(config.model, AIRSettings):
+        model, default_steps = _resolve_air(config, config.model, dataset), STEPS[config.estimator.name]
+    else:
+        model, default_steps = _resolve_scene(config, config.model, dataset), SCENE_STEPS
+    steps = default_steps if config.optim.steps is None else config.optim.steps
+    prior_from = config.optim.learn_count_prior_from
+    if config.optim.learn_count_prior and prior_from is None:
+        prior_from = round(PRIOR_WARM_UP * steps)
+    exploration_steps = config.estimator.exploration_steps
+    if exploration_steps is None:
+        exploration_steps = round(0.5 * steps)
+    return replace(config, model=model, optim=replace(config.optim, steps=steps, learn_count_prior_from=prior_from),
+                   estimator=replace(config.estimator, exploration_steps=exploration_steps))
+
+
+def build_model(settings: ModelSettings) -> CountingModel:
+    """A freshly initialised model.
 
     Args:
-        dataset: gives the images' size and channels.
-        settings: what departs from the recipe, by the names of SETTINGS, "steps", "particles", "model.KEYWORD" (of AIR)
-            and "estimator.KEYWORD".
+        settings: resolved.
     Raises:
-        ValueError: a setting has no such name.
+        ValueError: as of the model's constructor.
     """
-    names = [*SETTINGS, "steps", "particles"]
-    unknown = sorted(name for name in settings if name not in names and not name.startswith(("model.", "estimator.")))
-    if unknown:
-        raise ValueError(f"the recipe has no setting named {', '.join(unknown)}; it has {', '.join(names)}, "
-                         "model.KEYWORD, estimator.KEYWORD")
-    chosen = {**SETTINGS, **settings}
-    kind, estimator = "air" if dataset.train.poses is None else "scene", chosen["estimator"]
-    _check(chosen, {"model.": MODELS[kind], "estimator.": ESTIMATORS[estimator]})
-    chosen["counts"] = sorted(set(usual_counts(dataset.name) if chosen["counts"] is None else chosen["counts"]))
-    chosen["unseen_counts"] = sorted(set(chosen["unseen_counts"]))
-    model = (_air_model if kind == "air" else _scene_model)(dataset, chosen) | _pop(chosen, "model.")
-    options = {"particles": chosen.pop("particles", PARTICLES[estimator]), "rescue": chosen.pop("rescue"),
-               **_pop(chosen, "estimator.")}
-    steps = chosen.pop("steps", STEPS[estimator] if kind == "air" else SCENE_STEPS)
-    learn_from = round(PRIOR_WARM_UP * steps) if chosen.pop("learn_count_prior") else None
-    exploration_steps = round(chosen.pop("exploration_share") * steps)
-    return Config(dataset=dataset.name, dataset_reason=dataset.reason, model=model, steps=steps,
-                  kind=kind, estimator_options=options, learn_count_prior_from=learn_from,
-                  exploration_steps=exploration_steps, **chosen)
+    keywords = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    del keywords["name"]
+    return AIR(**keywords) if isinstance(settings, AIRSettings) else SceneAIR(**keywords)
 
 
-def _check(chosen: dict[str, Any], takers: dict[str, type]) -> None:
-    """Raises ValueError: a setting is not what it is to be, or the class under its prefix takes no such keyword."""
-    for prefix, taker in takers.items():
-        signature = inspect.signature(taker)
-        for name in (name.removeprefix(prefix) for name in chosen if name.startswith(prefix)):
-            if name not in signature.parameters:
-                raise ValueError(f"there is no keyword {prefix}{name}; there are {', '.join(signature.parameters)}")
-            if prefix + name in NOT_TO_SET:
-                raise ValueError(f"{prefix}{name} follows from the data, or from a setting of its own")
-            kinds, value = _kinds(signature.parameters[name].annotation), chosen[prefix + name]
-            if not any(fits(value) for _, fits in kinds):
-                raise ValueError(f"{prefix}{name} must be {' or '.join(words for words, _ in kinds)}, got {value!r}")
-    for name in ("exploration", "exploration_share", "rescue", "final_lr"):
-        if not isinstance(chosen[name], int | float) or not 0 <= chosen[name] <= 1:
-            raise ValueError(f"{name} must be a number in [0, 1], got {chosen[name]!r}")
-    if type(chosen["shift"]) is not int or chosen["shift"] < 0:
-        raise ValueError(f"shift must be a whole number of pixels, at least 0, got {chosen['shift']!r}")
+def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Estimator:
+    """The estimator around a model; a training loop sets its exploration before each step.
+
+    Raises:
+        ValueError: as of the estimator's constructor.
+    """
+    keywords = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    for name in ("name", "exploration", "exploration_steps"):
+        del keywords[name]
+    return ESTIMATORS[settings.name](model, **keywords)
 
 
-def _air_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
-    """AIR's keywords; the settings that they are made of are taken out of `chosen`."""
+def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSettings:
     channels, x_size = dataset.train.images.shape[1:3]
-    side = x_size * chosen["object_size"] / (IMAGE_SIZE * OBJECT_SIZE)  # of an object, 1 is the usual one
-    contrast = BEFORE_A_BACKGROUND if chosen["background"] else 1.0
-    most = int(dataset.train.counts.max())
-    # One step more than there are objects, so that counting one too many is possible and seen.
-    num_steps = max([most + 1, *chosen["unseen_counts"]]) if most >= 0 else UNKNOWN_STEPS
-    return {**MODEL, "num_steps": num_steps, "x_size": x_size, "channels": channels,
-            **{name: chosen.pop(name) for name in ("count_prior", "background", "difference")},
-            "scale_prior_mean": 1 / chosen["object_size"],
-            "scale_prior_sd": SCALE_PRIOR_SPREAD / chosen["object_size"],
-            "likelihood_sd": LIKELIHOOD_SD * min(1.0, side) * contrast}
+    most, most_unseen = int(dataset.train.counts.max()), max(getattr(config.data, "unseen_counts", ()), default=0)
+    object_size: float = getattr(config.data, "object_size", OBJECT_SIZE)
+    side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
+    contrast = BACKGROUND_CONTRAST if model.background else 1.0
+    # One step more than there are objects, so that counting one too many is possible and visible.
+    num_steps = max(most + 1, most_unseen) if most >= 0 else UNKNOWN_STEPS
+    return _fill(model, x_size=x_size, channels=channels, num_steps=num_steps, scale_prior_mean=1 / object_size,
+                 scale_prior_sd=SCALE_PRIOR_SPREAD / object_size,
+                 likelihood_sd=LIKELIHOOD_SD * min(1.0, side) * contrast)
 
 
-def _scene_model(dataset: Dataset, chosen: dict[str, Any]) -> dict[str, Any]:
-    """SceneAIR's keywords, likewise. Raises ValueError: something was asked for that it cannot do."""
-    idle = [name for name in ("background", "shift") if chosen[name]]
-    if idle:
-        raise ValueError(f"{', '.join(idle)}: {dataset.name} has no use for that; leave it out")
-    if chosen["estimator"] == "vimco" or chosen.get("particles", 1) > 1:
-        raise ValueError(f"the shapes of {dataset.name} are learned with one particle: take nvil or enumerate")
-    assert dataset.train.poses is not None
-    num_steps = max([1, int(dataset.train.counts.max()), *chosen["unseen_counts"]])
-    del chosen["background"]
-    search = num_steps > 1  # an overview of several objects gives them their places slowly
-    difference = chosen.pop("difference") or search and chosen.get("model.search", search)
-    return {"num_steps": num_steps, "object_size": dataset.train.poses[..., 3].max().item(),
-            "count_prior": chosen.pop("count_prior"), "difference": difference, "search": search,
-            "identity": "enumerate" if num_steps == 1 else "local"}
+def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> SceneSettings:
+    if dataset.train.poses is None:
+        raise SettingsError(f"{dataset.name} has no poses: the model of 3D scenes needs a 3D data set")
+    if config.optim.shift:
+        raise SettingsError("--optim.shift: 3D scenes cannot be shifted")
+    if config.estimator.particles > 1:
+        raise SettingsError("the shapes of 3D scenes are learned with one particle: use nvil or enumerate")
+    num_steps = max(1, int(dataset.train.counts.max()), *getattr(config.data, "unseen_counts", ()))
+    return _fill(model, num_steps=num_steps, object_size=dataset.train.poses[..., 3].max().item(),
+                 guide="search" if num_steps > 1 else "recurrent",  # slow at placing several objects
+                 identity="enumerate" if num_steps == 1 else "local")
 
 
-def _kinds(annotation: Any) -> list[tuple[str, Callable[[Any], bool]]]:
-    """What a keyword so annotated takes, in words and as a test of a JSON value."""
-    return [_KINDS[kind] for kind in (get_args(annotation) if get_origin(annotation) is UnionType else [annotation])]
-
-
-_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    bool: ("true or false", lambda value: type(value) is bool),
-    int: ("a whole number", lambda value: type(value) is int),
-    float: ("a number", lambda value: type(value) in (int, float)),
-    str: ("a name", lambda value: type(value) is str),
-    NoneType: ("null", lambda value: value is None),
-    Sequence[int]: ("a list of layers' sizes, such as [200]",
-                    lambda value: type(value) is list and all(type(size) is int and size > 0 for size in value))}
-
-
-def _pop(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The settings under a prefix, taken out, the prefix left off."""
-    return {name.removeprefix(prefix): settings.pop(name) for name in list(settings) if name.startswith(prefix)}
+def _fill(settings: Any, **values: Any) -> Any:
+    """Give these values to the settings that are None."""
+    return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})

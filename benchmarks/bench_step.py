@@ -1,16 +1,15 @@
 #!/usr/bin/env python
-"""Time training steps beside the floor of the machine they run on.
+"""Time a training step and compare it with a lower bound measured on the same machine.
 
     python benchmarks/bench_step.py --estimator enumerate nvil nvil-without-baseline --threads 2
     python benchmarks/bench_step.py --estimator enumerate --compile --precision bf16 --json step.json
     torchrun --nproc_per_node=2 benchmarks/bench_step.py --estimator enumerate
 
-A step is the trainer's own: batch, forward, backward, optimiser. The floor is what no implementation of the same
-arithmetic can go below: the step's matrix products, each timed alone at its own shape, layout and precision, plus the
-bytes that Adam has to move over the measured bandwidth; that of inference, which is in float32, is its products.
-Everything named in one command is measured in turns, so that whatever else the machine does falls on all alike: compare
-ratios, not milliseconds of different runs. Processes that torchrun starts share the batch; inference and the floor are
-then those of a share.
+A step is the trainer's: batch, forward, backward, optimiser. The bound, called the floor, is the time of the step's
+matrix products, each timed alone at its own shape, layout and precision, plus the bytes that Adam has to move divided
+by the measured bandwidth. Inference is in float32; its floor is its matrix products. Everything in one command is
+measured in turns, so that other load on the machine affects all of it alike: compare ratios, not milliseconds of
+different runs. Processes that torchrun starts share the batch; inference and floor are then those of one share.
 """
 
 import argparse
@@ -20,34 +19,35 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from machine import machine
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
+from air.config import default_config, with_settings
 from air.data import Dataset, Scenes
-from air.distributed import join, leave, rank, size
-from air.recipe import configure
+from air.distributed import cleanup, rank, setup, world_size
+from air.recipe import resolve
+from air.training.machine import machine
 from air.training.trainer import Trainer
 
 ESTIMATORS = ("nvil", "nvil-without-baseline", "enumerate", "vimco")
-ADAM_PASSES = 7  # reads the parameter, its gradient and two moments; writes all of these but the gradient
+ADAM_PASSES = 7  # Adam reads parameter, gradient and two moments, and writes all but the gradient
 TURNS = 8
 
 
 class Product(NamedTuple):
-    """A matrix product (m, k) @ (k, n) as it occurs in a step."""
+    """A matrix product (m, k) @ (k, n) of a step."""
 
     m: int
     k: int
     n: int
-    transposed: tuple[bool, bool]  # which operand is laid out column by column
+    transposed: tuple[bool, bool]  # whether each operand is stored column by column
     dtype: torch.dtype
 
     @classmethod
@@ -60,7 +60,7 @@ class Product(NamedTuple):
         return 2 * self.m * self.k * self.n
 
     def ready(self, device: str) -> Callable[[], Tensor]:
-        """The product on operands of its own, to be timed."""
+        """The product of random operands with this shape, layout and type, as a function to be timed."""
         operands = []
         for (rows, columns), transposed in zip(((self.m, self.k), (self.k, self.n)), self.transposed):
             shape = (columns, rows) if transposed else (rows, columns)
@@ -70,7 +70,7 @@ class Product(NamedTuple):
 
 
 class ProductLog(TorchDispatchMode):
-    """Counts the matrix products of what runs inside it. Batched ones, if any, are not layers and do not count."""
+    """Counts the matrix products that run inside it. Batched products are not counted: they are not layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,34 +83,44 @@ class ProductLog(TorchDispatchMode):
 
 
 class Bench:
-    """The step, the inference and the floor of one estimator."""
+    """Measures the step, the inference and the floor of one estimator."""
 
-    def __init__(self, estimator: str, batch_size: int, device: str, **settings: Any) -> None:
-        """Args: settings: of the recipe."""
-        scenes = synthetic_scenes(4 * batch_size)
-        config = configure(Dataset("synthetic", "", scenes, scenes), estimator=estimator.split("-")[0],
-                           batch_size=batch_size, device=device, **settings)
-        config.model["use_baselines"] = estimator != "nvil-without-baseline"
-        self.trainer = Trainer(config, Dataset("synthetic", "", scenes, scenes), Path())  # nothing is written
-        self.batch, self.device = self.trainer.stepper.images[:batch_size // size()], device
-        with ProductLog() as log, torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+    def __init__(self, estimator: str, settings: Mapping[str, Any]) -> None:
+        """Set up a trainer on synthetic scenes.
+
+        Args:
+            estimator: one of ESTIMATORS.
+            settings: changes to the recipe by their paths, such as {"optim.batch_size": 64}.
+        Raises:
+            ValueError: a setting has a wrong name or value.
+        """
+        name, _, variant = estimator.partition("-")
+        config = with_settings(default_config("multi-mnist", name),
+                               {"run.device": "cpu", "model.use_baselines": not variant, **settings})
+        scenes = synthetic_scenes(4 * config.optim.batch_size)
+        dataset = Dataset("synthetic", scenes, scenes)
+        config = resolve(config, dataset)
+        self.trainer = Trainer(config, dataset, Path())  # writes nothing before run()
+        self.device = config.run.device
+        self.batch = scenes.images[:config.optim.batch_size // world_size()].to(self.device)
+        with ProductLog() as log, torch.autocast(self.device, torch.bfloat16, enabled=config.run.precision == "bf16"):
             self.trainer.objective(self.batch)[0].backward()
         with ProductLog() as inference_log:
             self.trainer.model.infer(self.batch)
-        self.infer = torch.compile(self.trainer.model.infer) if config.compile else self.trainer.model.infer
+        self.infer = torch.compile(self.trainer.model.infer) if config.run.compile else self.trainer.model.infer
         self.products, self.inference_products = log.products, inference_log.products
         self.parameters = sum(p.numel() for p in self.trainer.objective.parameters())
         self.times: dict[str, list[float]] = {"step": [], "inference": [], "products": [], "inference_products": [],
                                               "optimiser": []}
 
     def warm_up(self, steps: int) -> None:
-        """Run until allocators, caches and the compiler have settled."""
+        """Run steps and inference until allocators, caches and the compiler have settled."""
         for _ in range(steps):
             self.trainer.train_step()
             self.infer(self.batch)
 
     def turn(self, steps: int) -> None:
-        """One turn of measurements, in ms each."""
+        """Take one turn of measurements, in ms."""
         self.time_steps(steps)
         self.times["inference"] += [self._time(lambda: self.infer(self.batch)) for _ in range(steps)]
         self.times["products"].append(self._time_products(self.products))
@@ -120,11 +130,11 @@ class Bench:
         self.times["optimiser"].append(add * ADAM_PASSES / 3)  # an addition makes 3 passes over as many bytes
 
     def time_steps(self, steps: int) -> None:
-        """Of a turn, the steps alone."""
+        """Time training steps alone."""
         self.times["step"] += [self._time(self.trainer.train_step) for _ in range(steps)]
 
     def _time_products(self, products: Counter[Product]) -> float:
-        """Each alone at its own shape, added up."""
+        """The total time of the products, each timed alone."""
         total = 0.0
         for product, count in products.items():
             run = product.ready(self.device)
@@ -141,13 +151,13 @@ class Bench:
         return 1e3 * (time.perf_counter() - start)
 
     def results(self) -> dict[str, float]:
-        """Medians over all turns, and what follows from them."""
+        """Medians over all turns and figures derived from them."""
         step, inference, products, inference_products, optimiser = map(statistics.median, self.times.values())
         deciles = statistics.quantiles(self.times["step"], n=10)
         batch, flops = len(self.batch), sum(count * product.flops for product, count in self.products.items())
         bandwidth = ADAM_PASSES * 4 * self.parameters / optimiser
         return {"step_ms": step, "step_ms_p10": deciles[0], "step_ms_p90": deciles[-1],
-                "images_per_s": 1e3 * size() * batch / step, "inference_ms_per_image": inference / batch,
+                "images_per_s": 1e3 * world_size() * batch / step, "inference_ms_per_image": inference / batch,
                 "inference_ratio_to_floor": inference / inference_products,
                 "floor_ms": products + optimiser, "floor_products_ms": products, "floor_optimiser_ms": optimiser,
                 "ratio_to_floor": step / (products + optimiser), "gflop": flops / 1e9,
@@ -155,13 +165,13 @@ class Bench:
 
 
 def synthetic_scenes(size: int) -> Scenes:
-    """Images of the main job's size and counts; what they show does not change the time."""
+    """Noise with the shape and counts of multi-MNIST scenes; the time does not depend on what images show."""
     images = torch.randint(0, 256, (size, 1, 50, 50), dtype=torch.uint8)
     return Scenes(images, torch.arange(size) % 3, torch.zeros(size, 2, 4), torch.full((size, 2), -1))
 
 
 def peak_memory(device: str) -> float:
-    """MiB: what the allocator held at most on CUDA, the process's largest resident set on a CPU."""
+    """Peak memory in MiB: of the CUDA allocator, or of the process (its resident set) on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -170,20 +180,22 @@ def peak_memory(device: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--estimator", nargs="+", default=["nvil"], choices=ESTIMATORS, help="one or more (nvil)")
+    parser.add_argument("--estimator", nargs="+", default=["nvil"], choices=ESTIMATORS,
+                        help="one or more (default: nvil)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"))
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--particles", type=int, metavar="K", help="of the bound (the recipe's)")
+    parser.add_argument("--particles", type=int, metavar="K", help="particles of the importance-weighted bound")
     parser.add_argument("--steps", type=int, default=80, help="timed steps of each estimator")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--at-most", type=float, metavar="RATIO", help="to the floor; exit with 1 where one is slower")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument("--at-most", type=float, metavar="RATIO",
+                        help="exit with code 1 if a step takes longer than RATIO times its floor")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print a table, write the JSON."""
+    """Measure, print a table, write the JSON file."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if min(args.batch_size, args.threads, args.steps) < 1:
@@ -192,22 +204,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--device cuda: this torch sees no CUDA device")
     torch.set_num_threads(args.threads)
     try:
-        join(args.device)
+        setup(args.device)
         with redirect_stdout(None if rank() else sys.stdout):
             slow = measure(parser, args)
     finally:
-        leave()
+        cleanup()
     if slow:
-        sys.exit(f"bench_step.py: more than {args.at_most} times the floor: {', '.join(slow)}")
+        sys.exit(f"bench_step.py: slower than {args.at_most} times the floor: {', '.join(slow)}")
 
 
 def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
-    """What was asked for; the names of those that are slower than allowed."""
+    """Measure, print and write what the arguments ask for.
+
+    Returns:
+        the names of estimators that exceed --at-most.
+    """
     before = peak_memory(args.device)
-    settings = {name: getattr(args, name) for name in ("batch_size", "precision", "compile", "particles")
-                if getattr(args, name) is not None}
+    settings = {"optim.batch_size": args.batch_size, "run.device": args.device, "run.precision": args.precision,
+                "run.compile": args.compile}
+    if args.particles is not None:
+        settings["estimator.particles"] = args.particles
     try:
-        benches = {name: Bench(name, device=args.device, **settings) for name in args.estimator}
+        benches = {name: Bench(name, settings) for name in args.estimator}
     except ValueError as error:
         parser.error(str(error))
     for bench in benches.values():
@@ -216,7 +234,9 @@ def measure(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[s
         for bench in benches.values():
             bench.turn(max(1, args.steps // TURNS))
 
-    report = {**machine(args.device), "processes": size(), **settings, "peak_memory_mib": peak_memory(args.device),
+    report = {**machine(args.device), "processes": world_size(),
+              **{path.partition(".")[2]: value for path, value in settings.items() if path != "run.device"},
+              "peak_memory_mib": peak_memory(args.device),
               "peak_memory_above_start_mib": peak_memory(args.device) - before,
               "estimators": {name: bench.results() for name, bench in benches.items()}}
     print(", ".join(f"{name} {value}" for name, value in report.items() if name != "estimators"))

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""How a step's time and memory grow with the batch and with the number of steps N.
+"""How the time and memory of a training step grow with the batch size and with the number of steps N.
 
-    python benchmarks/growth.py --threads 2
-    python benchmarks/growth.py --estimator nvil --json growth.json
+    python -m benchmarks.growth --threads 2
+    python -m benchmarks.growth --estimator nvil --json growth.json
 
-Time is the median of the trainer's own steps, everything measured in turns. Memory is what a step keeps from the
-forward pass for the backward pass, counted tensor by tensor, each storage once, parameters left out: it does not depend
-on the device. A line is fitted to each, and its worst miss is given as a share of the value there.
+Time is the median over training steps, with all sizes measured in turns. Memory is what the forward pass keeps for the
+backward pass, summed over tensor storages, without parameters: it does not depend on the device. A line is fitted to
+each; its largest residual is given as a share of the measurement.
 """
 
 import argparse
@@ -19,18 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_step import ESTIMATORS, TURNS, Bench
-from machine import machine
 from torch import Tensor
 from tqdm import tqdm
 
+from air.training.machine import machine
+from benchmarks.bench_step import ESTIMATORS, TURNS, Bench
+
 BATCHES = (16, 32, 64, 128, 256)
 STEPS = tuple(range(1, 9))
-BATCH, N = 64, 3  # while the other one varies
+BATCH, N = 64, 3  # the fixed size while the other varies
 
 
 def kept_bytes(bench: Bench) -> int:
-    """What the backward pass of a step needs of the forward pass, in bytes."""
+    """Bytes that the forward pass keeps for the backward pass of a step."""
     known = {p.untyped_storage().data_ptr() for p in bench.trainer.objective.parameters()}
     kept: dict[int, int] = {}
 
@@ -42,19 +43,19 @@ def kept_bytes(bench: Bench) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss, _ = bench.trainer.objective(bench.batch)
-    del loss  # until here nothing was freed, so that no two storages had one address
+    del loss  # only now: while the graph lives, no address is reused by another storage
     return sum(kept.values())
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """The line through the points of least squared error relative to y, and the worst miss, relative as well."""
+    """Fit a line by least squares of the relative errors: its slope, start (at 0) and largest relative residual."""
     slope, start = np.polyfit(x, y, 1, w=1 / np.asarray(y))
-    missed = np.abs((start + slope * np.asarray(x)) / np.asarray(y) - 1)
-    return {"slope": float(slope), "start": float(start), "worst_miss": float(missed.max())}
+    residuals = np.abs((start + slope * np.asarray(x)) / np.asarray(y) - 1)
+    return {"slope": float(slope), "start": float(start), "worst_miss": float(residuals.max())}
 
 
 def growth(benches: dict[int, Bench], steps: int) -> dict[str, Any]:
-    """Time and memory by what varies, and the lines through them."""
+    """Time and memory of benches by their size, and the line fitted to each."""
     for bench in benches.values():
         bench.warm_up(5)
     for _ in tqdm(range(TURNS), desc="turns", disable=not sys.stderr.isatty()):
@@ -68,7 +69,12 @@ def growth(benches: dict[int, Bench], steps: int) -> dict[str, Any]:
 
 
 def table(title: str, found: dict[str, Any], per_image: bool) -> str:
-    """Markdown."""
+    """Markdown table of a result of `growth`, with the fitted lines below.
+
+    Args:
+        title: what varies.
+        per_image: add a column of the time divided by the size.
+    """
     lines = [f"| {title} | step, ms | {'ms an image | ' if per_image else ''}kept, MiB |",
              "| --- |" + " --- |" * (3 if per_image else 2)]
     for size, time, kept in zip(found["sizes"], found["step_ms"], found["kept_mib"]):
@@ -81,18 +87,19 @@ def table(title: str, found: dict[str, Any], per_image: bool) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--estimator", default="enumerate", choices=ESTIMATORS, help="(enumerate)")
+    parser.add_argument("--estimator", default="enumerate", choices=ESTIMATORS, help="default: enumerate")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of each size (40)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps of each size (default: 40)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, write the JSON."""
+    """Measure, print the tables, write the JSON file."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if min(args.threads, args.steps) < 1:
@@ -102,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
 
     def bench(batch_size: int, num_steps: int) -> Bench:
-        return Bench(args.estimator, batch_size, args.device, compile=args.compile, **{"model.num_steps": num_steps})
+        return Bench(args.estimator, {"optim.batch_size": batch_size, "model.num_steps": num_steps,
+                                      "run.device": args.device, "run.compile": args.compile})
 
     report = {**machine(args.device), "estimator": args.estimator, "compile": args.compile,
               "batch": growth({size: bench(size, N) for size in BATCHES}, args.steps),

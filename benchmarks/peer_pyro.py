@@ -1,21 +1,20 @@
 #!/usr/bin/env python
-"""Time our training step beside that of Pyro's AIR example, and how soon both count right, in one run.
+"""Compare training with Pyro's AIR example: time of a step, and time to an accuracy.
 
     pip install pyro-ppl
-    python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --compile --bf16
-    python benchmarks/peer_pyro.py --pyro-air PYRO/examples/air --to-accuracy 0.9
+    python -m benchmarks.peer_pyro --pyro-air PYRO/examples/air --compile --bf16
+    python -m benchmarks.peer_pyro --pyro-air PYRO/examples/air --to-accuracy 0.9
 
-PYRO is a checkout of Pyro's repository: its example is not part of the package. The example's own files are driven as
-they are, with the arguments that its tutorial gives, on the scenes that ours is trained on. Steps are measured in
-turns, so that whatever else the machine does falls on both alike. With --to-accuracy each is trained from scratch
-instead, until it counts that share of the held-out scenes right; one that does not get there in time is a row too.
+PYRO is a checkout of Pyro's repository: the example is not part of its package. The example's own files run unchanged,
+with the arguments of its tutorial and on our training scenes. Steps are measured in turns, so that other load on the
+machine affects both alike. With --to-accuracy each is trained from scratch until it counts that share of held-out
+scenes right; one that does not get there within --limit is reported as well.
 """
 
 import argparse
 import importlib
 import importlib.util
 import json
-import os
 import statistics
 import sys
 import time
@@ -27,15 +26,16 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-from machine import machine
 from tqdm import tqdm
 
-from air.data import DataError, Dataset, Scenes, load_dataset
+from air.config import default_config, with_settings
+from air.data import DataError, Dataset, MultiMNIST, Scenes, data_root, load_dataset
 from air.evaluation.evaluate import evaluate
-from air.recipe import configure
+from air.recipe import resolve
+from air.training.machine import machine
 from air.training.trainer import Trainer
 
-# Of the command line in Pyro's tutorial, by the names of the example's options.
+# The command line of Pyro's tutorial, by the names of the example's options.
 TUTORIAL: dict[str, Any] = {"baseline_learning_rate": 0.1, "learning_rate": 1e-4, "z_pres_prior": 0.01}
 TUTORIAL_MODEL: dict[str, Any] = {
     "num_steps": 3, "x_size": 50, "window_size": 28, "rnn_hidden_size": 256, "z_what_size": 50, "use_masking": True,
@@ -48,20 +48,24 @@ EVAL_SCENES = 1000
 
 
 class Contestant(Protocol):
-    """Something to be trained: a step, and the share of scenes whose count it draws right."""
+    """A model in training."""
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Take one training step."""
 
-    def accuracy(self, scenes: Scenes) -> float: ...
+    def accuracy(self, scenes: Scenes) -> float:
+        """The share of scenes whose count, drawn from q(n), is right."""
+        ...
 
 
 class Ours:
-    """The recipe, by estimator."""
+    """Our trainer with the recipe's settings."""
 
     def __init__(self, estimator: str, dataset: Dataset, seed: int, compiled: bool, precision: str) -> None:
-        config = configure(dataset, estimator=estimator, batch_size=BATCH, seed=seed, compile=compiled,
-                           precision=precision)
-        self.trainer = Trainer(config, dataset, Path())  # nothing is written
+        config = with_settings(default_config("multi-mnist", estimator), {
+            "optim.batch_size": BATCH, "run.seed": seed, "run.device": "cpu", "run.compile": compiled,
+            "run.precision": precision})
+        self.trainer = Trainer(resolve(config, dataset), dataset, Path())  # writes nothing before run()
 
     def step(self) -> None:
         self.trainer.train_step()
@@ -71,7 +75,7 @@ class Ours:
 
 
 class Peer:
-    """Pyro's example: its model and guide under SVI, put together as its own script does."""
+    """Pyro's example: its model and guide under SVI, assembled as in its own script."""
 
     def __init__(self, folder: Path, dataset: Dataset, seed: int) -> None:
         import pyro
@@ -98,7 +102,7 @@ class Peer:
 
 @contextmanager
 def peer_modules(folder: Path) -> Iterator[None]:
-    """Inside, the names `air` and `main` are the example's; visdom, which its script imports to draw, is left empty."""
+    """Make `air` and `main` importable as the example's modules; an empty module stands in for visdom (its plots)."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "air"}
     sys.path.insert(0, str(folder))
     sys.modules.setdefault("visdom", ModuleType("visdom"))
@@ -112,7 +116,7 @@ def peer_modules(folder: Path) -> Iterator[None]:
 
 
 def step_times(contestants: dict[str, Contestant], steps: int) -> dict[str, dict[str, float]]:
-    """The median time of a step in ms, in turns, and how many times as long the first one's takes."""
+    """Time steps in turns: the median in ms, and the speed-up over the first contestant."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for contestant in contestants.values():
         for _ in range(10):  # until allocators and compilers have settled
@@ -130,7 +134,15 @@ def step_times(contestants: dict[str, Contestant], steps: int) -> dict[str, dict
 
 def time_to_accuracy(contestant: Contestant, scenes: Scenes, accuracy: float, limit: float, every: int
                      ) -> dict[str, float]:
-    """Train until an evaluation counts that share right, or for `limit` seconds; evaluations are not timed."""
+    """Train until an evaluation reaches an accuracy; evaluations are not timed.
+
+    Args:
+        scenes: to evaluate on.
+        limit: seconds of training after which to give up.
+        every: steps between evaluations.
+    Returns:
+        steps, seconds, accuracy (the best one) and reached (0 or 1).
+    """
     seconds, step, best = 0.0, 0, 0.0
     while seconds < limit:
         start = time.perf_counter()
@@ -147,26 +159,31 @@ def time_to_accuracy(contestant: Contestant, scenes: Scenes, accuracy: float, li
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_pyro", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyro-air", type=Path, required=True, metavar="DIR", help="examples/air of a Pyro checkout")
-    parser.add_argument("--estimator", nargs="+", default=list(OURS), choices=OURS, help="of ours (both)")
-    parser.add_argument("--compile", action="store_true", help="ours compiled as well as not")
-    parser.add_argument("--bf16", action="store_true", help="ours in bf16 as well")
-    parser.add_argument("--steps", type=int, default=80, help="timed steps of each (80)")
-    parser.add_argument("--to-accuracy", type=float, metavar="SHARE", help="train from scratch up to it")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds that each may train for (3600)")
+    parser.add_argument("--estimator", nargs="+", default=list(OURS), choices=OURS,
+                        help="our estimators (default: both)")
+    parser.add_argument("--compile", action="store_true", help="time ours compiled as well")
+    parser.add_argument("--bf16", action="store_true", help="time ours in bf16 as well")
+    parser.add_argument("--steps", type=int, default=80, help="timed steps of each (default: 80)")
+    parser.add_argument("--to-accuracy", type=float, metavar="SHARE",
+                        help="train from scratch until this share is counted right")
+    parser.add_argument("--limit", type=float, default=3600,
+                        help="seconds of training after which to give up (default: 3600)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--data-root", default=os.environ.get("AIR_DATA_ROOT", "data"), help="where MNIST lies")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--data.root", "--data-root", dest="data_root", default=data_root(),
+                        help="folder that holds MNIST/raw ($AIR_DATA_ROOT, or data)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return parser
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """What was asked for can be run, or the parser says why not."""
+    """Exit with the parser's error if the arguments are wrong or something is not installed."""
     missing = [name for name in ("air.py", "main.py", "modules.py") if not (args.pyro_air / name).exists()]
     if missing:
-        parser.error(f"--pyro-air {args.pyro_air}: no {', '.join(missing)} there; it is to be examples/air of a "
+        parser.error(f"--pyro-air {args.pyro_air}: no {', '.join(missing)} there; it must be examples/air of a "
                      "checkout of Pyro's repository")
     if importlib.util.find_spec("pyro") is None:
         parser.error("Pyro is not installed: pip install pyro-ppl")
@@ -175,13 +192,13 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print a table, write the JSON."""
+    """Measure, print a table, write the JSON file."""
     parser = build_parser()
     args = parser.parse_args(argv)
     check(parser, args)
     torch.set_num_threads(args.threads)
     try:
-        dataset = load_dataset("multi-mnist", args.data_root)
+        dataset = load_dataset(MultiMNIST(root=args.data_root))
     except DataError as error:
         parser.error(str(error))
     makers: dict[str, Callable[..., Contestant]] = {"Pyro nvil": partial(Peer, args.pyro_air)}
@@ -205,8 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        asked = {name: value for name, value in vars(args).items() if name in ("seed", "to_accuracy", "limit", "steps")}
-        args.json.write_text(json.dumps({**machine("cpu"), **asked, "rows": rows}, indent=2) + "\n")
+        arguments = {name: getattr(args, name) for name in ("seed", "to_accuracy", "limit", "steps")}
+        args.json.write_text(json.dumps({**machine("cpu"), **arguments, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

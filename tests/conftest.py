@@ -1,6 +1,7 @@
 """Shared fixtures: a small model in float64, small scenes, a cache of the tests' own, and where real data lie."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,17 @@ import pytest
 import torch
 
 from air import AIR
+from air.config import (
+    ESTIMATOR_SETTINGS,
+    AIRSettings,
+    Config,
+    OptimSettings,
+    RunSettings,
+    default_config,
+    with_settings,
+)
 from air.data import Dataset, Scenes
-from air.training.trainer import Config
+from air.data.dataset import Generated
 
 SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_hidden_size": 8, "encoder_net": [7],
          "decoder_net": [7], "bl_predict_net": [5], "likelihood_sd": 0.3}
@@ -110,20 +120,33 @@ def toy_images():
 
 @pytest.fixture
 def make_config():
-    def make(**kwargs):
-        settings = dict(dataset="toy", dataset_reason="", data_root="", counts=[0, 1, 2], overlap="none",
-                        image_size=12, object_size=1 / 3, noise=0.0, backdrop="black", invert=False,
-                        data_file=None, unseen_counts=[],
-                        estimator="nvil", estimator_options={"centre": True}, kind="air",
-                        model=dict(SMALL, count_prior=0.01),
-                        shift=0, steps=12, batch_size=8, lr=1e-3, final_lr=0.0, baseline_lr=1e-2,
-                        exploration=0.2, exploration_steps=6,
-                        learn_count_prior_from=None, seed=3, device="cpu", precision="fp32", compile=False,
-                        eval_every=4, checkpoint_every=5)
-        return Config(**{**settings, **kwargs})
+    """A resolved configuration of a small run; changes by path, such as {"optim.steps": 3}."""
+    def make(estimator="nvil", changes=None) -> Config:
+        settings = ESTIMATOR_SETTINGS[estimator](exploration=0.2, exploration_steps=6, revive=0)
+        config = Config(
+            model=AIRSettings(**SMALL, channels=1, count_prior=0.01, scale_prior_mean=3, scale_prior_sd=0.1),
+            estimator=replace(settings, centre=True) if estimator == "nvil" else settings,
+            optim=OptimSettings(steps=12, batch_size=8),
+            run=RunSettings(seed=3, device="cpu", eval_every=4, checkpoint_every=5))
+        return with_settings(config, changes or {})
     return make
 
 
 @pytest.fixture
 def dataset(scenes):
-    return Dataset("toy", "", scenes, scenes[:10])
+    return Dataset("toy", scenes, scenes[:10])
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    """The real commands on a handful of scenes and with small networks."""
+    monkeypatch.setattr("air.config.default_config", few_scenes_config)
+
+
+def few_scenes_config(dataset="multi-mnist", estimator="nvil"):
+    """Stands in for `default_config`."""
+    config = default_config(dataset, estimator)
+    if isinstance(config.data, Generated):
+        config = with_settings(config, {"data.train_scenes": 64, "data.held_out_scenes": 24})
+    small = {"model.rnn_hidden_size": 16} | ({"model.embed_net": (16,)} if config.model.name == "air" else {})
+    return with_settings(config, small)

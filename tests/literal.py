@@ -1,15 +1,16 @@
-"""The model once more, slowly and literally, from torch's own parts: what the tests compare with."""
+"""A slow, literal reference implementation of the model from standard torch parts."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from air.models.guides import SearchGuide
 from air.models.networks import RecurrentNet
 
 
 def as_lstm_cell(net: RecurrentNet) -> nn.LSTMCell:
-    """torch's own cell with the same weights; its input is (image, latents)."""
+    """An nn.LSTMCell with the same weights, whose input is (image, latents)."""
     hidden = net.h_init.shape[1]
     from_hidden, from_latents = net.step_gates.weight.split((hidden, net.step_gates.in_features - hidden), 1)
     cell = nn.LSTMCell(net.image_gates.in_features + from_latents.shape[1], hidden).double()
@@ -20,9 +21,11 @@ def as_lstm_cell(net: RecurrentNet) -> nn.LSTMCell:
 
 
 def literal_elbo(model, image, noise, background_noise=None):
-    """elbo_n for n = 0..N of one image (C, H, W), step by step as the paper has it, with torch's own parts.
+    """elbo_n of one image (C, H, W) for n = 0..N, step by step as in the paper.
 
-    noise: (N, 3 + D); background_noise: (z_background_size,), where a background is modelled.
+    Args:
+        noise: (N, 3 + D), standard normal.
+        background_noise: (z_background_size,), if the model has a background.
     """
     def affine(z_where):
         s, x, y = z_where
@@ -42,8 +45,9 @@ def literal_elbo(model, image, noise, background_noise=None):
         painted = model.decode_background.mlp(behind.loc + behind.scale * background_noise)
         image = image - painted.view(image.shape)
     canvas = torch.zeros_like(image)
-    if model.search is None:
-        cell, state = as_lstm_cell(model.rnn), (model.rnn.h_init, model.rnn.c_init)
+    search, guide = isinstance(model.guide_net, SearchGuide), model.guide_net
+    if not search:
+        cell, state = as_lstm_cell(guide.rnn), (guide.rnn.h_init, guide.rnn.c_init)
     z_where, z_what = model.z_where_init[0], model.z_what_init[0]
     log_go_on, log_stop, elbos = torch.zeros(()), [], []
     where_prior = Normal(model.z_where_prior_loc, model.z_where_prior_scale)
@@ -51,16 +55,16 @@ def literal_elbo(model, image, noise, background_noise=None):
     def log_likelihood():
         return Normal(canvas, model.likelihood_sd).log_prob(image).sum()
 
-    explained = [log_likelihood() - kl]
+    conditional_elbos = [log_likelihood() - kl]
     log_at_least = [torch.zeros(())]
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)
-        left = image - canvas if model.difference else image
-        if model.search is None:
-            state = cell(torch.cat((model.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
-            out = model.predict.mlp(state[0])[0]
+        left = image - canvas if guide.reads_residual else image
+        if not search:
+            state = cell(torch.cat((guide.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
+            out = guide.predict.mlp(state[0])[0]
         else:
-            out = literal_search(model.search, left)
+            out = literal_search(guide, left)
         q_pres = out[0].sigmoid()
         where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
         z_where = where.loc + where.scale * noise[t, :3]
@@ -77,15 +81,15 @@ def literal_elbo(model, image, noise, background_noise=None):
         log_stop.append((1 - q_pres).log())
         log_go_on = log_go_on + q_pres.log()
         log_at_least.append(log_go_on)
-        explained.append(log_likelihood() - kl)
+        conditional_elbos.append(log_likelihood() - kl)
     for n in range(model.num_steps + 1):
         log_q = log_at_least[n] + (log_stop[n] if n < model.num_steps else 0)
-        elbos.append(explained[n] + model.count_prior.log_probs[n] - log_q)
+        elbos.append(conditional_elbos[n] + model.count_prior.log_probs[n] - log_q)
     return torch.stack(elbos)
 
 
 def literal_search(search, left):
-    """What Search says of one image (C, H, W), place by place: logit, loc and scale before the softplus, (7,)."""
+    """SearchGuide on one image (C, H, W), place by place: logit, loc and scale before the softplus, (7,)."""
     look, hidden = search.attention, left[None]
     for convolution, how in zip(look.net[::2], ({"stride": 2, "padding": 2}, {"stride": 2, "padding": 1},
                                                 {"padding": 2, "dilation": 2})):
@@ -95,7 +99,7 @@ def literal_search(search, left):
     features = [hidden[0, :, row, column] for row, column in zip(rows, columns)]
     heat = [(look.heat * feature).sum() + preference
             for feature, preference in zip(features, look.preference)]
-    pixel = 2 / left.shape[-1]  # in canvas units; every fourth pixel's centre is a place
+    pixel = 2 / left.shape[-1]  # in canvas units; places are the centres of every fourth pixel
     centres = [torch.stack((-1 + pixel / 2 + 4 * pixel * torch.tensor(float(column)),
                             -1 + pixel / 2 + 4 * pixel * torch.tensor(float(row)))).to(left)
                for row, column in zip(rows, columns)]

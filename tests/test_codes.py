@@ -1,43 +1,37 @@
 import json
-from pathlib import Path
+from dataclasses import replace
 
-import pytest
 import torch
 
-from air.data import Scenes
+from air.data import Scenes, Sprites
 from air.models.air import AIR
-
-
-@pytest.fixture
-def codes(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    return __import__("codes")
+from experiments.studies import codes
 
 
 class Told(AIR):
-    """Finds three objects an image, the boxes that it is given."""
+    """Finds the same three boxes in every image."""
 
     def infer(self, images):
         seen = super().infer(images)
         boxes = torch.tensor([[[6.0, 6, 9, 9], [0, 0, 4, 4], [20, 20, 21, 21]]]).expand(len(images), -1, -1)
-        return seen._replace(boxes=boxes, z_pres=torch.tensor([[1.0, 1, 0]]).expand(len(images), -1))
+        return replace(seen, boxes=boxes, z_pres=torch.tensor([[1.0, 1, 0]]).expand(len(images), -1))
 
 
-def test_codes_have_the_label_of_the_object_that_they_lie_on(codes, images):
+def test_a_code_gets_the_label_of_the_object_that_its_box_overlaps(images):
     from tests.conftest import SMALL
     torch.manual_seed(0)
     model = Told(**SMALL)
     boxes = torch.tensor([[[0.0, 0, 4, 5], [6, 6, 9, 9]], [[0, 0, 1, 1], [6, 6, 9, 10]]])
     scenes = Scenes((255 * images[:2]).to(torch.uint8), torch.tensor([2, 2]), boxes, torch.tensor([[3, 8], [5, 1]]))
     found, labels, glimpses = codes.objects(model, scenes)
-    assert labels.tolist() == [8, 3, 1]  # the second scene's second box is on nothing
+    assert labels.tolist() == [8, 3, 1]  # the second scene's second box overlaps no object
     z_what = model.infer(scenes.images).z_what
     torch.testing.assert_close(found, torch.stack((z_what[0, 0], z_what[0, 1], z_what[1, 0])))
     assert glimpses.shape == (3, 1, 6, 6)
 
 
-def test_classifiers_on_two_rings_and_on_two_halves(codes):
-    """Halves are for both to tell apart; rings one in the other for the neighbours alone."""
+def test_classifiers_on_two_rings_and_on_two_halves():
+    """Both classifiers separate the halves; only the neighbours separate concentric rings."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(600, 2, generator=generator)
     halves = (points[:, 0] + 0.5 * points[:, 1] > 0).long()
@@ -49,7 +43,7 @@ def test_classifiers_on_two_rings_and_on_two_halves(codes):
     assert near > 0.9 and linear < 0.7
 
 
-def test_a_sprite_s_label_is_its_shape_and_its_colour(codes):
+def test_a_sprite_s_label_encodes_its_shape_and_colour():
     from air.data.sprites import COLOURS, SHAPES
     label = torch.arange(9)
     of = codes.PROPERTIES["sprites"]
@@ -57,14 +51,14 @@ def test_a_sprite_s_label_is_its_shape_and_its_colour(codes):
         (shape, colour) for shape in SHAPES for colour in COLOURS]
 
 
-def test_the_projector_gets_codes_with_labels(codes, make_model, scenes, tmp_path):
+def test_the_projector_gets_codes_with_labels(make_model, scenes, tmp_path):
     model = make_model(count_prior=0.9).float()
     infer = model.infer
 
     def told(images):  # the true boxes
         seen = infer(images)
         boxes = torch.cat((scenes.boxes[:len(images)], torch.zeros(len(images), 1, 4)), 1)
-        return seen._replace(boxes=boxes, z_pres=(boxes[..., 2] > 0).float())
+        return replace(seen, boxes=boxes, z_pres=(boxes[..., 2] > 0).float())
 
     model.infer = told
     codes.project(model, scenes, tmp_path)
@@ -72,7 +66,7 @@ def test_the_projector_gets_codes_with_labels(codes, make_model, scenes, tmp_pat
     assert len(metadata.read_text().splitlines()) == len(tensors.read_text().splitlines()) == scenes.counts.sum()
 
 
-def test_the_table_has_mean_and_worst(codes):
+def test_the_table_has_mean_and_worst():
     records = [{"property": "digit", "classifier": "5 nearest", "seed": seed, "found": 0.5, "accuracy": 0.8 + seed / 10}
                for seed in (0, 1)]
     runs = [{"seed": seed, "count_accuracy_map": 0.9 + seed / 20, "box_iou": 0.8, "box_ap50": 0.7 + seed / 10}
@@ -83,27 +77,19 @@ def test_the_table_has_mean_and_worst(codes):
     assert lines[5] == "0.800 (worst 0.800) and an AP50 of 0.750 (worst 0.700)."
 
 
-@pytest.mark.parametrize("dataset", ["multi-mnist", "sprites"])
-def test_the_page_s_tables_are_those_of_the_results(codes, dataset, capsys):
-    codes.main(["--dataset", dataset, "--table"])
-    assert capsys.readouterr().out in (codes.ROOT / "docs" / "experiments.md").read_text()
-
-
-def test_a_run_that_is_there_is_measured_and_drawn(codes, tmp_path):
+def test_an_existing_run_is_measured_and_drawn(tmp_path, monkeypatch):
     """The whole command, on an untrained model of sprites."""
     import train
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("air.data.SPRITES_TRAIN", 40)
-        patch.setattr("air.data.HELD_OUT", 20)
-        train.main(["--dataset", "sprites", "--batch-size", "8", "--steps", "1", "--out",
-                    str(tmp_path / "sprites-3")])
-        files = ["--json", str(tmp_path / "codes.json"), "--picture", str(tmp_path / "way.png")]
-        patch.setattr(codes, "measure", lambda model, dataset, train, test, seed: [
-            {"property": "shape", "classifier": "5 nearest", "seed": seed, "found": len(test) / 20, "accuracy": 1.0}])
-        patch.setattr(codes, "project", lambda model, scenes, out: None)
-        patch.setattr(codes, "interpolation_picture", lambda model, scenes: torch.zeros(3, 4, 4, dtype=torch.uint8))
-        codes.main(["--dataset", "sprites", "--seeds", "3", "--runs", str(tmp_path), *files])
-    kept = json.loads((tmp_path / "codes.json").read_text())
+    train.main(["--dataset", "sprites", "--data.train-scenes", "40", "--data.held-out-scenes", "20",
+                "--batch-size", "8", "--steps", "1", "--out", str(tmp_path / "sprites-3")])
+    monkeypatch.setattr(codes, "Sprites", lambda: Sprites(train_scenes=40, held_out_scenes=20))
+    monkeypatch.setattr(codes, "measure", lambda model, dataset, train, test, seed: [
+        {"property": "shape", "classifier": "5 nearest", "seed": seed, "found": len(test) / 20, "accuracy": 1.0}])
+    monkeypatch.setattr(codes, "project", lambda model, scenes, out: None)
+    monkeypatch.setattr(codes, "interpolation_picture", lambda model, scenes: torch.zeros(3, 4, 4, dtype=torch.uint8))
+    codes.main(["--dataset", "sprites", "--seeds", "3", "--runs", str(tmp_path), "--json", str(tmp_path / "codes.json"),
+                "--picture", str(tmp_path / "way.png")])
+    report = json.loads((tmp_path / "codes.json").read_text())
     final = json.loads((tmp_path / "sprites-3" / "metrics.json").read_text())
-    assert kept["runs"] == [{"seed": 3, **{key: final[key] for key in codes.OF_RUNS}}]
-    assert kept["records"][0]["found"] == 1 and (tmp_path / "way.png").exists()
+    assert report["runs"] == [{"seed": 3, **{key: final[key] for key in codes.MODEL_METRICS}}]
+    assert report["records"][0]["found"] == 1 and (tmp_path / "way.png").exists()

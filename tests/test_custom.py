@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from air.data import DataError, load_dataset
+from air.data import DataError, Folder, Npz, load_dataset
 from air.data.custom import fit, load_arrays, load_folder, read, split
 
 
@@ -100,7 +100,7 @@ class TestFolder:
         for i in range(6):
             (folder / f"bad{i}.png").write_bytes(b"no image")
         (folder / "notes.txt").write_text("no image either, and none that is asked for")
-        with pytest.warns(UserWarning, match="6 of 17 images are left out.*bad0.png.*bad4.png.*and 1 more"):
+        with pytest.warns(UserWarning, match="6 of 17 images cannot be read.*bad0.png.*bad4.png.*and 1 more"):
             names, _ = load_folder(folder, 16, invert=False)
         assert len(names) == 11
 
@@ -120,7 +120,7 @@ class TestFolder:
             load_folder(tmp_path / "a.png", 16, invert=False)
         save(tmp_path, "a.png", np.zeros((5, 5)))
         with pytest.raises(DataError, match="too few images, 1"):
-            load_dataset("folder", tmp_path)
+            load_dataset(Folder(root=str(tmp_path)))
 
 
 class TestArrays:
@@ -132,14 +132,14 @@ class TestArrays:
                                                  ((12, 1, 9, 9), 1)])
     def test_any_layout_of_the_axes(self, tmp_path, shape, channels):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        scenes = load_arrays(self.kept(tmp_path, images=pixels), None, invert=False)
+        scenes = load_arrays(self.kept(tmp_path, images=pixels), invert=False)
         assert scenes.images.shape == (12, channels, 9, 9)
         first = pixels[0] if shape[1:] != (9, 9, 3) else pixels[0].transpose(2, 0, 1)
         assert torch.equal(scenes.images[0], torch.from_numpy(first).view(channels, 9, 9))
 
     def test_floats_are_intensities(self, tmp_path):
         pixels = np.linspace(0, 1, 256).repeat(2).reshape(2, 16, 16)
-        plain, inverted = (load_arrays(self.kept(tmp_path, images=pixels), 16, invert=invert)
+        plain, inverted = (load_arrays(self.kept(tmp_path, images=pixels), invert=invert)
                            for invert in (False, True))
         assert plain.images.flatten().tolist() == sorted([*range(256)] * 2)
         assert torch.equal(inverted.images, 255 - plain.images)
@@ -148,15 +148,13 @@ class TestArrays:
         boxes = np.zeros((20, 2, 4))
         boxes[3, 0] = (1, 2, 5, 6)
         file = self.kept(tmp_path, images=np.zeros((20, 9, 9), np.uint8), counts=np.arange(20) - 1, boxes=boxes)
-        dataset = load_dataset("npz", "nowhere", data_file=str(file))
+        dataset = load_dataset(Npz(file=str(file)))
         assert dataset.held_out.counts.tolist() == [8, 18] and dataset.train.boxes[3, 0].tolist() == [1, 2, 5, 6]
 
     def test_files_that_are_none(self, tmp_path):
         (tmp_path / "own.npz").write_bytes(b"no zip file")
         for file in ("own.npz", "elsewhere.npz"):
             with pytest.raises(DataError, match=f"{file} cannot be read"):
-                load_arrays(tmp_path / file, None, invert=False)
-        with pytest.raises(DataError, match="--image-size 16, but the images have 9"):
-            load_arrays(self.kept(tmp_path, images=np.zeros((3, 9, 9))), 16, invert=False)
-        with pytest.raises(DataError, match="name the file with --data-file"):
-            load_dataset("npz", tmp_path)
+                load_arrays(tmp_path / file, invert=False)
+        with pytest.raises(DataError, match="name the file with --data.file"):
+            load_dataset(Npz())

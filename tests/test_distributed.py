@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,22 @@ from torch.nn.parallel import DistributedDataParallel
 import train
 from air import AIR, ESTIMATORS
 from air.checkpoints import load_checkpoint
-from air.distributed import any_of, first_alone, gather, join, leave, mean, rank, size
+from air.config import with_settings
+from air.distributed import any_of, cleanup, gather, mean, rank, rank_zero_first, setup, world_size
 from air.evaluation import evaluate as evaluation
 from air.training.trainer import Trainer
 from tests.conftest import SMALL
 from tests.test_trainer import assert_identical, everything, run_killed_at
 
 ROOT = Path(__file__).parent.parent
+FEW = ["--data.train-scenes", "64", "--data.held-out-scenes", "24", "--model.rnn-hidden-size", "16",
+       "--model.embed-net", "16"]
 
 
 def test_a_process_alone_hears_itself():
-    assert (rank(), size()) == (0, 1) and join("cpu") == torch.device("cpu")
+    assert (rank(), world_size()) == (0, 1) and setup("cpu") == torch.device("cpu")
     value = torch.tensor([1.0, 2.0])
-    assert gather("word") == ["word"] and mean(value) is value and first_alone(lambda: 3) == 3
+    assert gather("word") == ["word"] and mean(value) is value and rank_zero_first(lambda: 3) == 3
     assert any_of(True) and not any_of(False)
 
 
@@ -44,15 +46,15 @@ def as_worker(number, port, work, arguments):
     os.environ.update(TORCHELASTIC_RUN_ID="x", RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
                       MASTER_ADDR="localhost", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    join("cpu")
+    setup("cpu")
     try:
         work(*arguments)
     finally:
-        leave()
+        cleanup()
 
 
 def tell_one_another(folder):
-    assert size() == 2 and gather(("rank", rank())) == [("rank", 0), ("rank", 1)]
+    assert world_size() == 2 and gather(("rank", rank())) == [("rank", 0), ("rank", 1)]
     own = torch.tensor([1.0 + rank()])
     assert mean(own).item() == 1.5 and own.item() == 1.0 + rank()
     assert any_of(rank() == 1) and any_of(rank() == 0) and not any_of(False)
@@ -62,12 +64,12 @@ def tell_one_another(folder):
             time.sleep(0.5)
             (folder / "cache").touch()
         return (folder / "cache").exists()
-    assert first_alone(build)
+    assert rank_zero_first(build)
 
     def fails_first():
         raise OSError(f"process {rank()}")
     with pytest.raises(OSError, match=f"process {rank()}"):  # in both, and neither waits for the other
-        first_alone(fails_first)
+        rank_zero_first(fails_first)
 
 
 def estimator(name):
@@ -76,7 +78,7 @@ def estimator(name):
     model = AIR(**SMALL, count_prior=0.1).double()
     model.attend = lambda images, at_mean, particles: AIR.attend(model, images, True, particles)
     torch.rand_like = lambda tensor: torch.full_like(tensor, 0.6)
-    return ESTIMATORS[name](model, exploration=0.3, particles=2, rescue=0.5).double()
+    return ESTIMATORS[name](model, exploration=0.3, particles=2, revive=0.5).double()
 
 
 def gradients_are_those_of_the_joint_batch(images):
@@ -96,7 +98,7 @@ def evaluations_are_those_of_all_scenes(scenes):
     evaluation.CHUNK, evaluation.LOOKS = 6, 3
     found = evaluation.evaluate(model, scenes, iw_particles=2)
     assert all(each == found for each in gather(found))
-    leave()
+    cleanup()
     alone = evaluation.evaluate(model, scenes, iw_particles=2)
     for exact in ("confusion", "count_accuracy_map", "blank", "collapsed", "iw_scenes"):
         assert found[exact] == alone[exact]
@@ -108,22 +110,22 @@ def evaluations_are_those_of_all_scenes(scenes):
 def a_resumed_run_equals_an_uninterrupted_one(folder, config, dataset):
     Trainer(config, dataset, folder / "whole").run()
     run_killed_at(7, Trainer(config, dataset, folder / "parts"))
-    checkpoint = load_checkpoint(folder / "parts")
+    _, checkpoint = load_checkpoint(folder / "parts")
     assert checkpoint["step"] == 5 and len(checkpoint["processes"]) == 2
     Trainer(config, dataset, folder / "parts", checkpoint).run()
     if rank() == 0:
         assert_identical(everything(folder / "parts"), everything(folder / "whole"))
 
 
-def a_batch_that_cannot_be_shared_out_is_named(folder, config, dataset):
-    with pytest.raises(ValueError, match="a batch of 7 images cannot be shared out equally among 2 processes"):
-        Trainer(replace(config, batch_size=7), dataset, folder / "never")
+def a_batch_that_cannot_be_divided_is_an_error(folder, config, dataset):
+    with pytest.raises(ValueError, match="a batch of 7 images cannot be divided equally among 2 processes"):
+        Trainer(with_settings(config, {"optim.batch_size": 7}), dataset, folder / "never")
 
 
 def work_as_one(folder, images, config, dataset):
     tell_one_another(folder)
     gradients_are_those_of_the_joint_batch(images)
-    a_batch_that_cannot_be_shared_out_is_named(folder, config, dataset)
+    a_batch_that_cannot_be_divided_is_an_error(folder, config, dataset)
     a_resumed_run_equals_an_uninterrupted_one(folder, config, dataset)
     evaluations_are_those_of_all_scenes(dataset.train)  # at the end of which they part
 
@@ -136,16 +138,13 @@ def test_two_processes_work_as_one(tmp_path, make_config, dataset):
 
 
 @pytest.fixture
-def torchrun(tmp_path):
+def torchrun():
     """Start train.py in two processes, on a handful of sprites and with small networks."""
-    script = tmp_path / "few.py"
-    script.write_text("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
-                      "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\n"
-                      "import train\nif __name__ == '__main__':\n    train.main()\n")
-
     def start(*arguments):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-        return subprocess.Popen([*command, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                   str(ROOT / "train.py")]
+        few = [] if "--resume" in arguments else FEW
+        return subprocess.Popen([*command, *map(str, arguments), *few], text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return start
 
@@ -161,8 +160,8 @@ def worker(process, number):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
 def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on_from_there(torchrun, tmp_path):
     parts = tmp_path / "parts"
-    process = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 60, "--eval-every", 5,
-                       "--checkpoint-every", 5, "--out", parts)
+    process = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 60, "--run.eval-every", 5,
+                       "--run.checkpoint-every", 5, "--out", parts)
     deadline = time.monotonic() + 60
     while not (parts / "checkpoint.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -170,30 +169,28 @@ def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on_from_there(torchru
     os.kill(worker(process, 1), signal.SIGKILL)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "[rank0]" not in errors  # as tracebacks of process 0 would begin
-    assert "another process of this run is gone" in errors and f"{parts / 'checkpoint.pt'} holds" in errors
-    reached = load_checkpoint(parts)["step"]
-    assert len(load_checkpoint(parts)["processes"]) == 2 and not (parts / "metrics.json").exists()
+    assert "another process of this run has died" in errors and f"{parts / 'checkpoint.pt'} holds" in errors
+    reached = load_checkpoint(parts)[1]["step"]
+    assert len(load_checkpoint(parts)[1]["processes"]) == 2 and not (parts / "metrics.json").exists()
 
     resumed = torchrun("--resume", parts)
     said, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
     assert f"steps {reached} to 60" in said and "in 2 processes" in said and said.count("step 60/60") == 1
-    assert load_checkpoint(parts)["step"] == 60 and (parts / "metrics.json").exists()
+    assert load_checkpoint(parts)[1]["step"] == 60 and (parts / "metrics.json").exists()
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_go_on_with_a_run(torchrun, tmp_path, monkeypatch):
+def test_other_numbers_of_processes_go_on_with_a_run(torchrun, tmp_path):
     """In two processes, then in one, then in two again."""
     parts = tmp_path / "parts"
     first = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--out", parts)
     said, errors = first.communicate(timeout=120)
-    assert first.returncode == 0 and len(load_checkpoint(parts)["processes"]) == 2, errors
-    for data, few in (("SPRITES_TRAIN", 64), ("HELD_OUT", 24)):
-        monkeypatch.setattr(f"air.data.{data}", few)
+    assert first.returncode == 0 and len(load_checkpoint(parts)[1]["processes"]) == 2, errors
     train.main(["--resume", str(parts), "--steps", "26"])
-    assert len(load_checkpoint(parts)["processes"]) == 1
+    assert len(load_checkpoint(parts)[1]["processes"]) == 1
     wider = torchrun("--resume", parts, "--steps", 28)
     said, errors = wider.communicate(timeout=120)
     assert wider.returncode == 0 and "steps 26 to 28" in said, errors
-    one, other = load_checkpoint(parts)["processes"]
-    assert load_checkpoint(parts)["step"] == 28 and not torch.equal(one["rng"], other["rng"])
+    one, other = load_checkpoint(parts)[1]["processes"]
+    assert load_checkpoint(parts)[1]["step"] == 28 and not torch.equal(one["rng"], other["rng"])

@@ -33,7 +33,7 @@ def test_latent_kl_is_minus_the_mean_log_ratio():
 
 
 def test_count_distribution_equals_a_sum_over_all_z_pres():
-    """Every z_pres in {0, 1}^N has its chain's probability; log q(n) collects those with n leading ones."""
+    """Enumerate z_pres in {0, 1}^N: q(n) is the probability of n leading ones."""
     logits = torch.randn(6, 3, dtype=torch.float64)
     q = torch.zeros(6, 4, dtype=torch.float64)
     for z_pres in itertools.product((0.0, 1.0), repeat=3):
@@ -79,7 +79,7 @@ def test_prior_from_steps_equals_the_chain():
     assert certain.exp().tolist() == [0, 0, 1]
 
 
-def test_prior_from_steps_names_what_is_no_probability():
+def test_prior_from_steps_names_a_bad_probability():
     with pytest.raises(ValueError, match="1.5"):
         CountPrior.from_steps(2, lambda t: 1.5)
 
@@ -92,7 +92,7 @@ def test_prior_samples_follow_p():
     assert ((share - p).abs() < 4 * (p * (1 - p) / size).sqrt()).all()
 
 
-def test_a_prior_that_follows_the_counts_ends_where_they_are():
+def test_a_prior_that_follows_the_counts_converges_to_them():
     prior = CountPrior.geometric(3, 1e-8).double()
     counts = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
     prior.follow(counts, rate=0.25)
@@ -101,4 +101,4 @@ def test_a_prior_that_follows_the_counts_ends_where_they_are():
     for _ in range(100):
         prior.follow(counts, rate=0.25)
     torch.testing.assert_close(prior.log_probs.exp(), counts)
-    assert prior.log_probs.isfinite().all()  # what never occurs stays possible
+    assert prior.log_probs.isfinite().all()  # counts that never occur keep a positive probability

@@ -7,6 +7,7 @@ from toy import STEPS, Toy, exact_gradient, gradient, terms_of
 
 from air import ESTIMATORS, NVIL, Enumerate
 from air.inference.elbo import elbo_terms
+from air.inference.estimator import exploration_weights, revival_weights
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):
@@ -14,7 +15,7 @@ def test_enumerate_gives_the_exact_gradient(toy_images):
 
 
 def far_off(baseline):
-    """A baseline that is wrong, by much, and different at each step."""
+    """A baseline that is far off, differently at each step."""
     with torch.no_grad():
         baseline.predict[0].bias.fill_(3.0)
         baseline.predict[0].weight.mul_(8)
@@ -27,7 +28,7 @@ def nvil_gradients(images, exploration=0.0, baseline=None, centre=False, draws=4
         baseline(objective.baseline)
     with torch.no_grad():
         objective.model.fit.add_(better_fit * torch.arange(STEPS + 1))
-    objective.mean.fill_(1.7)  # whatever it is: eval mode leaves it there
+    objective.mean.fill_(1.7)  # any value: eval mode does not update it
     objective.variance.fill_(1.0)
     objective.eval()
     many = images.repeat(150, 1, 1, 1)
@@ -49,14 +50,14 @@ def test_exploring_nvil_has_the_mean_gradient_of_exploring_enumerate(toy_images)
     gradients = nvil_gradients(toy_images, exploration=0.4, centre=True)
     standard_error = gradients.std(0) / math.sqrt(len(gradients))
     assert ((gradients.mean(0) - expected).abs() < 4 * standard_error).all()
-    assert ((expected - exact_gradient(toy_images)).abs() > 8 * standard_error).any()  # exploration does something
+    assert ((expected - exact_gradient(toy_images)).abs() > 8 * standard_error).any()  # exploration has an effect
 
 
 def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(toy_images):
     def abandoned(exploration):
         objective = Enumerate(Toy(False), exploration)
         with torch.no_grad():
-            objective.model.logits.copy_(torch.tensor([30.0, -30.0]))  # q(n = 1) = 1 but for e^-30
+            objective.model.logits.copy_(torch.tensor([30.0, -30.0]))  # q(n = 1) = 1 - e^-30
         gradient(objective, toy_images)
         return objective.model.fit.grad, objective.model.logits.grad
 
@@ -67,30 +68,33 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
     torch.testing.assert_close(explored_logits, logits)
 
 
-def test_a_window_that_is_passed_over_is_trained_as_the_last_one():
-    objective = Enumerate(Toy(), exploration=0.5, rescue=0.8)
+def test_revival_puts_all_weight_on_the_branch_of_the_first_skipped_window():
+    def weights(terms, particles=1):
+        explored = exploration_weights(terms.log_q, torch.tensor(0.5, dtype=torch.float64))
+        return explored, revival_weights(terms.skipped(), explored, particles)
+
     q = [0.0, 0.25, 0.25, 0.5]
     explored = torch.tensor([[0.125, 0.25, 0.25, 0.375]], dtype=torch.float64)
-    torch.testing.assert_close(objective.branch_weights(terms_of([0, 50, 90, 80], q)), (explored, explored))
+    torch.testing.assert_close(weights(terms_of([0, 50, 90, 80], q)), (explored, explored))
     first = torch.tensor([[0.0, 1, 0, 0]], dtype=torch.float64)
-    torch.testing.assert_close(objective.branch_weights(terms_of([0, -50, -60, 80], q)), (explored, first))
-    both = Enumerate(Toy(), particles=2, exploration=0.5, rescue=0.8)  # one passes a window over, the other does not
-    fine, passed_over = terms_of([0, 50, 90, 80], q), terms_of([0, -50, -60, 80], q)
-    terms = fine._replace(**{field: torch.cat((getattr(fine, field), getattr(passed_over, field)))
-                             for field in ("explained", "log_q")})
-    torch.testing.assert_close(both.branch_weights(terms), (explored.repeat(2, 1), first.repeat(2, 1)))
-    for rescue in (-0.1, 1):
-        with pytest.raises(ValueError, match=f"0 <= rescue < 1, got {rescue}"):
-            Enumerate(Toy(), rescue=rescue)
+    torch.testing.assert_close(weights(terms_of([0, -50, -60, 80], q)), (explored, first))
+    # Two particles of an image: one skips a window, the other does not; both are revived.
+    fine, skipped = terms_of([0, 50, 90, 80], q), terms_of([0, -50, -60, 80], q)
+    terms = fine._replace(**{field: torch.cat((getattr(fine, field), getattr(skipped, field)))
+                             for field in ("conditional_elbo", "log_q")})
+    torch.testing.assert_close(weights(terms, particles=2), (explored.repeat(2, 1), first.repeat(2, 1)))
+    for revive in (-0.1, 1):
+        with pytest.raises(ValueError, match=f"0 <= revive < 1, got {revive}"):
+            Enumerate(Toy(), revive=revive)
 
 
-def test_rescuing_nvil_has_the_mean_gradient_of_rescuing_enumerate(toy_images):
+def test_reviving_nvil_has_the_mean_gradient_of_reviving_enumerate(toy_images):
     def objective(kind, **options):
-        made = kind(Toy(False), rescue=0.6, **options)
-        with torch.no_grad():  # window 1 loses, window 2 wins, and q(n) knows it
+        made = kind(Toy(False), revive=0.6, **options)
+        with torch.no_grad():  # window 1 costs, window 2 pays, and q(n) reflects it
             made.model.fit.copy_(torch.tensor([0.0, -2.0, 6.0]))
             made.model.logits.copy_(torch.tensor([1.5, 1.5]))
-        assert made(toy_images)[1]["passed_over"] > 0.5
+        assert made(toy_images)[1]["skipped"] > 0.5
         return made
 
     sampled, many = objective(NVIL, draws=1), toy_images.repeat(150, 1, 1, 1)
@@ -102,7 +106,7 @@ def test_rescuing_nvil_has_the_mean_gradient_of_rescuing_enumerate(toy_images):
 
 
 def test_a_trained_baseline_lowers_the_variance(toy_images):
-    """Gains of ten nats an object, of which the baseline can foresee nearly all."""
+    """Gains of ten nats per object, nearly all of which the baseline can predict."""
     def train(baseline):
         objective = NVIL(Toy(True), draws=1)
         optimizer = torch.optim.Adam(objective.baseline.parameters(), 3e-2)
@@ -117,11 +121,11 @@ def test_a_trained_baseline_lowers_the_variance(toy_images):
 
     variances = [nvil_gradients(toy_images, baseline=baseline, draws=200, better_fit=10.0)[:, :2].var(0)
                  for baseline in (None, train)]
-    assert (variances[1] < 0.3 * variances[0]).all()  # what is left: whether a step is reached, and what comes after it
+    assert (variances[1] < 0.3 * variances[0]).all()  # the rest: is a step reached, and what follows it
 
 
 def test_with_a_perfect_baseline_both_outcomes_of_a_step_give_the_same_gradient(toy_images):
-    """Of the last step, whose gain no later draw changes: q_t (1 - q_t) times that gain, whatever was drawn."""
+    """At the last step, whose gain depends on no later draw, the gradient is always q_t (1 - q_t) gain_t."""
     image = toy_images[:1]
     objective = NVIL(Toy(), draws=1)
     elbo = elbo_terms(objective.model, objective.model.rollout(image)).elbo().detach()
@@ -143,7 +147,7 @@ def test_with_a_perfect_baseline_both_outcomes_of_a_step_give_the_same_gradient(
 
 
 def test_normalising_divides_the_signal_by_its_running_deviation(toy_images):
-    """The score-function part shrinks by max(1, sd) and grows with signal_scale; the pathwise part stays."""
+    """The score-function part shrinks by max(1, sd) and grows with signal_scale; the pathwise part does not change."""
     def parts(**options):
         objective = NVIL(Toy(False), **options).eval()
         objective.mean.zero_(), objective.variance.fill_(16.0)
@@ -165,7 +169,7 @@ def test_running_moments_follow_the_signal_in_training_only(toy_images):
     first = objective.mean.clone()
     assert first.isfinite() and objective.variance > 0
     with torch.no_grad():
-        objective.model.fit.add_(100 * torch.arange(STEPS + 1))  # nothing gained by stopping, 100 or 200 by going on
+        objective.model.fit.add_(100 * torch.arange(STEPS + 1))  # stopping gains nothing, continuing 100 or 200
     objective(images)
     assert 5 < (objective.mean - first).item() < 40  # a fifth of the way, decay 0.8
     before = objective.mean.clone()
@@ -207,13 +211,13 @@ def test_without_masking_the_kls_of_absent_objects_count(make_model, images):
 
 
 def test_masked_steps_change_neither_loss_nor_canvas(make_model, images):
-    """With z_pres_1 = 0 for certain, what steps 1..N would have done changes nothing, and gets no gradient."""
+    """With z_pres_1 = 0 for certain, steps 1..N have no effect and get no gradient."""
     losses = []
     for shift in (0.0, 5.0):
         model = make_model(use_baselines=False)
         with torch.no_grad():
-            model.predict.mlp[-1].weight[0].zero_()
-            model.predict.mlp[-1].bias[0] = -800.0  # q(n = 0) = 1
+            model.guide_net.predict.mlp[-1].weight[0].zero_()
+            model.guide_net.predict.mlp[-1].bias[0] = -800.0  # q(n = 0) = 1
             model.decode.mlp[-1].bias.add_(shift)
             model.encode.mlp[-1].bias.add_(shift)
         for objective in (NVIL(model), Enumerate(model)):
@@ -249,7 +253,7 @@ def test_no_gradient_passes_between_baseline_and_model(make_model, images):
 
 
 def test_the_baseline_learns_from_its_squared_error_alone(make_model, images):
-    """What the signal is multiplied by changes the model's gradient, not the baseline's."""
+    """The signal's scale changes the model's gradient, not the baseline's."""
     gradients = []
     for signal_scale in (1.0, 100.0):
         torch.manual_seed(2)
@@ -262,8 +266,8 @@ def test_the_baseline_learns_from_its_squared_error_alone(make_model, images):
     assert any(not torch.allclose(a, b) for a, b in zip(gradients[0][baseline:], gradients[1][baseline:]))
 
 
-def test_the_reward_of_a_step_is_what_going_on_gains(toy_images):
-    """R_t read off the gradient of one image's logits, (z_pres_t - q_t) R_t, against the sum of single terms."""
+def test_the_reward_of_a_step_is_the_gain_of_continuing(toy_images):
+    """R_t, read off the gradient of one image's logits, (z_pres_t - q_t) R_t, equals the sum of its terms."""
     model, image = Toy(False), toy_images[:1]
     objective = NVIL(model, draws=1)
     weights = torch.tensor([1.0, 0.3, 0.09], dtype=torch.float64)
@@ -274,7 +278,7 @@ def test_the_reward_of_a_step_is_what_going_on_gains(toy_images):
         torch.manual_seed(seed)
         objective.zero_grad()
         objective(image)[0].backward()
-        count = int(model.fit.grad.abs().argmax())  # the pathwise part is of the drawn n alone
+        count = int(model.fit.grad.abs().argmax())  # only the drawn n has a pathwise part
         counts.add(count)
         rollout = model.rollout(image)
         q, kl = rollout.logits[0].sigmoid(), rollout.latents["toy"].kl()[0]
@@ -293,14 +297,14 @@ def test_the_reward_of_a_step_is_what_going_on_gains(toy_images):
     assert counts == {0, 1, 2}
 
 
-def test_baseline_r2_is_the_share_of_the_gains_variance_explained(toy_images):
-    """Weighing only what was drawn to go on; gains of 7 or 17 nats where another object adds 10."""
+def test_baseline_r2_is_the_share_of_the_gains_variance_that_it_predicts(toy_images):
+    """Only draws that continue have a weight; their gains are 7 or 17 nats."""
     objective = NVIL(Toy(True), draws=1)
     gain = torch.tensor([[7.0, 17.0], [17.0, 100.0], [7.0, 7.0]], dtype=torch.float64)
     weight = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)  # gains 7, 17, 17, 7
     for guess, r2 in ((12.0, 0.0), (17.0, -1.0), (7.0, -1.0)):
         objective.baseline.forward = lambda images, history, guess=guess: torch.full_like(gain, guess)
-        _, metrics = objective._foresee(gain, weight, toy_images, torch.zeros(3, STEPS, 2, dtype=torch.float64))
+        _, metrics = objective._predict_gain(gain, weight, toy_images, torch.zeros(3, STEPS, 2, dtype=torch.float64))
         assert metrics["baseline_r2"].item() == pytest.approx(r2)
         assert metrics["baseline_loss"].item() == pytest.approx(sum((g - guess)**2 for g in (7, 17, 17, 7)) / 3)
 
@@ -331,7 +335,7 @@ def test_autocast_gives_nearly_the_same_loss_and_gradients(make_model, images, n
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, images, name):
-    """Traced forward and backward without a break; the code that inductor makes of them is a slow test's matter."""
+    """Traced without a graph break, forward and backward. Inductor itself is left to the slow tests."""
     results = []
     for compiled in (False, True):
         objective = ESTIMATORS[name](make_model(count_prior=0.1))

@@ -1,20 +1,21 @@
 import inspect
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 
 from air import AIR
-from air.inference.estimators import elbo_terms
+from air.inference.elbo import elbo_terms
 from air.models.distributions import CountPrior
 from air.models.spatial import image_to_window
 from tests.literal import literal_elbo
 
 
-@pytest.mark.parametrize("options", [{}, {"channels": 3}, {"difference": True},
-                                     {"difference": True, "channels": 3, "embed_net": [5]},
-                                     {"difference": True, "search": True, "channels": 3},
+@pytest.mark.parametrize("options", [{}, {"channels": 3}, {"guide": "difference"},
+                                     {"guide": "difference", "channels": 3, "embed_net": [5]},
+                                     {"guide": "search", "channels": 3},
                                      {"background": True, "channels": 3},
-                                     {"background": True, "difference": True, "z_background_size": 2}])
+                                     {"background": True, "guide": "difference", "z_background_size": 2}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
     images = images.expand(-1, model.channels, -1, -1)
@@ -28,9 +29,9 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"embed_net": [5]}])
-def test_gradients_of_the_difference_are_those_of_a_product_a_step(make_model, images, options, monkeypatch):
-    """That the steps' gradients are taken together for the weight that they share changes nothing."""
-    model = make_model(difference=True, **options)
+def test_shared_products_leave_gradients_unchanged(make_model, images, options, monkeypatch):
+    """Computing the shared weight's gradient in a single product for all steps changes nothing."""
+    model = make_model(guide="difference", **options)
 
     def gradients():
         torch.manual_seed(7)
@@ -40,15 +41,13 @@ def test_gradients_of_the_difference_are_those_of_a_product_a_step(make_model, i
         return found
 
     together = gradients()
-    monkeypatch.setattr(model.rnn, "products", lambda rows: [None] * len(rows))
+    monkeypatch.setattr(model.guide_net.rnn, "products", lambda rows: [None] * len(rows))
     torch.testing.assert_close(together, gradients())
-    assert together["rnn.image_gates.weight"].any()
+    assert together["guide_net.rnn.image_gates.weight"].any()
 
 
-def test_a_search_sees_what_is_left_as_it_would_see_any_image(make_model, images):
-    with pytest.raises(ValueError, match="search=True goes with difference=True"):
-        make_model(search=True)
-    model = make_model(difference=True, search=True)
+def test_search_treats_the_residual_like_any_image(make_model, images):
+    model = make_model(guide="search")
     first = model.rollout(images, at_mean=True)
     left = images - first.painted[:, 0]
     torch.testing.assert_close(model.rollout(left, at_mean=True).logits[:, :2], first.logits[:, 1:])
@@ -64,14 +63,15 @@ def test_constructor_has_the_reference_keywords_and_defaults():
     assert list(defaults)[:5] == ["num_steps", "x_size", "window_size", "z_what_size", "rnn_hidden_size"]
 
 
-def test_every_keyword_reaches_what_it_names():
+def test_every_keyword_takes_effect():
     model = AIR(2, 10, 4, 3, 6, encoder_net=[5], decoder_net=[8, 7], predict_net=[9], embed_net=[11],
                 bl_predict_net=[4], non_linearity="Tanh", decoder_output_bias=-1.5, decoder_output_use_sigmoid=True,
                 baseline_scalar=5.0,
                 scale_prior_mean=2.0, scale_prior_sd=0.5, pos_prior_mean=0.25, pos_prior_sd=0.75, likelihood_sd=0.2)
     baseline = model.make_baseline()
+    guide = model.guide_net
     widths = [[layer.out_features for layer in net if hasattr(layer, "out_features")]
-              for net in (model.encode.mlp, model.decode.mlp, model.predict.mlp, model.rnn.embed, baseline.predict)]
+              for net in (model.encode.mlp, model.decode.mlp, guide.predict.mlp, guide.rnn.embed, baseline.predict)]
     assert widths == [[5, 6], [8, 7, 16], [9, 7], [11], [4, 1]]
     assert isinstance(model.encode.mlp[1], torch.nn.Tanh)
     assert (model.decode.bias, model.decode.use_sigmoid, baseline.scalar) == (-1.5, True, 5.0)
@@ -91,7 +91,7 @@ def test_count_prior_of_another_length_is_named(make_model):
 
 
 def test_prior_draws_scenes(make_model):
-    """Counts follow p(n), z_where its prior, and the image is the sum of the objects that are there."""
+    """Counts follow p(n), z_where its prior, and the image is the sum of the present objects."""
     torch.manual_seed(0)
     model = make_model(count_prior=0.6)
     (z_where, z_pres), x = model.prior(20_000)
@@ -125,7 +125,7 @@ def test_guide_draws_a_subset_without_replacement(make_model, images):
     z_where, z_pres = model.guide(images[:, 0], batch_size=4, z_pres_prior_p=lambda t: 0.5)
     assert [tuple(z.shape) for z in z_where] == [(4, 3)] * 3 and [tuple(z.shape) for z in z_pres] == [(4, 1)] * 3
     originals = {i: image for i, image in enumerate(images[:, 0])}
-    matches = [[i for i, original in originals.items() if torch.equal(original, image)] for image in seen[0]]
+    matches = [[i for i, original in originals.items() if torch.equal(original, image)] for image in seen[0][:, 0]]
     assert len({match for (match,) in matches}) == 4
     assert z_where[0].requires_grad
     with pytest.raises(ValueError, match="1..5"):
@@ -154,14 +154,15 @@ def test_infer_is_consistent(make_model, images):
         torch.testing.assert_close(seen.reconstruction[i], seen.canvases[i, count])
         assert (seen.boxes[i, count:] == 0).all() and (seen.boxes[i, :count, 2:] > seen.boxes[i, :count, :2]).all()
     assert (seen.canvases[:, 0] == 0).all()
-    for again, first in zip(model.infer(images[:, 0]), seen):  # no noise, and (B, H, W) is (B, 1, H, W)
-        torch.testing.assert_close(again, first)
+    torch.testing.assert_close(model.infer(images[:, 0]).as_dict(), seen.as_dict())  # (B, H, W) is (B, 1, H, W)
+    with pytest.raises(FrozenInstanceError):
+        seen.count = seen.count + 1
 
 
 def test_uint8_images_are_intensities_times_255(make_model):
     model = make_model()
     images = torch.randint(0, 256, (3, 1, 12, 12), dtype=torch.uint8)
-    torch.testing.assert_close(model.infer(images), model.infer(images.double() / 255))
+    torch.testing.assert_close(model.infer(images).as_dict(), model.infer(images.double() / 255).as_dict())
 
 
 @pytest.mark.parametrize("channels, shape", [(1, (5, 13, 12)), (1, (5, 2, 12, 12)), (3, (5, 12, 12)), (1, (12, 12))])
@@ -171,7 +172,7 @@ def test_images_of_the_wrong_size_are_named(make_model, channels, shape):
     assert str(shape) in str(error.value) and f"(B, {channels}, 12, 12)" in str(error.value)
 
 
-def test_the_ceiling_is_the_log_likelihood_of_a_perfect_reconstruction(make_model, images):
+def test_ceiling_is_the_log_likelihood_of_a_perfect_reconstruction(make_model, images):
     model = make_model()
     painted = torch.zeros(5, 3, 1, 12, 12, dtype=torch.float64)
     painted[:, 1] = images
@@ -182,14 +183,14 @@ def test_the_ceiling_is_the_log_likelihood_of_a_perfect_reconstruction(make_mode
 
 def test_the_image_is_read_once_per_rollout(make_model, images):
     model, calls = make_model(), []
-    model.rnn.image_gates.register_forward_hook(lambda *_: calls.append(1))
+    model.guide_net.rnn.image_gates.register_forward_hook(lambda *_: calls.append(1))
     model.rollout(images)
     assert len(calls) == 1
 
 
-def test_a_background_lies_under_the_objects(make_model, images):
+def test_background_lies_behind_the_objects(make_model, images):
     model = make_model(background=True, count_prior=0.5)
-    _, behind = model.look_behind(images, at_mean=True)
+    _, behind = model.infer_background(images, at_mean=True)
     seen = model.infer(images)
     torch.testing.assert_close(seen.canvases[:, 0], behind)
     plain = make_model(count_prior=0.5)
@@ -198,10 +199,10 @@ def test_a_background_lies_under_the_objects(make_model, images):
     first, second = model.rollout(images, particles=2).latents["background"].value[:2]
     assert not torch.equal(first, second)  # each particle has a draw of its own
     _, x = model.prior(500, z_pres_prior_p=lambda t: 0.0)
-    assert x.std(0).min() > 0  # no object, and yet not one scene
+    assert x.std(0).min() > 0  # without objects, the scenes still differ
 
 
-def test_a_background_counts_in_every_elbo(make_model, images):
+def test_kl_of_the_background_is_part_of_every_elbo(make_model, images):
     model = make_model(background=True)
     terms = elbo_terms(model, model.rollout(images))
     loc, scale = model.encode_background(images)
@@ -211,7 +212,7 @@ def test_a_background_counts_in_every_elbo(make_model, images):
     torch.testing.assert_close(terms.per_image(q)["kl_background"], kl[:, 0].detach())
 
 
-def test_own_networks_take_the_place_of_ours(make_model, images):
+def test_custom_networks_replace_the_built_in_ones(make_model, images):
     class Mean(torch.nn.Module):
         def forward(self, glimpse):
             brightness = glimpse.mean((1, 2, 3))[:, None]
@@ -228,7 +229,7 @@ def test_own_networks_take_the_place_of_ours(make_model, images):
     torch.testing.assert_close(painted.amax((2, 3, 4)), what.value.mean(-1).clamp(min=0), atol=1e-9, rtol=0.2)
 
 
-def test_with_convolutions_it_is_the_same_model(make_model, images):
+def test_convolutional_networks_replace_the_mlps(make_model, images):
     model = make_model(convolutional=True, window_size=8)
     torch.manual_seed(0)
     rollout = model.rollout(images)
@@ -237,17 +238,17 @@ def test_with_convolutions_it_is_the_same_model(make_model, images):
         loc, scale = model.encode(image_to_window(images, where.value[:, t], 8))
         torch.testing.assert_close((what.loc[:, t], what.scale[:, t]), (loc, scale))
     torch.testing.assert_close(rollout.painted, model.paint(where.value, what.value))
-    with pytest.raises(ValueError, match="halved twice, got 6 pixels"):
+    with pytest.raises(ValueError, match="divisible by 4, got 6 pixels"):
         make_model(convolutional=True)
 
 
-def test_infer_takes_arrays_and_says_what_it_cannot_take(make_model, images):
+def test_infer_takes_arrays_and_names_bad_images(make_model, images):
     model = make_model(count_prior=0.5)
     expected = model.infer(images).count_probs
     torch.testing.assert_close(model.infer(images[:, 0].numpy()).count_probs, expected)
     levels = (255 * images).round().to(torch.uint8)
     torch.testing.assert_close(model.infer(levels.numpy()).count_probs, model.infer(levels.double() / 255).count_probs)
     for wrong, words in ((levels.long(), "uint8 or floats, got torch.int64"), (images[0, 0], r"got \(12, 12\)"),
-                         (images[..., :11], r"got \(5, 1, 12, 11\)"), (images / 0, "nan or infinite")):
+                         (images[..., :11], r"got \(5, 1, 12, 11\)"), (images / 0, "got nan or infinite")):
         with pytest.raises(ValueError, match=words):
             model.infer(wrong)

@@ -1,9 +1,12 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from air.data import DataError, load_dataset, multi_mnist
+from air.config import default_config
+from air.data import DataError, MultiMNIST, Sprites, load_dataset, mnist_or_sprites
+from air.settings import SettingsError
 
 
 def assert_equal(one, other):
@@ -19,9 +22,9 @@ def no_cache(tmp_path, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_scenes(fake_mnist_root, no_cache):
-    def generate(**kwargs):
+    def generate(counts=(0, 1, 2), seed=0, **settings):
         no_cache()
-        return multi_mnist(fake_mnist_root, True, 50, **kwargs)
+        return MultiMNIST(root=str(fake_mnist_root), **settings).generate(True, 50, counts, seed)
 
     first = generate()
     assert_equal(generate(), first)
@@ -30,13 +33,13 @@ def test_the_same_seed_gives_the_same_scenes(fake_mnist_root, no_cache):
 
 
 def test_counts_are_those_asked_for_in_equal_shares(fake_mnist_root):
-    counts = multi_mnist(fake_mnist_root, True, 3000, (0, 1, 3)).counts.bincount()
+    counts = MultiMNIST(root=str(fake_mnist_root)).generate(True, 3000, (0, 1, 3)).counts.bincount()
     assert counts[2] == 0 and ((counts[[0, 1, 3]] - 1000).abs() < 4 * (3000 * 2 / 9)**0.5).all()
 
 
 def test_labels_are_the_digits(fake_mnist_root):
     """A stand-in digit's height is its label + 8 pixels at side 28; resizing blurs each end by up to a pixel."""
-    scenes = multi_mnist(fake_mnist_root, True, 500, (1,))
+    scenes = MultiMNIST(root=str(fake_mnist_root)).generate(True, 500, (1,))
     heights, labels = scenes.boxes[:, 0, 3] - scenes.boxes[:, 0, 1], scenes.labels[:, 0]
     mean = torch.stack([heights[labels == label].mean() for label in range(10)])
     blur = mean - (torch.arange(10) + 8) / 1.3
@@ -45,12 +48,13 @@ def test_labels_are_the_digits(fake_mnist_root):
 
 def test_the_digits_size_the_canvas_and_the_noise_are_those_asked_for(fake_mnist_root):
     """A stand-in digit's height is its label + 8 pixels at side 28, which is 28 / 1.3 pixels at the usual size."""
-    scenes = multi_mnist(fake_mnist_root, True, 400, (1,), image_size=64, object_size=0.25)
+    asked = MultiMNIST(root=str(fake_mnist_root), image_size=64, object_size=0.25)
+    scenes = asked.generate(True, 400, (1,))
     assert scenes.images.shape[2:] == (64, 64)
     heights = scenes.boxes[:, 0, 3] - scenes.boxes[:, 0, 1]
     expected = (scenes.labels[:, 0] + 8) / 1.3 * (64 * 0.25) / (50 / 3)
     assert 0 < (heights - expected).mean() < 2
-    noisy = multi_mnist(fake_mnist_root, True, 400, (1,), image_size=64, object_size=0.25, noise=0.1)
+    noisy = replace(asked, noise=0.1).generate(True, 400, (1,))
     assert torch.equal(noisy.boxes, scenes.boxes)
     grey = (scenes.images > 100) & (scenes.images < 220)  # the stand-in's digits are of level 200: little is clipped
     difference = (noisy.images.float() - scenes.images.float())[grey] / 255
@@ -60,11 +64,12 @@ def test_the_digits_size_the_canvas_and_the_noise_are_those_asked_for(fake_mnist
 def test_training_and_held_out_scenes_come_from_different_digits(fake_mnist_root):
     """The stand-in's training digits are of level 200, its test digits of 120."""
     for train, level in ((True, 200), (False, 120)):
-        assert multi_mnist(fake_mnist_root, train, 60, (1, 2)).images.amax((1, 2, 3)).unique().tolist() == [level]
+        scenes = MultiMNIST(root=str(fake_mnist_root)).generate(train, 60, (1, 2))
+        assert scenes.images.amax((1, 2, 3)).unique().tolist() == [level]
 
 
 def test_real_digits(mnist_root):
-    scenes = multi_mnist(mnist_root, False, 2000)
+    scenes = MultiMNIST(root=str(mnist_root)).generate(False, 2000, (0, 1, 2))
     assert scenes.images.shape == (2000, 1, 50, 50) and scenes.images.dtype == torch.uint8
     filled = scenes.counts > 0
     sides = (scenes.boxes[..., 2:] - scenes.boxes[..., :2]).amax(-1)[:, 0][filled]
@@ -81,8 +86,8 @@ def test_real_digits(mnist_root):
 def test_mnist_that_cannot_be_had_names_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError) as error:
-        load_dataset("multi-mnist", tmp_path)
-    for way_out in ("--data-root", "AIR_DATA_ROOT", "--dataset sprites", str(tmp_path)):
+        load_dataset(MultiMNIST(root=str(tmp_path)))
+    for way_out in ("--data.root", "AIR_DATA_ROOT", "--dataset sprites", str(tmp_path)):
         assert way_out in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -92,43 +97,41 @@ def test_damaged_digits_are_named(fake_mnist_root, tmp_path):
     file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match="MNIST files under .* cannot be read"):
-        load_dataset("multi-mnist", tmp_path)
+        load_dataset(MultiMNIST(root=str(tmp_path)))
 
 
-def test_scenes_do_not_depend_on_how_the_counts_are_written(fake_mnist_root, monkeypatch):
-    monkeypatch.setattr("air.data.MNIST_TRAIN", 10)
-    monkeypatch.setattr("air.data.HELD_OUT", 30)
-    one, other = (load_dataset("multi-mnist", fake_mnist_root, counts=counts) for counts in ((2, 0, 2), (0, 2)))
+def few(root, **settings):
+    return load_dataset(MultiMNIST(root=str(root), train_scenes=10, held_out_scenes=30, **settings))
+
+
+def test_scenes_do_not_depend_on_how_the_counts_are_written(fake_mnist_root):
+    one, other = (few(fake_mnist_root, counts=counts) for counts in ((2, 0, 2), (0, 2)))
     assert_equal(one.held_out, other.held_out)
 
 
-def test_unseen_counts_are_held_out_scenes_of_their_own(fake_mnist_root, monkeypatch):
-    monkeypatch.setattr("air.data.MNIST_TRAIN", 10)
-    monkeypatch.setattr("air.data.HELD_OUT", 30)
-    dataset = load_dataset("multi-mnist", fake_mnist_root, counts=(0, 1), unseen_counts=(3, 2, 3))
+def test_unseen_counts_are_held_out_scenes_of_their_own(fake_mnist_root):
+    dataset = few(fake_mnist_root, counts=(0, 1), unseen_counts=(3, 2, 3))
     assert set(dataset.unseen.counts.tolist()) == {2, 3} and set(dataset.held_out.counts.tolist()) == {0, 1}
     assert dataset.unseen.images.max() <= 120  # the test digits' level
-    assert load_dataset("multi-mnist", fake_mnist_root, counts=(0, 1)).unseen is None
-    with pytest.raises(DataError, match="training shows scenes with 1 objects"):
-        load_dataset("multi-mnist", fake_mnist_root, counts=(0, 1), unseen_counts=(1, 2))
+    assert few(fake_mnist_root, counts=(0, 1)).unseen is None
+    with pytest.raises(DataError, match="scenes with 1 objects occur in training"):
+        few(fake_mnist_root, counts=(0, 1), unseen_counts=(1, 2))
 
 
 def test_auto_falls_back_on_sprites_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
-    dataset = load_dataset("auto", tmp_path)
-    assert dataset.name == "sprites" and "MNIST is not under" in dataset.reason
-    assert dataset.train.images.shape[1] == 3
+    settings, reason = mnist_or_sprites(MultiMNIST(root=str(tmp_path), counts=(0, 1)))
+    assert settings == Sprites(counts=(0, 1)) and "MNIST is not under" in reason
+    with pytest.raises(DataError, match="MNIST is not under"):  # sprites have no noise
+        mnist_or_sprites(MultiMNIST(root=str(tmp_path), noise=0.1))
 
 
 def test_auto_takes_multi_mnist_where_it_is(mnist_root):
-    dataset = load_dataset("auto", mnist_root)
-    assert (dataset.name, len(dataset.train), len(dataset.held_out)) == ("multi-mnist", 60_000, 10_000)
+    assert mnist_or_sprites(MultiMNIST(root=str(mnist_root))) == (MultiMNIST(root=str(mnist_root)), "")
 
 
-def test_unknown_names_and_impossible_rules_are_errors(tmp_path):
-    with pytest.raises(DataError, match="'cifar'.*multi-mnist, sprites"):
-        load_dataset("cifar", tmp_path)
-    with pytest.raises(DataError, match="--overlap, --noise: sprites has no use"):
-        load_dataset("sprites", tmp_path, overlap="loose", noise=0.1)
-    with pytest.raises(TypeError, match="no keyword colour"):
-        load_dataset("sprites", tmp_path, colour="red")
+def test_unknown_names_and_settings_of_other_data_sets_are_errors():
+    with pytest.raises(SettingsError, match="'cifar'.*multi-mnist, sprites"):
+        default_config("cifar")
+    with pytest.raises(SettingsError, match="overlap: unexpected keyword argument"):
+        Sprites(overlap="loose")

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from air.models.guides import Predict
 from air.models.networks import (
     MLP,
     Baseline,
@@ -10,9 +11,8 @@ from air.models.networks import (
     ConvEncoder,
     Decoder,
     Encoder,
-    Predict,
     RecurrentNet,
-    Search,
+    fold,
     shared_products,
 )
 from tests.literal import as_lstm_cell
@@ -32,7 +32,7 @@ def test_recurrent_net_is_an_lstm_on_image_and_latents(embed_net):
         torch.testing.assert_close(state, expected)
 
 
-def test_image_is_multiplied_once(monkeypatch):
+def test_image_is_multiplied_by_its_weights_once(monkeypatch):
     net, calls = RecurrentNet(16, None, 3, 7, "ReLU"), []
     net.image_gates.register_forward_hook(lambda *_: calls.append(1))
     gates, state = net.read(torch.randn(2, 1, 4, 4))
@@ -41,7 +41,13 @@ def test_image_is_multiplied_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_mlp_has_the_layers_asked_for():
+def test_fold_repeats_each_row_and_copies_nothing_for_one_particle():
+    rows = torch.arange(12.0).view(3, 2, 2)
+    assert torch.equal(fold(rows, 4), rows.repeat_interleave(4, 0))
+    assert fold(rows, 1).data_ptr() == rows.data_ptr()
+
+
+def test_mlp_has_the_requested_layers():
     assert [type(layer).__name__ for layer in MLP(4, [3, 2], "Tanh")] == ["Linear", "Tanh", "Linear"]
     assert [type(layer).__name__ for layer in MLP(4, [3], "Tanh", True)] == ["Linear", "Tanh"]
 
@@ -93,13 +99,13 @@ def test_scales_are_positive_and_outputs_keep_their_dtype_under_autocast():
 
 
 def chained(products, x, other):
-    """Numbers that depend on a weight by way of three products, the second one's batch being smaller."""
+    """A function of a weight through three chained products, whose batch sizes differ."""
     first = products[0](x)
     second = products[1](first[:2].sin())
     return first.square().sum() + (second * other).sum() + products[2](second.cos()).cumsum(0).sum()
 
 
-def test_shared_products_are_those_of_linear_and_so_are_their_gradients():
+def test_shared_products_equal_linear_in_value_and_gradient():
     torch.manual_seed(0)
     weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
     x, other = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
@@ -107,15 +113,15 @@ def test_shared_products_are_those_of_linear_and_so_are_their_gradients():
     (wanted,) = torch.autograd.grad(plain, weight)
     shared = chained(shared_products(weight, [3, 2, 2]), x, other)
     assert shared == plain
-    for retain in (True, False):  # the second time as the first
+    for retain in (True, False):  # backward works twice
         torch.testing.assert_close(torch.autograd.grad(shared, weight, retain_graph=retain)[0], wanted)
     x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x, weight: chained(shared_products(weight, [3, 2, 2]), x, other),
                                     (x, weight))
-    torch.autograd.grad(chained(shared_products(weight, [3, 2, 2]), x, other), x)  # and without the weight
+    torch.autograd.grad(chained(shared_products(weight, [3, 2, 2]), x, other), x)  # and without the weight's gradient
 
 
-def test_a_shared_product_that_is_not_used_adds_nothing():
+def test_an_unused_shared_product_adds_no_gradient():
     weight, x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True), torch.ones(4, 3, dtype=torch.float64)
     shared_products(weight, [4, 4])[0](x).sum().backward()
     assert (weight.grad == 4).all()
@@ -132,53 +138,8 @@ def test_shared_products_in_low_precision_and_without_gradients():
     assert not plain.requires_grad and torch.equal(plain, F.linear(x, weight))
 
 
-def blobs(*places):
-    """(1, 1, 96, 96) float64: bright squares of 8 pixels whose top left corners stand at (x, y)."""
-    image = torch.zeros(1, 1, 96, 96, dtype=torch.float64)
-    for x, y in places:
-        image[..., y:y + 8, x:x + 8] = 1
-    return image
-
-
-def centre(search, image):
-    """In pixels, of what was found."""
-    _, loc, _ = search(image)
-    s, x, y = (loc + torch.tensor([search.scale_mean, 0, 0], dtype=loc.dtype))[0]
-    return torch.stack((1 - x / s, 1 - y / s)) * image.shape[-1] / 2
-
-
-def test_a_search_moves_with_the_object():
-    """By as much as it is moved, if by whole places, and away from the borders; and all else stays the same."""
-    torch.manual_seed(0)
-    search = Search(1, 96, 6.0, "ReLU").double()
-    here, there = blobs((36, 44)), blobs((52, 40))
-    torch.testing.assert_close(centre(search, there) - centre(search, here), torch.tensor([16.0, -4]).double())
-    (logit, loc, scale), (other_logit, other_loc, other_scale) = search(here), search(there)
-    torch.testing.assert_close((other_logit, other_scale, other_loc[:, :1]), (logit, scale, loc[:, :1]))
-
-
-def test_a_search_goes_to_one_of_two_objects_and_not_between_them():
-    torch.manual_seed(0)
-    search = Search(1, 96, 6.0, "ReLU").double()
-    one, other, both = (centre(search, blobs(*places)) for places in
-                        ([(20, 20)], [(68, 68)], [(20, 20), (68, 68)]))
-    assert min((both - one).norm(), (both - other).norm()) < 0.5 < 60 < (one - other).norm()
-
-
-def test_a_search_prefers_places_and_keeps_its_dtype_in_low_precision():
-    torch.manual_seed(0)
-    search = Search(1, 96, 6.0, "ReLU")
-    image = blobs((20, 44), (68, 44)).float()
-    with torch.no_grad():
-        for direction in (-1, 1):
-            search.attention.preference.copy_(0.1 * direction * torch.linspace(-1, 1, 24).repeat(24))
-            assert (centre(search, image)[0] - 48) * direction > 10
-    with torch.autocast("cpu", torch.bfloat16):
-        assert {each.dtype for each in search(image)} == {torch.float32}
-
-
 def test_baseline_sees_the_past_only():
-    """b_t changes with the image and with what was drawn up to step t - 1, not with what comes after."""
+    """b_t depends on the image and the draws up to step t - 1, not on later ones."""
     torch.manual_seed(0)
     baseline = Baseline(RecurrentNet(9, None, 3, 6, "ReLU"), 6, [4], "ReLU", None).double()
     images, history = torch.randn(2, 1, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from air.data import DataError, load_dataset, omniglot
+from air.data import DataError, Omniglot, load_dataset
+from air.settings import SettingsError
 
 
 @pytest.fixture
@@ -21,11 +22,11 @@ def drawings(tmp_path):
 
 
 def test_drawings_are_bright_on_black_and_small(drawings):
-    scenes = omniglot(drawings, True, 21)  # a fifth of the side
+    scenes = Omniglot(root=str(drawings), image_size=21).drawings(True)  # a fifth of the side
     assert scenes.images.shape == (10, 1, 21, 21) and (scenes.counts == -1).all()
     labels = scenes.labels.flatten()
     assert sorted(labels.tolist()) == [1, 1, 2, 2, 3, 3, 4, 4, 6, 6] != labels.tolist()  # in no order
-    assert torch.equal(labels, omniglot(drawings, True, 42).labels.flatten())
+    assert torch.equal(labels, Omniglot(root=str(drawings), image_size=42).drawings(True).labels.flatten())
     place = labels.tolist().index(6)
     last = scenes.images[place, 0]
     assert (last[9:11, 3:15] == 255).all() and last.sum() / 255 == pytest.approx(4 * 14, rel=0.02)
@@ -34,24 +35,24 @@ def test_drawings_are_bright_on_black_and_small(drawings):
 
 
 def test_every_fifth_character_is_held_out(drawings):
-    dataset = load_dataset("omniglot", drawings, image_size=50)
+    dataset = load_dataset(Omniglot(root=str(drawings)))
     train, held_out = (set(scenes.labels.flatten().tolist()) for scenes in (dataset.train, dataset.held_out))
     assert held_out == {0, 5} and train == {1, 2, 3, 4, 6}
 
 
-def test_what_cannot_be_had_is_said(tmp_path, drawings, monkeypatch):
+def test_missing_drawings_are_an_error(tmp_path, drawings, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.Omniglot.download_url_prefix", "http://127.0.0.1:9")
     with pytest.raises(DataError, match="not under .*images_background"):
-        omniglot(tmp_path / "elsewhere", True, 50)
+        Omniglot(root=str(tmp_path / "elsewhere")).load()
     (tmp_path / "empty" / "omniglot-py" / "images_background").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no drawing"):
-        omniglot(tmp_path / "empty", True, 50)
-    with pytest.raises(DataError, match="--counts: omniglot has no use"):
-        load_dataset("omniglot", drawings, counts=(0, 1))
+        Omniglot(root=str(tmp_path / "empty")).load()
+    with pytest.raises(SettingsError, match="counts: unexpected keyword argument"):
+        Omniglot(root=str(drawings), counts=(0, 1))
 
 
 def test_real_drawings(omniglot_root):
-    scenes = omniglot(omniglot_root, False, 50)
+    scenes = Omniglot(root=str(omniglot_root)).drawings(False)
     ink = (scenes.images > 50).float().mean((1, 2, 3))
     assert len(scenes) >= 20 and (ink > 0.005).all() and ink.mean() < 0.3
     assert torch.equal(scenes.labels % 5, torch.zeros_like(scenes.labels))

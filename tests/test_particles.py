@@ -18,7 +18,7 @@ SAMPLED = {"nvil": lambda **options: NVIL(Toy(), **options),
 
 def mean_gradient(objective, images, draws=300):
     """Mean and standard error of independent gradients, each from 150 copies of the images."""
-    objective.eval()  # nvil's moments stay where they are
+    objective.eval()  # does not update NVIL's running moments
     many = images.repeat(150, 1, 1, 1)
     torch.manual_seed(13)
     gradients = torch.stack([gradient(objective, many) for _ in range(draws)])
@@ -33,14 +33,14 @@ def test_enumerate_gives_the_exact_gradient_of_the_bound(toy_images, particles):
 
 @pytest.mark.parametrize("draws", (1, 4))
 @pytest.mark.parametrize("name", SAMPLED)
-def test_sampled_counts_give_it_in_the_mean(toy_images, name, draws):
+def test_sampled_counts_are_unbiased(toy_images, name, draws):
     mean, standard_error = mean_gradient(SAMPLED[name](particles=PARTICLES, draws=draws), toy_images)
     assert ((mean - exact_bound_gradient(toy_images, PARTICLES)).abs() < 4 * standard_error).all()
     assert (standard_error > 0).all()
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_exploring_they_have_the_mean_gradient_of_exploring_enumerate(toy_images, name):
+def test_sampled_counts_are_unbiased_while_exploring(toy_images, name):
     expected = gradient(Enumerate(Toy(), exploration=0.4, particles=2), toy_images)
     mean, standard_error = mean_gradient(SAMPLED[name](particles=2, exploration=0.4, draws=1), toy_images)
     assert ((mean - expected).abs() < 4 * standard_error).all()
@@ -48,7 +48,7 @@ def test_exploring_they_have_the_mean_gradient_of_exploring_enumerate(toy_images
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_more_draws_from_a_rollout_lower_the_variance_in_proportion(toy_images, name):
+def test_variance_is_inversely_proportional_to_the_draws(toy_images, name):
     one, four = (mean_gradient(SAMPLED[name](particles=PARTICLES, draws=draws), toy_images)[1] for draws in (1, 4))
     torch.testing.assert_close(four.norm() / one.norm(), torch.tensor(0.5, dtype=torch.float64), rtol=0.15, atol=0)
 
@@ -61,8 +61,8 @@ def test_exploring_enumerate_weights_the_paths_by_the_mixture_and_leaves_abandon
     assert objective.model.logits.grad.isfinite().all() and objective.model.fit.grad[2].abs() > 0.01
 
 
-def passing_over(objective):
-    """Window 1 loses and window 2 wins in every particle, and q(n) knows it."""
+def skipping(objective):
+    """In every particle window 1 costs and window 2 pays, and q(n) reflects it."""
     with torch.no_grad():
         objective.model.fit.copy_(torch.tensor([0.0, -4.0, 6.0]))
         objective.model.logits.copy_(torch.tensor([2.5, 2.5]))
@@ -70,28 +70,28 @@ def passing_over(objective):
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_rescuing_they_have_the_mean_gradient_of_rescuing_enumerate(toy_images, name):
-    options = {"particles": 2, "exploration": 0.3, "rescue": 0.6}
-    expected = gradient(passing_over(Enumerate(Toy(), **options)), toy_images)
-    mean, standard_error = mean_gradient(passing_over(SAMPLED[name](draws=1, **options)), toy_images)
+def test_sampled_counts_are_unbiased_while_reviving(toy_images, name):
+    options = {"particles": 2, "exploration": 0.3, "revive": 0.6}
+    expected = gradient(skipping(Enumerate(Toy(), **options)), toy_images)
+    mean, standard_error = mean_gradient(skipping(SAMPLED[name](draws=1, **options)), toy_images)
     assert ((mean - expected).abs() < 4 * standard_error).all() and (standard_error > 0).all()
 
 
-def test_an_image_s_particles_are_rescued_together_and_q_follows_the_bound_throughout(toy_images):
-    """All K train the branch that is passed over, or the best of them, which does not, would get all the gradient."""
-    options = {"particles": PARTICLES, "rescue": 0.6}
-    objective = passing_over(VIMCO(Toy(), **options))
+def test_an_image_s_particles_are_revived_together_and_q_follows_the_bound_throughout(toy_images):
+    """If some particles did not train the skipped branch, the best of those would get all of the gradient."""
+    options = {"particles": PARTICLES, "revive": 0.6}
+    objective = skipping(VIMCO(Toy(), **options))
     torch.manual_seed(0)
     terms = objective._rollout(toy_images.repeat(3000, 1, 1, 1))[1]
-    assert terms.passed_over()[:, 0].all()
+    assert terms.skipped()[:, 0].all()
     together = (objective._draw(terms)[0].view(-1, PARTICLES) == 1).all(-1)
     by_chance = terms.log_q.exp()[:, 1].view(-1, PARTICLES).prod(-1).mean()
     assert together.float().mean().item() == pytest.approx(0.6 + 0.4 * by_chance.item(), abs=0.015)
 
-    gradients = [gradient(passing_over(Enumerate(Toy(), **{**options, "rescue": rescue})), toy_images)
-                 for rescue in (0.6, 0.0)]
+    gradients = [gradient(skipping(Enumerate(Toy(), **{**options, "revive": revive})), toy_images)
+                 for revive in (0.6, 0.0)]
     torch.testing.assert_close(gradients[0][:2], gradients[1][:2])  # of the logits
-    assert gradients[0][3] < -0.5 < gradients[1][3]  # of how well one object explains the image
+    assert gradients[0][3] < -0.5 < gradients[1][3]  # of the fit with one object
 
 
 def literal_vimco(images, counts, particles):
@@ -119,7 +119,7 @@ def test_vimco_against_a_slow_loop(toy_images, particles):
     counts = torch.randint(0, 3, (len(toy_images) * particles, 1), generator=torch.Generator().manual_seed(particles))
     objective._draw = lambda terms: (counts, torch.ones(len(counts), 1, dtype=torch.float64))
     expected = literal_vimco(toy_images, counts.flatten().tolist(), particles)
-    # ∇log q(n_k) / K more for every particle: a constant in the signal, of mean 0, that log w has for K = 1
+    # The signal has an additional constant 1/K, so that it is log w for K = 1: its gradient has mean 0.
     q, _ = log_weights(model := Toy(), toy_images, particles)
     (-q.log().gather(-1, counts).sum() / particles / len(toy_images)).backward()
     constant = torch.cat([torch.zeros(p.shape).flatten() if p.grad is None else p.grad.flatten()
@@ -127,8 +127,8 @@ def test_vimco_against_a_slow_loop(toy_images, particles):
     torch.testing.assert_close(gradient(objective, toy_images), expected + constant)
 
 
-def test_what_the_others_drew_does_not_drown_vimco_s_signal(toy_images):
-    """Counts worth hundreds of nats more or less: what the others drew must not drown what this particle's is worth."""
+def test_summing_out_the_other_particles_counts_lowers_the_noise_of_vimco_s_signal(toy_images):
+    """Counts differ by hundreds of nats: the other particles' draws would drown a particle's own signal."""
     def noise(stand_in):
         objective = VIMCO(Toy(), particles=PARTICLES, draws=1)
         with torch.no_grad():
@@ -149,7 +149,7 @@ def test_what_the_others_drew_does_not_drown_vimco_s_signal(toy_images):
     assert noise("summed out") < 0.5 * noise("drawn")
 
 
-def test_bound_with_a_stand_in_by_hand():
+def test_bound_with_a_stand_in_equals_values_by_hand():
     weights = torch.tensor([[2.0, 8.0, 1.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
     stand_in = torch.tensor([[[4.0, 1.0], [2.0, 6.0], [4.0, 7.0]], [[5.0, 2.0]] * 3], dtype=torch.float64)
     expected = [[[13 / 3, 10 / 3], [5 / 3, 3.0], [14 / 3, 17 / 3]], [[5.0, 4.0]] * 3]
@@ -171,12 +171,12 @@ def test_the_control_variates_lower_the_variance(toy_images, monkeypatch, name):
         return standard_error[:2].square()  # of the logits
 
     with_them = variance()
-    monkeypatch.setattr("air.inference.estimators.bound_with", lambda log_w, stand_in: torch.zeros_like(stand_in))
+    monkeypatch.setattr(f"air.inference.{name}.bound_with", lambda log_w, stand_in: torch.zeros_like(stand_in))
     assert (with_them < 0.1 * variance()).all()
 
 
-def test_the_bound_rises_with_the_particles_and_reaches_the_evaluation_s(make_model, images):
-    """The bound on drawn counts lies below the one that sums them out, and closer the more particles there are."""
+def test_the_bound_rises_with_the_particles_towards_the_one_of_the_evaluation(make_model, images):
+    """With drawn counts it is below the bound that sums the counts out, and approaches it with more particles."""
     model = make_model(count_prior=0.1)
     many = images.repeat(300, 1, 1, 1)
     torch.manual_seed(0)
@@ -221,11 +221,11 @@ def test_bad_particles_are_named(make_model):
         Enumerate(model, particles=9)
 
 
-def test_each_draw_meets_its_own_image_s_baseline(toy_images):
+def test_draws_are_paired_with_the_baseline_of_their_image(toy_images):
     objective = NVIL(Toy(True), draws=2)
-    foreseen = torch.arange(6, dtype=torch.float64).view(3, 2)  # three images, two steps
-    objective.baseline.forward = lambda images, history: foreseen
-    gain = torch.cat((foreseen, foreseen + 1))  # the first draw of every image is as foreseen, the second 1 more
-    seen, metrics = objective._foresee(gain, torch.ones(6, 2), toy_images, torch.zeros(3, 2, 2))
-    assert torch.equal(seen, torch.cat((foreseen, foreseen)))
+    prediction = torch.arange(6, dtype=torch.float64).view(3, 2)  # three images, two steps
+    objective.baseline.forward = lambda images, history: prediction
+    gain = torch.cat((prediction, prediction + 1))  # each image's first draw is as predicted, its second 1 more
+    seen, metrics = objective._predict_gain(gain, torch.ones(6, 2), toy_images, torch.zeros(3, 2, 2))
+    assert torch.equal(seen, torch.cat((prediction, prediction)))
     assert metrics["baseline_loss"].item() == pytest.approx(6 / 6)  # six squared errors of 1, six rows

@@ -1,23 +1,15 @@
 import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
 import air
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def peer_pyro(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("peer_pyro")
+from benchmarks import peer_pyro
 
 
 @pytest.fixture
 def example(tmp_path):
-    """A folder with the names of Pyro's example."""
+    """A folder with the file names of Pyro's example."""
     (tmp_path / "air.py").write_text("AIR = 'theirs'\n")
     (tmp_path / "main.py").write_text("import visdom\nfrom air import AIR\n")
     (tmp_path / "modules.py").write_text("")
@@ -25,9 +17,9 @@ def example(tmp_path):
 
 
 @pytest.fixture
-def learner(peer_pyro, monkeypatch):
-    """Makes contestants that take so many seconds a step of a clock of their own, and an hour to be evaluated; each
-    step they count one percent more right.
+def learner(monkeypatch):
+    """Makes contestants on a fake clock: a step takes `pace` seconds and gains one percent of accuracy, an evaluation
+    takes an hour.
     """
     clock = [0.0]
     monkeypatch.setattr(peer_pyro.time, "perf_counter", lambda: clock[0])
@@ -46,27 +38,27 @@ def learner(peer_pyro, monkeypatch):
     return Learner
 
 
-def test_the_examples_modules_hide_ours_only_inside(peer_pyro, example):
+def test_the_example_s_modules_replace_ours_inside_the_context_only(example):
     with peer_pyro.peer_modules(example):
         assert importlib.import_module("main").AIR == "theirs" == importlib.import_module("air").AIR
     assert importlib.import_module("air") is air and air.AIR is importlib.import_module("air.models.air").AIR
     assert "main" not in sys.modules and str(example) not in sys.path
 
 
-def test_steps_are_compared_with_the_first(peer_pyro, learner):
+def test_steps_are_compared_with_the_first(learner):
     rows = peer_pyro.step_times({"slow": learner(2), "fast": learner(0.5)}, steps=16)
     assert rows["slow"] == pytest.approx({"step_ms": 2000, "times_as_fast": 1})
     assert rows["fast"] == pytest.approx({"step_ms": 500, "times_as_fast": 4})
 
 
-def test_training_stops_at_the_accuracy_or_at_the_limit(peer_pyro, learner):
+def test_training_stops_at_the_accuracy_or_at_the_limit(learner):
     row = peer_pyro.time_to_accuracy(learner(0.5), None, accuracy=0.3, limit=60, every=25)
     assert row == {"steps": 50, "seconds": 25, "accuracy": 0.5, "reached": 1}
     row = peer_pyro.time_to_accuracy(learner(0.5), None, accuracy=0.3, limit=4, every=5)
     assert row == {"steps": 10, "seconds": 5, "accuracy": 0.1, "reached": 0}
 
 
-def test_what_is_missing_is_named(peer_pyro, example, monkeypatch, capsys):
+def test_what_is_missing_is_named(example, monkeypatch, capsys):
     def error(*arguments):
         with pytest.raises(SystemExit) as ended:
             peer_pyro.main(["--pyro-air", *map(str, arguments)])

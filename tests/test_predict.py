@@ -25,11 +25,11 @@ def run(tmp_path_factory):
         x, y = rng.integers(2, 12, 2)
         pixels[y:y + 12, x:x + 12] = 20
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
-    train.main(["--dataset", "folder", "--data-root", str(folder), "--invert", "--image-size", "24", "--batch-size",
-                "8", "--steps", "1", "--out", str(out), "--object-size", "0.4", "--device", "cpu"])
-    checkpoint = load_checkpoint(out)
-    checkpoint["objective"]["model.predict.mlp.0.bias"][0] += 2  # it sees something in most images
-    save_checkpoint(out / FILE_NAME, checkpoint)
+    train.main(["--dataset", "folder", "--data.root", str(folder), "--data.invert", "--data.image-size", "24",
+                "--batch-size", "8", "--steps", "1", "--out", str(out), "--data.object-size", "0.4", "--device", "cpu"])
+    config, checkpoint = load_checkpoint(out)
+    checkpoint["objective"]["model.guide_net.predict.mlp.0.bias"][0] += 2  # it sees something in most images
+    save_checkpoint(out / FILE_NAME, config, checkpoint)
     return out, folder
 
 
@@ -46,7 +46,7 @@ def test_records_are_what_the_model_infers(run, tmp_path):
         count = int(seen.count)
         assert record["count"] == count and record["probability"] == pytest.approx(seen.count_probs.max().item())
         torch.testing.assert_close(torch.tensor(record["z_what"]).view(count, 50), seen.z_what[0, :count])
-        boxes = predict.own_pixels(seen.boxes[0, :count], image.size, 24)
+        boxes = predict.to_image_pixels(seen.boxes[0, :count], image.size, 24)
         torch.testing.assert_close(torch.tensor(record["boxes"]).view(count, 4), boxes)
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -66,9 +66,9 @@ def test_boxes_go_back_to_the_image_s_own_pixels(size):
     y, x = (square > 127).nonzero(as_tuple=True)
     tight = torch.stack((x.min(), y.min(), x.max() + 1, y.max() + 1)).double()[None]
     pixel = max(size) / 24  # of the square, in the image's
-    assert ((predict.own_pixels(tight, size, 24)[0] - box).abs() <= max(1, pixel)).all()
+    assert ((predict.to_image_pixels(tight, size, 24)[0] - box).abs() <= max(1, pixel)).all()
     everything = torch.tensor([[-5.0, -5, 30, 30]])
-    assert predict.own_pixels(everything, size, 24).tolist() == [[0, 0, width, height]]
+    assert predict.to_image_pixels(everything, size, 24).tolist() == [[0, 0, width, height]]
 
 
 def test_lines_without_a_file_to_write(run, capsys):
@@ -109,7 +109,7 @@ def test_a_broken_image_costs_a_line_and_the_exit_code(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         predict.main([str(out), str(tmp_path / "bad.png"), str(folder / "02.png"), "--json", str(tmp_path / "c.json"),
                       "--device", "cpu"])
-    assert ended.value.code == 1 and "left out, cannot be read: bad.png" in capsys.readouterr().err
+    assert ended.value.code == 1 and "skipped, cannot be read: bad.png" in capsys.readouterr().err
     assert [record["file"] for record in json.loads((tmp_path / "c.json").read_text())] == [str(folder / "02.png")]
 
 

@@ -1,4 +1,4 @@
-"""A state_dict with the names of Pyro's AIR, from torch's own cell and layers, against the model read from it."""
+"""Load a state_dict with Pyro's names and compare the model with the nn.LSTMCell and layers that it came from."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ KEYWORDS = {**SMALL, "predict_net": [9], "embed_net": [11], "non_linearity": "Ta
 
 
 def layers(*sizes):
-    """Linear layers, every second place taken by the non-linearity."""
+    """Linear layers with a Tanh between them."""
     places = [None] * (2 * len(sizes) - 3)
     places[::2] = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:])]
     return nn.Sequential(*(place or nn.Tanh() for place in places))
@@ -30,7 +30,7 @@ def holder(**children):
 
 @pytest.fixture
 def theirs():
-    """A module whose state_dict has Pyro's names, weights at random."""
+    """A module whose state_dict has Pyro's names, with random weights."""
     torch.manual_seed(4)
     module = holder(rnn=nn.LSTMCell(11 + 8, 8), bl_rnn=nn.LSTMCell(11 + 8, 8), embed=holder(seq=layers(144, 11)),
                     bl_embed=holder(seq=layers(144, 11)), bl_predict=holder(seq=layers(8, 5, 1)),
@@ -50,7 +50,7 @@ def saved(module, tmp_path, **changes):
     return tmp_path / "pyro.pt"
 
 
-def test_the_model_read_has_the_same_distributions(theirs, images, tmp_path):
+def test_the_loaded_model_has_the_same_distributions(theirs, images, tmp_path):
     model = air.load_pyro_checkpoint(saved(theirs.float(), tmp_path), **KEYWORDS).double()
     theirs.double()
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def test_the_model_read_has_the_same_distributions(theirs, images, tmp_path):
 def test_without_an_embedding_the_cell_reads_the_pixels(images, tmp_path, theirs):
     theirs.rnn, theirs.embed, theirs.bl_embed = nn.LSTMCell(144 + 8, 8), nn.Identity(), nn.Identity()
     model = air.load_pyro_checkpoint(saved(theirs.float(), tmp_path), **{**KEYWORDS, "embed_net": None})
-    assert model.rnn.image_gates.weight.shape == (32, 144)
+    assert model.guide_net.rnn.image_gates.weight.shape == (32, 144)
     seen = model.infer(images.float())
     cell = theirs.rnn(torch.cat((images.float().flatten(1), *(init.expand(5, -1) for init in (
         theirs.z_where_init, theirs.z_what_init)), torch.ones(5, 1)), 1),
@@ -87,7 +87,7 @@ def test_without_an_embedding_the_cell_reads_the_pixels(images, tmp_path, theirs
     torch.testing.assert_close(seen.count_probs[:, 0], none)
 
 
-def test_what_does_not_fit_is_named(theirs, tmp_path):
+def test_mismatches_are_named(theirs, tmp_path):
     theirs.float()
     changed = {"encode.mlp.seq.0.bias": None, "decode.mlp.seq.9.weight": torch.zeros(2),
                "rnn.weight_hh": torch.zeros(32, 9)}
@@ -98,6 +98,8 @@ def test_what_does_not_fit_is_named(theirs, tmp_path):
         assert words in str(error.value)
     with pytest.raises(CheckpointError, match="z_what_init: expected .1, 5., found .1, 4."):
         air.load_pyro_checkpoint(saved(theirs, tmp_path), **{**KEYWORDS, "z_what_size": 5})
+    with pytest.raises(ValueError, match="has the recurrent guide, not guide='search'"):
+        air.load_pyro_checkpoint(saved(theirs, tmp_path), **KEYWORDS, guide="search")
     (tmp_path / "text.pt").write_text("no checkpoint")
     with pytest.raises(CheckpointError, match="cannot be read|can be read"):
         air.load_pyro_checkpoint(tmp_path / "text.pt", **KEYWORDS)

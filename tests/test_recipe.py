@@ -3,51 +3,88 @@ from dataclasses import replace
 import pytest
 import torch
 
+from air import AIR, SceneAIR
+from air.config import default_config, with_settings
 from air.data import Dataset
-from air.recipe import SETTINGS, STEPS, configure
+from air.recipe import STEPS, build_model, build_objective, resolve
+from air.settings import SettingsError
+
+SMALL_BATCH = {"optim.batch_size": 8}
 
 
 @pytest.fixture
-def dataset(scenes):
-    return Dataset("toy", "because", scenes, scenes)
+def chosen(scenes):
+    """Settings by path, as resolved for the toy scenes of 12 x 12 pixels."""
+    def choose(changes=None, estimator="nvil", dataset="sprites", train=scenes):
+        config = with_settings(default_config(dataset, estimator), SMALL_BATCH | (changes or {}))
+        return resolve(config, Dataset("toy", train, train))
+    return choose
 
 
-def test_a_run_follows_the_recipe_and_the_data(dataset):
-    config = configure(dataset, estimator="enumerate")
-    assert (config.steps, config.lr, config.exploration) == (STEPS["enumerate"], SETTINGS["lr"], 1.0)
-    assert (config.model["x_size"], config.model["channels"]) == (12, 1) and config.dataset_reason == "because"
-    assert config.model["count_prior"] == SETTINGS["count_prior"]
-    assert configure(dataset).estimator_options == {"particles": 1, "rescue": SETTINGS["rescue"]}  # nvil's
-    assert config.learn_count_prior_from is None and config.exploration_steps == config.steps // 2
-    config = configure(dataset, estimator="vimco", particles=7, steps=100, learn_count_prior=True, rescue=0)
-    assert config.estimator_options == {"particles": 7, "rescue": 0} and config.learn_count_prior_from == 50
+def test_what_is_left_open_follows_from_the_data(chosen):
+    config = chosen(estimator="enumerate")
+    assert config.optim.steps == STEPS["enumerate"] and config.estimator.exploration_steps == 1000
+    assert (config.model.x_size, config.model.channels, config.model.num_steps) == (12, 1, 3)
+    assert config.model.scale_prior_mean == pytest.approx(3) and config.model.scale_prior_sd == pytest.approx(0.1)
+    assert config.optim.learn_count_prior_from is None and config.estimator.particles == 1
+    config = chosen({"optim.steps": 100, "optim.learn_count_prior": True, "estimator.revive": 0}, "vimco")
+    assert config.optim.learn_count_prior_from == 50 and config.estimator.exploration_steps == 50
+    assert config.estimator.particles == 3 and config.estimator.revive == 0
 
 
-def test_small_objects_are_to_be_matched_as_much_more_closely(dataset):
-    """On 12 x 12 pixels: an object's squared error over the variance is as much as that of the usual one."""
+def test_resolving_is_idempotent_and_keeps_what_is_given(chosen, scenes):
+    given = {"optim.steps": 7, "model.num_steps": 5, "model.likelihood_sd": 0.7, "estimator.exploration_steps": 0}
+    config = chosen(given)
+    assert (config.optim.steps, config.model.num_steps, config.model.likelihood_sd) == (7, 5, 0.7)
+    assert config.estimator.exploration_steps == 0
+    assert resolve(config, Dataset("toy", scenes, scenes)) == config
+
+
+def test_the_likelihood_s_sd_falls_with_the_objects_side_in_pixels(chosen, scenes):
+    """So that an object's squared error over the variance stays that of the usual object."""
     usual = 50 / 3
     for share in (0.25, 0.5):
-        assert configure(dataset, object_size=share).model["likelihood_sd"] == pytest.approx(0.3 * share * 12 / usual)
-    large = replace(dataset.train, images=torch.zeros(1, 1, 90, 90, dtype=torch.uint8))
-    assert configure(dataset._replace(train=large)).model["likelihood_sd"] == 0.3
-    assert configure(dataset, background=True).model["likelihood_sd"] == pytest.approx(
-        configure(dataset).model["likelihood_sd"] * 2 / 3)  # they stand out less
-    assert configure(dataset, **{"model.likelihood_sd": 0.7}).model["likelihood_sd"] == 0.7
+        config = chosen({"data.object_size": share}, dataset="multi-mnist")
+        assert config.model.likelihood_sd == pytest.approx(0.3 * share * 12 / usual)
+    large = replace(scenes, images=torch.zeros(40, 1, 90, 90, dtype=torch.uint8))
+    assert chosen(train=large).model.likelihood_sd == 0.3
+    with_background = chosen({"model.background": True}).model.likelihood_sd
+    assert with_background == pytest.approx(chosen().model.likelihood_sd * 2 / 3)
 
 
-def test_one_step_more_than_there_are_objects(dataset):
-    config = configure(dataset, counts=[2, 0, 1, 2], steps=7)
-    assert config.model["num_steps"] == 3 and config.counts == [0, 1, 2] and config.steps == 7
-    unknown = replace(dataset.train, counts=torch.full((40,), -1))
-    assert configure(dataset._replace(train=unknown)).model["num_steps"] == 4
+def test_the_model_can_count_one_too_many_and_all_unseen_counts(chosen, scenes):
+    assert chosen().model.num_steps == 3
+    assert chosen({"data.unseen_counts": [5, 3]}).model.num_steps == 5
+    assert chosen({"data.unseen_counts": [1]}).model.num_steps == 3
+    unknown = replace(scenes, counts=torch.full((40,), -1))
+    assert chosen(train=unknown).model.num_steps == 4
 
 
-def test_unseen_counts_are_within_reach(dataset):
-    config = configure(dataset, counts=[0, 1], unseen_counts=[5, 3, 5], difference=True)
-    assert (config.model["num_steps"], config.unseen_counts, config.model["difference"]) == (5, [3, 5], True)
-    assert configure(dataset, counts=[0, 2], unseen_counts=[1]).model["num_steps"] == 3
+def test_scenes_in_3d(chosen, scenes):
+    poses = torch.full((40, 2, 4), 0.35)
+    config = chosen(dataset="scenes-table", train=replace(scenes, poses=poses))
+    assert (config.model.guide, config.model.identity, config.model.num_steps) == ("search", "local", 2)
+    assert config.model.object_size == pytest.approx(0.35) and config.optim.steps == 3000
+    one = replace(scenes, counts=scenes.counts.clamp(max=1), poses=poses)
+    config = chosen(dataset="scenes-single", train=one)
+    assert (config.model.guide, config.model.identity, config.model.num_steps) == ("recurrent", "enumerate", 1)
+    assert isinstance(build_model(config.model), SceneAIR)
+    for changes, estimator, message in (({"optim.shift": 1}, "nvil", "cannot be shifted"),
+                                        ({"estimator.particles": 2}, "nvil", "one particle"), ({}, "vimco", "one ")):
+        with pytest.raises(SettingsError, match=message):
+            chosen(changes, estimator, "scenes-table", replace(scenes, poses=poses))
+    with pytest.raises(SettingsError, match="toy has no poses"):
+        chosen(dataset="scenes-table")
 
 
-def test_settings_that_do_not_exist_are_named(dataset):
-    with pytest.raises(ValueError, match="no setting named learning_rate"):
-        configure(dataset, learning_rate=1.0)
+@pytest.mark.parametrize("estimator", list(STEPS))
+def test_every_setting_reaches_the_model_and_the_estimator(chosen, estimator):
+    config = chosen({"model.z_what_size": 7, "model.guide": "search", "estimator.revive": 0.25}, estimator)
+    objective = build_objective(config.estimator, build_model(config.model))
+    assert isinstance(objective.model, AIR) and objective.model.decode.mlp[0].in_features == 7
+    assert (objective.revive, objective.particles) == (0.25, config.estimator.particles)
+
+
+def test_a_batch_larger_than_the_data_set_is_an_error(chosen):
+    with pytest.raises(SettingsError, match="--batch-size 41 exceeds the 40 training scenes"):
+        chosen({"optim.batch_size": 41})

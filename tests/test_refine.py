@@ -7,14 +7,14 @@ from air.models.spatial import invert_z_where
 
 @pytest.fixture
 def framed(images):
-    """(5, 1, 12, 12), black for three pixels at each side: nothing is lost or made up when they are shifted by two."""
+    """(5, 1, 12, 12) with a black border of three pixels: a shift by two loses and invents nothing."""
     framed = torch.zeros_like(images)
     framed[..., 3:-3, 3:-3] = images[..., 3:-3, 3:-3]
     return framed
 
 
 def look(model, image, right, down):
-    """One look at one image, by torch.roll: each count's bound, and the latents moved back; a loop's body."""
+    """One look at one image, with torch.roll: the bound of each count, and the latents shifted back."""
     rollout = model.rollout(image.roll((down, right), (-2, -1))[None], at_mean=True)
     where, what = rollout.latents["where"], rollout.latents["what"]
     size, centre = invert_z_where(where.value).split((1, 2), -1)
@@ -28,7 +28,7 @@ def look(model, image, right, down):
 
 @torch.no_grad()
 def test_the_best_of_nine_looks_counts(make_model, framed):
-    # Its guide is at random, but a window reaches over most of the image, and k is such that counts differ.
+    # The guide is untrained; large windows and a large k make the counts differ.
     model = make_model(scale_prior_mean=1.5, count_prior=0.9)
     seen = refine(model, framed)
     looks = [[look(model, image, right, down) for right in (-2, 0, 2) for down in (-2, 0, 2)] for image in framed]
@@ -43,12 +43,12 @@ def test_the_best_of_nine_looks_counts(make_model, framed):
         torch.testing.assert_close(seen.z_what[b], z_what)
         torch.testing.assert_close(seen.reconstruction[b], painted[:seen.count[b]].sum(0))
         chosen.add(at_count.item())
-    assert len(chosen) > 1  # not always the same look
+    assert len(chosen) > 1  # different looks win
 
 
 @torch.no_grad()
-def test_what_a_shifted_copy_shows_is_painted_where_it_is(make_model, framed):
-    """A guide that finds its object in the shifted copy finds the image's own: painting moves with the shift."""
+def test_objects_of_a_shifted_copy_are_painted_in_their_original_place(make_model, framed):
+    """Shifting the copy's painting back gives the painting of the shifted-back latents."""
     model = make_model(scale_prior_mean=4.0, scale_prior_sd=0.05)  # windows of three pixels, far from the border
     for right, down in ((2, 0), (0, -2), (-2, 2)):
         rollout = model.rollout(framed.roll((down, right), (-2, -1)), at_mean=True)
@@ -58,7 +58,7 @@ def test_what_a_shifted_copy_shows_is_painted_where_it_is(make_model, framed):
             torch.testing.assert_close(painted[..., 2:-2, 2:-2], inside)
 
 
-def test_takes_what_infer_takes(make_model):
+def test_accepts_the_same_images_as_infer(make_model):
     model = make_model().float()
     seen = refine(model, torch.randint(0, 256, (2, 12, 12), dtype=torch.uint8))
     assert seen.count.shape == (2,) and len(seen.canvases) == 2

@@ -1,11 +1,22 @@
-"""The renderer against closed forms, finite differences and a ray caster of plain numbers."""
+"""The renderer against closed forms, finite differences and a ray caster in plain Python."""
 
 import math
 
 import pytest
 import torch
 
-from air.scenes3d.renderer import SHAPES, View, camera_rays, compose, every_shape, layers, on_plane, render
+from air.scenes3d.renderer import (
+    SHAPES,
+    Layers,
+    View,
+    camera_rays,
+    candidate_layers,
+    compose,
+    compose_stages,
+    layers,
+    render,
+    unproject,
+)
 
 SPHERE, BOX, CYLINDER = range(3)
 
@@ -17,8 +28,8 @@ def scene(*objects, requires_grad=False):
     return shape, pose, torch.ones(1, len(objects), dtype=torch.float64)
 
 
-def caster(shape, pose, view):
-    """Ray by ray and object by object, in plain numbers: what is nearest, and how the light falls on it."""
+def cast_rays(shape, pose, view):
+    """Render one scene ray by ray and object by object, in plain Python floats."""
     light = [each / math.hypot(*view.light) for each in view.light]
     image = torch.zeros(3, view.image_size**2, dtype=torch.float64)
     for pixel, ray in enumerate(camera_rays(view).T.tolist()):
@@ -26,11 +37,11 @@ def caster(shape, pose, view):
         for kind, (x, y, turn, size) in zip(shape[0].tolist(), pose[0].tolist()):
             cos, sin = math.cos(turn), math.sin(turn)
 
-            def own(vector):
+            def to_object_frame(vector):
                 return cos * vector[0] + sin * vector[1], cos * vector[1] - sin * vector[0], vector[2]
 
-            o = own([view.camera[0] - x, view.camera[1] - y, view.camera[2] - size])
-            d, towards = own(ray), own(light)
+            o = to_object_frame([view.camera[0] - x, view.camera[1] - y, view.camera[2] - size])
+            d, towards = to_object_frame(ray), to_object_frame(light)
             if kind == BOX:
                 spans = [sorted(((-size - a) / b, (size - a) / b)) for a, b in zip(o, d)]
                 enter, leave = max(span[0] for span in spans), min(span[1] for span in spans)
@@ -65,36 +76,70 @@ def caster(shape, pose, view):
 @pytest.mark.parametrize("objects", [
     [(SPHERE, 0.3, -0.2, 0.0, 0.4)], [(BOX, -0.2, 0.1, 0.5, 0.35)], [(CYLINDER, 0.1, 0.3, 2.5, 0.4)],
     [(SPHERE, 0.0, -0.5, 0.0, 0.3), (BOX, 0.1, 0.4, 0.3, 0.4), (CYLINDER, -0.7, 0.0, 4.0, 0.35)]])
-def test_the_sharp_limit_is_a_plain_ray_caster_s_picture(objects):
+def test_the_sharp_limit_is_the_image_of_a_ray_caster(objects):
     view = View(image_size=24)
     shape, pose, present = scene(*objects)
-    difference = (render(shape, pose, present, view, sharpness=1e6)[0] - caster(shape, pose, view)).abs().amax(0)
+    difference = (render(shape, pose, present, view, sharpness=1e6)[0] - cast_rays(shape, pose, view)).abs().amax(0)
     assert (difference < 1e-4).float().mean() > 0.995  # rays that graze an edge may fall to either side
     assert difference.median() < 1e-6
 
 
-def test_a_point_of_the_image_is_on_the_table_where_its_ray_is():
+def test_unprojected_points_are_on_the_pixels_rays():
     view = View(image_size=10)
     centres = (torch.arange(10, dtype=torch.float64) + 0.5) / 5 - 1
     points = torch.cartesian_prod(centres, centres).flip(-1)  # row by row
     for height in (0.0, 0.35):
-        place = torch.cat((on_plane(view, points, height), torch.full((100, 1), height)), -1)
+        place = torch.cat((unproject(view, points, height), torch.full((100, 1), height)), -1)
         to = place - torch.tensor(view.camera, dtype=torch.float64)
         torch.testing.assert_close((to / to.norm(dim=-1, keepdim=True)).T, camera_rays(view))
 
 
-def test_every_shape_is_each_shape_alone():
+def test_candidates_are_each_shape_rendered_alone():
     torch.manual_seed(0)
     pose = torch.rand(2, 4, len(SHAPES), 4, dtype=torch.float64) * 0.5 + 0.2
     view = View(image_size=12)
-    every = every_shape(pose, view)
+    candidates = candidate_layers(pose, view)
     for kind in range(len(SHAPES)):
         alone = layers(torch.full((2, 4), kind), pose[:, :, kind], view)
-        for part, other in zip(every, alone):
-            torch.testing.assert_close(part[:, :, kind], other)
+        for field, expected in zip(candidates, alone):
+            torch.testing.assert_close(field[:, :, kind], expected)
 
 
-def test_a_sphere_s_silhouette_and_depth_in_closed_form():
+def test_a_selected_shape_is_that_candidate_and_a_certain_blend_is_too():
+    torch.manual_seed(0)
+    view, pose = View(image_size=12), torch.rand(2, 4, len(SHAPES), 4, dtype=torch.float64) * 0.5 + 0.2
+    shape = torch.randint(len(SHAPES), (2, 4))
+    candidates = candidate_layers(pose, view)
+    expected = layers(shape, pose.gather(2, shape[..., None, None].expand(-1, -1, 1, 4)).squeeze(2), view)
+    certain = torch.nn.functional.one_hot(shape, len(SHAPES)).double().log()
+    for found in (candidates.select(shape), candidates.blend(certain), Layers.stack(expected.unbind())):
+        torch.testing.assert_close(found.opacity, expected.opacity)
+        visible = expected.opacity > 1e-100
+        torch.testing.assert_close(found.depth[visible], expected.depth[visible])
+        torch.testing.assert_close(found.colour.movedim(2, 3)[visible], expected.colour.movedim(2, 3)[visible])
+
+
+def test_a_blend_weights_depth_and_colour_by_opacity():
+    opacity, depth = torch.tensor([0.8, 0.2, 0.0])[:, None], torch.tensor([1.0, 2.0, 9.0])[:, None]
+    candidates = Layers(opacity, depth, torch.stack((depth, 2 * depth, 3 * depth), 1))  # (S, P), (S, 3, P), P = 1
+    blend = candidates.blend(torch.tensor([0.25, 0.5, 0.25]).log())
+    torch.testing.assert_close(blend.opacity, torch.tensor([0.3]))  # 0.25 · 0.8 + 0.5 · 0.2
+    torch.testing.assert_close(blend.depth, torch.tensor([(0.2 * 1 + 0.1 * 2) / 0.3]))
+    torch.testing.assert_close(blend.colour, blend.depth * torch.tensor([[1.0], [2.0], [3.0]]))
+
+
+def test_stages_are_compositions_of_the_first_n_objects():
+    view = View(image_size=12)
+    shape, pose, _ = scene((SPHERE, 0.0, -0.5, 0.0, 0.3), (BOX, 0.1, 0.4, 0.3, 0.4), (CYLINDER, -0.7, 0.0, 4.0, 0.35))
+    objects = layers(shape, pose, view)
+    stages = compose_stages(objects, view)
+    assert stages.shape == (1, 4, 3, 12, 12)
+    for n in range(4):
+        present = (torch.arange(3) < n).double()[None]
+        torch.testing.assert_close(stages[:, n], compose(objects, present, view))
+
+
+def test_silhouette_and_depth_of_a_sphere_in_closed_form():
     view = View(image_size=33)
     shape, pose, _ = scene((SPHERE, 0.2, 0.3, 1.0, 0.5))
     alone = layers(shape, pose, view)
@@ -132,7 +177,7 @@ def test_absent_objects_leave_no_trace():
     assert (table == table[:, :, :1, :1]).all()
 
 
-def test_a_box_is_the_same_after_a_quarter_turn_and_a_cylinder_after_a_whole_one():
+def test_a_box_looks_the_same_after_a_quarter_turn_and_a_cylinder_after_a_full_turn():
     view = View(image_size=24)
 
     def turned(kind, angle):
@@ -154,8 +199,8 @@ def test_gradcheck(kind):
 
 
 @pytest.mark.parametrize("kind", range(3))
-def test_at_the_usual_sharpness_gradients_are_finite_differences(kind):
-    """Of how far the picture is from another one, in every pose variable."""
+def test_at_the_default_sharpness_gradients_agree_with_finite_differences(kind):
+    """For the squared distance to another image, in every pose variable."""
     view = View(image_size=32)
     shape, pose, present = scene((kind, 0.2, -0.1, 0.6, 0.4), requires_grad=True)
     goal = render(*scene((kind, 0.35, 0.1, 0.9, 0.45)), view)
@@ -174,7 +219,7 @@ def test_at_the_usual_sharpness_gradients_are_finite_differences(kind):
     assert gradient[0, 0, :2].abs().min() > 0.1 and (kind == SPHERE or gradient[0, 0, 2].abs() > 0.01)
 
 
-def test_descending_the_gradient_finds_the_pose():
+def test_gradient_descent_finds_the_pose():
     view = View(image_size=32)
     goal = render(*scene((CYLINDER, 0.3, -0.2, 1.2, 0.4)), view)
     shape, start, present = scene((CYLINDER, 0.0, 0.1, 0.6, 0.4))
@@ -199,6 +244,6 @@ def test_scenes_of_a_batch_do_not_mix():
         torch.testing.assert_close(together[i:i + 1], render(shape[i:i + 1], pose[i:i + 1], present[:1], view))
 
 
-def test_shapes_that_do_not_fit_are_named():
+def test_sizes_that_do_not_match_are_named():
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 3, 3\)"):
         render(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, 3), torch.ones(2, 3), View())

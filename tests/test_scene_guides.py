@@ -2,27 +2,40 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from air.scenes3d.guides import EDGE, Overview, SceneSearch
+from air.scenes3d.guides import (
+    GLIMPSE_SIZE,
+    GUIDES,
+    LATENTS,
+    MAX_PLACE,
+    OUTPUTS,
+    TURN,
+    WHERE,
+    Proposal,
+    SceneRecurrentGuide,
+    SceneSearchGuide,
+    make_guide,
+)
 from air.scenes3d.model import CONTRAST
 from air.scenes3d.renderer import REACH, SHAPES, View, camera_rays, render
 
 VIEW = View()
 SIZE = 0.35
-OUTPUTS = 1 + 3 + 2 * (6 + 4)  # logit, shapes, loc and scale of where and turn
+BIAS = torch.arange(OUTPUTS) / 10  # of the `search` fixture's last layer
 
 
-def left(*places, kind=0):
-    """CONTRAST times what objects at these places add to the empty table, (1, 3, H, W)."""
+def residual_of(*places, shape=0):
+    """CONTRAST times the difference that objects at these places make to the empty table, (1, 3, H, W)."""
     pose = torch.tensor([[[x, y, 0.3, SIZE] for x, y in places]])
-    shape = torch.full((1, len(places)), kind)
-    with_them, without = (render(shape, pose, torch.full((1, len(places)), there), VIEW) for there in (1.0, 0.0))
-    return CONTRAST * (with_them - without)
+    shapes = torch.full((1, len(places)), shape)
+    scene, empty = (render(shapes, pose, torch.full((1, len(places)), present), VIEW) for present in (1.0, 0.0))
+    return CONTRAST * (scene - empty)
 
 
 class Energy(nn.Module):
-    """What trained features come to: how much there is around each place of the grid, four pixels apart."""
+    """Stands in for trained features: how much there is around each place of the grid, four pixels apart."""
 
     def forward(self, image):
         return nn.functional.avg_pool2d(image.abs().sum(1, keepdim=True), 9, 4, 4).expand(-1, 32, -1, -1)
@@ -30,78 +43,101 @@ class Energy(nn.Module):
 
 @pytest.fixture
 def search():
+    """A search guide whose last layer gives BIAS, whatever it sees."""
     torch.manual_seed(0)
-    made = SceneSearch(VIEW, SIZE, 16, (20,), OUTPUTS, "ReLU")
-    made.attention.net = Energy()
+    guide = SceneSearchGuide(VIEW, SIZE, 16, (20,), "ReLU")
+    guide.attention.net = Energy()
     with torch.no_grad():
-        made.predict[-1].weight.zero_()  # it corrects nothing
-        made.predict[-1].bias.copy_(torch.arange(OUTPUTS) / 10)
-    return made
+        guide.predict[-1].weight.zero_()
+        guide.predict[-1].bias.copy_(BIAS)
+    return guide
 
 
-def found(out):
-    """The places that stand in a step's numbers, less the net's correction: (S, 2)."""
-    loc = out[0, 4:10] - torch.arange(4, 10) / 10
+def proposed_places(proposal):
+    """The places that a proposal of the `search` fixture looks at, without the network's correction: (S, 2)."""
+    loc = proposal.loc[0, :WHERE] - BIAS[4:10]
     return REACH * torch.erf(loc / math.sqrt(2)).view(len(SHAPES), 2)
 
 
+def test_sizes_of_latents_and_outputs():
+    assert (WHERE, TURN) == (6, 4)  # a box and a cylinder can be turned, a sphere cannot
+    assert LATENTS == 1 + 3 + 6 + 4 and OUTPUTS == 1 + 3 + 2 * (6 + 4)
+
+
 @pytest.mark.parametrize("row, column", [(24, 24), (30, 12), (18, 33)])
-def test_where_it_looks_is_a_place_on_the_table(search, row, column):
-    """The ray through the middle of that pixel, as far down as the middles of objects are."""
+def test_where_the_search_looks_is_a_place_on_the_table(search, row, column):
+    """Where the ray through the centre of that pixel is at the height of the objects' centres."""
     centre = (torch.tensor([[column, row]]) + 0.5) / 24 - 1
     search.attention.forward = lambda image: (None, torch.zeros(1, 1), centre)
-    out = search(left((0.0, 0.0)))
+    proposal = search(residual_of((0.0, 0.0)))
     ray = camera_rays(VIEW)[:, row * 48 + column].float()
     camera = torch.tensor(VIEW.camera)
     place = camera + (SIZE - camera[2]) / ray[2] * ray
     assert place[:2].abs().max() < REACH
-    torch.testing.assert_close(found(out), place[:2].expand(len(SHAPES), 2))  # of whichever shape it is
-    own = torch.arange(OUTPUTS) / 10
-    assert torch.equal(out[0, :4], own[:4]) and torch.equal(out[0, 10:], own[10:])
+    torch.testing.assert_close(proposed_places(proposal), place[:2].expand(len(SHAPES), 2))  # the same for every shape
+    assert torch.equal(proposal.logits[0], BIAS[:1]) and torch.equal(proposal.what[0], BIAS[1:4])
+    assert torch.equal(proposal.loc[0, WHERE:], BIAS[10:14])
+    assert torch.equal(proposal.scale[0], F.softplus(BIAS[14:]))
 
 
-def test_a_place_beside_the_table_is_taken_for_one_at_its_edge(search):
+def test_places_beside_the_table_are_clamped_to_its_edge(search):
     search.attention.forward = lambda image: (None, torch.zeros(1, 1), torch.tensor([[-1.0, 0.0]]))
-    places = found(search(left((0.0, 0.0))))
-    torch.testing.assert_close(places[:, 0], torch.full((3,), -EDGE * REACH))
+    places = proposed_places(search(residual_of((0.0, 0.0))))
+    torch.testing.assert_close(places[:, 0], torch.full((3,), -MAX_PLACE * REACH))
 
 
-def test_of_two_objects_it_looks_at_one(search):
-    one, other = (-0.7, 0.2), (0.7, 0.2)
-    at = found(search(left(one, other)))[0]
-    assert min((at - torch.tensor(each)).norm() for each in (one, other)) < 0.3
+def test_of_two_objects_the_search_looks_at_one(search):
+    places = (-0.7, 0.2), (0.7, 0.2)
+    looked_at = proposed_places(search(residual_of(*places)))[0]
+    assert min((looked_at - torch.tensor(place)).norm() for place in places) < 0.3
 
 
 @pytest.mark.parametrize("place", [(0.5, -0.95), (-0.6, 0.7)])
-def test_where_next_to_nothing_is_left_it_does_not_look(search, place):
-    """However hot that is: no gradient would lead it away from there."""
+def test_the_search_does_not_look_where_next_to_nothing_is_left(search, place):
+    """However hot that place is: no gradient would lead the guide away from there."""
     with torch.no_grad():
         search.attention.preference[0] = 1000.0  # the image's corner, where no object stands
     noise = 0.05 * torch.randn(1, 3, 48, 48)
-    assert (found(search(left(place, kind=1) + noise))[0] - torch.tensor(place)).norm() < 0.35
+    looked_at = proposed_places(search(residual_of(place, shape=1) + noise))[0]
+    assert (looked_at - torch.tensor(place)).norm() < 0.35
 
 
-def test_it_reads_a_glimpse_of_what_it_looks_at(search):
+def test_a_glimpse_holds_all_of_the_object(search):
     glimpses = []
-    search.see.register_forward_pre_hook(lambda _, inputs: glimpses.append(inputs[0]))
+    search.encoder.register_forward_pre_hook(lambda _, inputs: glimpses.append(inputs[0]))
     for place in ((0.0, 0.0), (0.5, 0.0)):
-        search(left(place, kind=1))
+        search(residual_of(place, shape=1))
+    last = GLIMPSE_SIZE - 1
     for glimpse in glimpses:
         inside = (glimpse.abs().sum(1) > 0.5)[0]
         rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
-        assert rows.min() > 0 and columns.min() > 0 and rows.max() < 23 and columns.max() < 23  # all of it
+        assert rows.min() > 0 and columns.min() > 0 and rows.max() < last and columns.max() < last
         assert inside.sum() > 100
 
 
-def test_a_search_remembers_nothing_and_an_overview_does():
+@pytest.mark.parametrize("name", GUIDES)
+def test_guides_follow_the_protocol(name):
     torch.manual_seed(0)
-    images = torch.cat((left((0.2, 0.3)), left((-0.4, 0.1))))
-    before = torch.zeros(4, 14)
-    for guide, remembers in ((SceneSearch(VIEW, SIZE, 16, (20,), OUTPUTS, "ReLU"), False),
-                             (Overview(VIEW, 16, 8, 14, (20,), OUTPUTS, "ReLU"), True)):
-        step = guide.start(images, particles=2)
-        first, second = step(None, before), step(None, before)
-        assert first.shape == (4, OUTPUTS) and torch.equal(first[0], first[1])  # particles lie side by side
-        assert torch.equal(first, second) != remembers
-        fresh = guide.start(images, particles=2)
-        torch.testing.assert_close(fresh(images.repeat_interleave(2, 0), before), first)  # what is left, said or not
+    images = torch.cat((residual_of((0.2, 0.3)), residual_of((-0.4, 0.1))))
+    latents = torch.zeros(4, LATENTS)
+    guide = make_guide(name, VIEW, SIZE, 16, 8, (20,), "ReLU")
+    assert isinstance(guide, SceneSearchGuide if name == "search" else SceneRecurrentGuide)
+    start = guide.start(images, particles=2)
+    first, state = guide.step(start, None, latents)
+    second, _ = guide.step(state, None, latents)
+    assert [len(field) for field in first] == [4] * 4 and (first.scale > 0).all()
+    assert torch.equal(first.loc[0], first.loc[1]) and not torch.equal(first.loc[1], first.loc[2])  # row b K + k
+    remembers = name != "search"
+    assert torch.equal(first.loc, second.loc) != remembers
+    again, _ = guide.step(start, None, latents)  # from the same state: steps have no side effects
+    given, _ = guide.step(start, images.repeat_interleave(2, 0), latents)  # the residual passed once more
+    for proposal in (again, given):
+        assert isinstance(proposal, Proposal)
+        torch.testing.assert_close(proposal, first)
+    other, _ = guide.step(start, images.flip(0).repeat_interleave(2, 0), latents)
+    torch.testing.assert_close(other.loc[:2], first.loc[2:])
+
+
+def test_an_unknown_guide_is_named():
+    with pytest.raises(ValueError, match="no guide='magic'; there are recurrent, difference, search"):
+        make_guide("magic", VIEW, SIZE, 16, 8, (20,), "ReLU")

@@ -1,22 +1,15 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from air.data.table import table_scenes
+from air.data import SingleObject
 from air.evaluation.pictures import to_rgb
 from air.scenes3d.model import SceneAIR
 from air.scenes3d.renderer import View
+from experiments.studies import single_object
 
 VIEW = View(image_size=16)
-
-
-@pytest.fixture
-def single_object(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    return __import__("single_object")
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +20,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return table_scenes(True, 300, (1,), VIEW)
+    return SingleObject(image_size=16).generate(True, 300, (1,))
 
 
-def test_optimisation_finds_what_is_there(single_object, model, scenes):
+def test_optimisation_finds_the_objects(model, scenes):
     torch.manual_seed(0)
     few = scenes[:6]
     one, ten = (single_object.measure(lambda images, starts=starts: single_object.by_optimisation(
@@ -40,7 +33,7 @@ def test_optimisation_finds_what_is_there(single_object, model, scenes):
     assert shape.shape == (6,) and pose.shape == (6, 4) and (pose[:, 3] == 0.35).all()
 
 
-def test_frames_are_those_of_one_optimisation_on_its_way(single_object, model, scenes):
+def test_frames_show_the_progress_of_one_optimisation(model, scenes):
     images = scenes.images[:3]
     torch.manual_seed(3)
     first, last = single_object.frames(model, images, (0, 40), 40)
@@ -51,7 +44,7 @@ def test_frames_are_those_of_one_optimisation_on_its_way(single_object, model, s
     assert error < error_first / 2
 
 
-def test_optimisation_is_drawn_beside_one_forward_pass(single_object, model, scenes, tmp_path, monkeypatch):
+def test_optimisation_is_drawn_beside_one_forward_pass(model, scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(single_object, "STRIP", (0, 2))
     monkeypatch.setattr(single_object, "FILM", (0, 1, 4))
     single_object.draw(model, scenes.images[:2], tmp_path)
@@ -61,7 +54,7 @@ def test_optimisation_is_drawn_beside_one_forward_pass(single_object, model, sce
     assert torch.equal(given, to_rgb(scenes.images[:1])[0])
 
 
-def test_the_supervised_network_learns_shapes_and_places(single_object, model, scenes):
+def test_the_supervised_network_learns_shapes_and_places(model, scenes):
     torch.manual_seed(0)
     supervised = single_object.Supervised(model)
     before = single_object.measure(supervised.find, scenes)
@@ -70,8 +63,8 @@ def test_the_supervised_network_learns_shapes_and_places(single_object, model, s
     assert after["identity"] > 0.95 and after["place"] < min(0.1, before["place"])
 
 
-def test_what_the_model_infers_is_measured(single_object, model, scenes, monkeypatch):
-    monkeypatch.setattr(single_object, "LONG_ENOUGH", 0.01)
+def test_measured_errors_are_those_of_the_inference(model, scenes, monkeypatch):
+    monkeypatch.setattr(single_object, "LEAST_SECONDS", 0.01)
     seen = model.infer(scenes.images)
     found = single_object.measure(lambda images: single_object.by_inference(model, images), scenes)
     right = (seen.z_what[:, 0].argmax(-1) == scenes.labels[:, 0]).float().mean().item()
@@ -80,13 +73,8 @@ def test_what_the_model_infers_is_measured(single_object, model, scenes, monkeyp
         (seen.z_where[:, 0, :2] - scenes.poses[:, 0, :2]).norm(dim=-1).median().item() / 2)
 
 
-def test_the_table_has_the_worst_in_brackets(single_object):
+def test_the_table_has_the_worst_in_brackets():
     records = [{"method": "a", "identity": 0.9, "place": 0.01, "box_rotation": 1.0, "ms": 2.0},
                {"method": "a", "identity": 1.0, "place": 0.03, "box_rotation": 3.0, "ms": 4.0}]
     assert single_object.table(records).splitlines()[2] == (
         "| a | 95.00 (90.00) | 2.00 (3.00) | 2.00 (3.00) | - | 3.000 (4.000) |")
-
-
-def test_the_page_has_the_table_of_the_results(single_object, capsys):
-    single_object.main(["--table"])
-    assert capsys.readouterr().out in (single_object.ROOT / "docs" / "scenes.md").read_text()

@@ -44,7 +44,7 @@ def test_reading_equals_the_loop_with_the_inverse():
 
 
 def test_known_crop():
-    """s = 2, x = y = 1 reads the upper left quarter: its centre stands at (-x/s, -y/s) = (-1/2, -1/2)."""
+    """s = 2, x = y = 1 reads the upper left quarter: its centre is at (-x/s, -y/s) = (-1/2, -1/2)."""
     images = torch.arange(64.0, dtype=torch.float64).view(1, 1, 8, 8)
     glimpse = image_to_window(images, torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64), 4)
     torch.testing.assert_close(glimpse, images[:, :, :4, :4])

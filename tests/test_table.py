@@ -1,16 +1,17 @@
 import pytest
 import torch
 
-from air.data import DataError
-from air.data.table import APART, REACH, SIZE, table_scenes
+from air.data import DataError, Table
+from air.data.table import APART, REACH, SIZE
 from air.scenes3d.renderer import View, layers, render
 
 VIEW = View(image_size=24)
+SMALL = Table(image_size=24)
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return table_scenes(True, 120, (0, 1, 3), VIEW)
+    return SMALL.generate(True, 120, (0, 1, 3))
 
 
 def test_objects_stand_apart_on_the_table(scenes):
@@ -45,9 +46,9 @@ def test_boxes_are_tight_around_each_object_alone(scenes):
 
 
 def test_the_same_seed_gives_the_same_scenes(scenes, tmp_path, monkeypatch):
-    kept = table_scenes(True, 120, (0, 1, 3), VIEW)  # from the cache
+    kept = SMALL.generate(True, 120, (0, 1, 3))  # from the cache
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    again, held_out = table_scenes(True, 120, (0, 1, 3), VIEW), table_scenes(False, 120, (0, 1, 3), VIEW)
+    again, held_out = SMALL.generate(True, 120, (0, 1, 3)), SMALL.generate(False, 120, (0, 1, 3))
     for name, value in scenes.arrays().items():
         assert torch.equal(getattr(again, name), value) and torch.equal(getattr(kept, name), value)
     assert not torch.equal(held_out.poses, scenes.poses) and len(scenes[:7].poses) == 7
@@ -56,4 +57,4 @@ def test_the_same_seed_gives_the_same_scenes(scenes, tmp_path, monkeypatch):
 def test_a_table_without_room_is_an_error(monkeypatch):
     monkeypatch.setattr("air.data.table.MAX_TRIES", 20)
     with pytest.raises(DataError, match="no room for 9 objects"):
-        table_scenes(True, 2, (9,), VIEW)
+        SMALL.generate(True, 2, (9,))

@@ -15,46 +15,41 @@ from PIL import Image
 
 import air
 import train
-from air import recipe
 from air.checkpoints import load_checkpoint
 from air.evaluation.evaluate import evaluate
-from air.scenes3d.guides import SceneSearch
+from air.scenes3d.guides import SceneSearchGuide
 
 ROOT = Path(__file__).parent.parent
 SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
 
 
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch):
-    """The real command; only the data set and the networks are smaller."""
-    monkeypatch.setattr("air.data.SPRITES_TRAIN", 64)
-    monkeypatch.setattr("air.data.TABLE_TRAIN", 64)
-    monkeypatch.setattr("air.data.HELD_OUT", 24)
-    monkeypatch.setattr("air.recipe.MODEL", {**recipe.MODEL, "rnn_hidden_size": 16, "embed_net": [16]})
+pytestmark = pytest.mark.usefixtures("few_scenes")
+FEW = ["--data.train-scenes", "64", "--data.held-out-scenes", "24", "--model.rnn-hidden-size", "16",
+       "--model.embed-net", "16"]
 
 
 def start(arguments, output):
-    """The command in a process of its own, on as few scenes as here, and with as many threads: some sums of floats
+    """Start the command in a process of its own, with as few scenes and as many threads as here: some sums of floats
     differ in their last bits by how many threads add them up.
     """
-    code = ("import air.data; air.data.SPRITES_TRAIN = 64; air.data.HELD_OUT = 24\n"
-            "import air.recipe; air.recipe.MODEL.update(rnn_hidden_size=16, embed_net=[16])\n"
-            "import train; train.main()")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, stdout=output, text=True)
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments, *FEW], env=env, stdout=output,
+                            text=True)
 
 
 @pytest.mark.parametrize("estimator", ["nvil", "enumerate", "vimco"])
 def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
     out = tmp_path / "run"
-    train.main([*SPRITES, "--estimator", estimator, "--steps", "3", "--eval-every", "2", "--out", str(out),
-                "--counts", "0", "2"])
+    train.main([*SPRITES, "--estimator", estimator, "--steps", "3", "--run.eval-every", "2", "--out", str(out),
+                "--data.counts", "0", "2"])
     said = capsys.readouterr().out
-    assert "sprites: 64 scenes (asked for by name)" in said and "step 2/3" in said
+    assert "sprites: 64 training scenes" in said and "step 2/3" in said
+    assert "chosen for this data set: model.num_steps 3, model.scale_prior_mean 3" in said
     for name in ("reconstructions.png", "metrics.json", "checkpoint.pt"):
         assert f"{out / name}" in said and (out / name).exists()
     config = json.loads((out / "config.json").read_text())
-    assert config["estimator"] == estimator and config["counts"] == [0, 2] and config["model"]["num_steps"] == 3
+    assert config["estimator"]["name"] == estimator and config["data"]["counts"] == [0, 2]
+    assert config["model"]["num_steps"] == 3
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["held_out_scenes"] == 24 and sum(map(sum, metrics["confusion"])) == 24
     assert sum(metrics["confusion"][1]) == 0  # no scene with one object
@@ -69,18 +64,18 @@ def test_three_dimensional_scenes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(air.SceneAIR, "anneal", lambda model, share: told.append(share) or anneal(model, share))
     train.main(["--dataset", "scenes-single", "--batch-size", "8", "--steps", "2", "--out", str(single)])
     config = json.loads((single / "config.json").read_text())
-    assert config["kind"] == "scene" and config["counts"] == [1] and config["model"]["identity"] == "enumerate"
-    assert not config["model"]["search"] and not config["model"]["difference"]
-    train.main(["--dataset", "scenes-table", "--counts", "0", "1", "--unseen-counts", "2", "--batch-size", "8",
-                "--steps", "2", "--out", str(table), "--learn-count-prior", "--set",
-                "model.features=16"])
+    assert config["model"]["name"] == "scene" and config["data"]["counts"] == [1]
+    assert config["model"]["identity"] == "enumerate" and config["model"]["guide"] == "recurrent"
+    train.main(["--dataset", "scenes-table", "--data.counts", "0", "1", "--data.unseen-counts", "2",
+                "--batch-size", "8", "--steps", "2", "--out", str(table), "--optim.learn-count-prior",
+                "--model.features", "16"])
     train.main(["--resume", str(table), "--steps", "4"])
     assert told == [0, 0.5, 0, 0.5, 0.5, 0.75]  # two steps, two steps, and two more of four
     assert "scenes with 2 objects" in capsys.readouterr().out
     config = json.loads((table / "config.json").read_text())
     assert (config["model"]["num_steps"], config["model"]["identity"]) == (2, "local")
     model = air.load_scene_model(table)
-    assert isinstance(model.guide, SceneSearch) and model.difference  # the recipe for several objects
+    assert isinstance(model.guide_net, SceneSearchGuide)  # the recipe for several objects
     assert model.num_steps == 2 and model.sharpness == model.view.sharpness and model.exploration == 0
     assert (table / "samples.png").exists() and (table / "second_view.png").exists()
     metrics = json.loads((table / "metrics.json").read_text())
@@ -93,14 +88,15 @@ def test_own_images_of_unknown_counts(tmp_path, capsys):
     images.mkdir()
     for i in range(20):
         Image.new("L", (30 + i, 40), 10 * i).save(images / f"{i:02}.png")
-    own = ["--dataset", "folder", "--data-root", str(images), "--image-size", "24", "--batch-size", "8"]
-    train.main([*own, "--steps", "2", "--out", str(out), "--object-size", "0.5"])
+    own = ["--dataset", "folder", "--data.root", str(images), "--data.image-size", "24", "--batch-size", "8"]
+    train.main([*own, "--steps", "2", "--out", str(out), "--data.object-size", "0.5"])
     said = capsys.readouterr().out
-    assert "folder: 18 scenes" in said and "held out, 2 scenes: mean count" in said and "counts right" not in said
+    assert "folder: 18 training scenes" in said and "held out, 2 scenes: mean count" in said
+    assert "counts right" not in said
     model = json.loads((out / "config.json").read_text())["model"]
     assert (model["x_size"], model["channels"], model["num_steps"], model["scale_prior_mean"]) == (24, 1, 4, 2)
     (images / "counts.csv").write_text("file,count\n09.png,5\n00.png,1\n")
-    train.main([*own, "--steps", "1", "--out", str(tmp_path / "other"), "--invert"])
+    train.main([*own, "--steps", "1", "--out", str(tmp_path / "other"), "--data.invert"])
     said = capsys.readouterr().out
     assert "counts right" in said and "box IoU" not in said
     assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["num_steps"] == 2
@@ -108,8 +104,8 @@ def test_own_images_of_unknown_counts(tmp_path, capsys):
     assert "steps 2 to 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("offset, words", [(-3.0, ["larger than", "by 3.0 of its sds", "--object-size above 0.333"]),
-                                           (2.6, ["smaller than", "--object-size below 0.333"]), (-2.4, [])])
+@pytest.mark.parametrize("offset, words", [(-3.0, ["larger than", "by 3.0 of its sds", "object-size above 0.333"]),
+                                           (2.6, ["smaller than", "--data.object-size below 0.333"]), (-2.4, [])])
 def test_a_scale_prior_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch, offset, words):
     monkeypatch.setattr("air.training.trainer.evaluate", lambda *args, **kwargs: {
         **evaluate(*args, **kwargs), "scale_offset": offset})
@@ -118,18 +114,19 @@ def test_a_scale_prior_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch, 
     assert all(word in said for word in words) and ("WARNING" in said) == bool(words)
 
 
-def test_set_reaches_what_has_no_flag(tmp_path):
+def test_every_setting_is_reached_by_its_path(tmp_path):
     out = tmp_path / "run"
-    train.main([*SPRITES, "--steps", "1", "--out", str(out), "--object-size", str(1 / 3), "--set", "exploration=0.5",
-                "model.decoder_net=[9, 8]", "model.non_linearity=Tanh", "estimator.normalise=false"])
+    train.main([*SPRITES, "--steps", "1", "--out", str(out), "--estimator.exploration", "0.5", "--model.decoder-net",
+                "9", "8", "--model.non-linearity", "Tanh", "--estimator.centre", "--model.no-use-masking"])
     config = json.loads((out / "config.json").read_text())
-    assert config["exploration"] == 0.5 and config["estimator_options"]["normalise"] is False
-    assert config["model"]["decoder_net"] == [9, 8] and config["model"]["non_linearity"] == "Tanh"
+    assert config["estimator"]["exploration"] == 0.5 and config["estimator"]["centre"] is True
+    assert config["model"]["use_masking"] is False and config["model"]["decoder_net"] == [9, 8]
+    assert config["model"]["non_linearity"] == "Tanh"
     assert air.load(out).decode.mlp[2].out_features == 8
 
 
 def test_scenes_without_any_object(tmp_path):
-    train.main([*SPRITES, "--counts", "0", "--steps", "1", "--out", str(tmp_path / "run")])
+    train.main([*SPRITES, "--data.counts", "0", "--steps", "1", "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["box_iou"] == 0 and sum(metrics["confusion"][0]) == 24
 
@@ -144,19 +141,18 @@ def test_the_default_folder_is_a_fresh_one(tmp_path, monkeypatch):
 def test_auto_says_loudly_what_it_fell_back_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     out = tmp_path / "run"
-    train.main(["--batch-size", "8", "--steps", "1", "--data-root", str(tmp_path / "none"), "--out", str(out)])
+    train.main(["--batch-size", "8", "--steps", "1", "--data.root", str(tmp_path / "none"), "--out", str(out)])
     assert "MNIST is not under" in capsys.readouterr().err
-    config = json.loads((out / "config.json").read_text())
-    assert config["dataset"] == "sprites" and "MNIST is not under" in config["dataset_reason"]
+    assert json.loads((out / "config.json").read_text())["data"]["name"] == "sprites"
 
 
 def test_resume_takes_the_run_s_settings_and_may_go_further(tmp_path, capsys):
     out = tmp_path / "run"
-    train.main([*SPRITES, "--steps", "2", "--lr", "5e-4", "--out", str(out)])
+    train.main([*SPRITES, "--steps", "2", "--optim.lr", "5e-4", "--out", str(out)])
     train.main(["--resume", str(out), "--steps", "4"])
     assert "steps 2 to 4" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
-    assert config["lr"] == 5e-4 and config["steps"] == 4
+    assert config["optim"]["lr"] == 5e-4 and config["optim"]["steps"] == 4
     assert json.loads((out / "metrics.json").read_text())["steps"] == 4
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
@@ -168,7 +164,8 @@ def test_a_compiled_run(tmp_path, estimator):
     terms = []
     for flags in ([], ["--compile"]):
         out = tmp_path / f"run{len(flags)}"
-        train.main([*SPRITES, "--estimator", estimator, "--steps", "30", "--lr", "1e-9", "--out", str(out), *flags])
+        train.main([*SPRITES, "--estimator", estimator, "--steps", "30", "--optim.lr", "1e-9", "--out", str(out),
+                    *flags])
         (line,) = (out / "metrics.jsonl").read_text().splitlines()
         terms.append([json.loads(line)["train"][name] for name in ("log_likelihood", "kl_where", "kl_what")])
     assert terms[1] == pytest.approx(terms[0], rel=0.05)
@@ -178,18 +175,18 @@ def test_as_a_command_it_says_what_is_left_out_in_a_line(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for name in ("1", "2"):
         Image.new("L", (20, 20)).save(tmp_path / f"{name}.png")
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--dataset", "folder", "--data-root", str(tmp_path)],
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--dataset", "folder", "--data.root", str(tmp_path)],
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    warning, _, error = done.stderr.splitlines()
+    warning, error = done.stderr.splitlines()
     assert done.returncode == 2 and error.startswith("train.py: error: ")
-    assert warning == ("train.py: WARNING: 1 of 3 images are left out, they cannot be read: broken.png "
+    assert warning == ("train.py: WARNING: 1 of 3 images cannot be read and are skipped: broken.png "
                        f"(cannot identify image file '{tmp_path / 'broken.png'}')")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     """A process of its own, interrupted while it trains, then resumed to the end."""
     out = tmp_path / "run"
-    arguments = [*SPRITES, "--steps", "100000", "--eval-every", "1", "--out", str(out)]
+    arguments = [*SPRITES, "--steps", "100000", "--run.eval-every", "1", "--out", str(out)]
     process = start(arguments, subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
@@ -206,9 +203,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 def test_killed_at_any_moment_it_resumes_from_a_whole_checkpoint(tmp_path):
     """kill -9 at a random moment while every step writes a checkpoint; then to the end as if nothing had been."""
-    small = ["model.rnn_hidden_size=16", "model.encoder_net=[16]", "model.decoder_net=[16]", "model.embed_net=[16]"]
-    settings = [*SPRITES, "--steps", "60", "--eval-every", "25", "--checkpoint-every", "1", "--estimator", "enumerate",
-                "--device", "cpu", "--set", *small]
+    small = ["--model.encoder-net", "16", "--model.decoder-net", "16"]
+    settings = [*SPRITES, "--steps", "60", "--run.eval-every", "25", "--run.checkpoint-every", "1",
+                "--estimator", "enumerate", "--device", "cpu", *small]
     out = tmp_path / "run"
     saved = out / "checkpoint.pt"
     process = start([*settings, "--out", str(out)], subprocess.DEVNULL)
@@ -217,10 +214,10 @@ def test_killed_at_any_moment_it_resumes_from_a_whole_checkpoint(tmp_path):
     time.sleep(random.uniform(0, 0.2))
     process.kill()
     process.wait()
-    assert 1 <= load_checkpoint(out)["step"] <= 60
+    assert 1 <= load_checkpoint(out)[1]["step"] <= 60
     train.main(["--resume", str(out)])
     train.main([*settings, "--out", str(tmp_path / "whole")])
-    resumed, whole = (load_checkpoint(tmp_path / name)["objective"] for name in ("run", "whole"))
+    resumed, whole = (load_checkpoint(tmp_path / name)[1]["objective"] for name in ("run", "whole"))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [25, 50, 60]

@@ -2,6 +2,7 @@ import json
 import resource
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +12,19 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import air
 from air.checkpoints import load_checkpoint
-from air.data import Dataset, multi_mnist
+from air.config import config_from_dict, default_config, with_settings
+from air.data import MultiMNIST
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
-from air.recipe import configure
-from air.training.trainer import Config, Interrupted, Trainer, TrainingError, interrupt_flag
+from air.recipe import resolve
+from air.settings import to_dict
+from air.training.interrupts import interrupt_flag
+from air.training.trainer import Interrupted, Trainer, TrainingError
 
 
 def everything(out):
     """The final state, and what was logged, of a run."""
-    checkpoint = load_checkpoint(out)
+    _, checkpoint = load_checkpoint(out)
     metrics = json.loads((out / "metrics.json").read_text())
     del checkpoint["seconds"], metrics["seconds"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -58,42 +62,44 @@ def run_killed_at(step, trainer):
         trainer.run()
 
 
-@pytest.mark.parametrize("estimator, options", [("nvil", {"normalise": True}), ("enumerate", {}),
-                                                ("vimco", {"particles": 2})])
+@pytest.mark.parametrize("estimator, options", [("nvil", {"estimator.normalise": True}), ("enumerate", {}),
+                                                ("vimco", {"estimator.particles": 2})])
 @pytest.mark.parametrize("steps, every, killed_at, checkpoint_at", [
     (12, 5, 7, 5),  # in the middle of what an evaluation averages over
     (20, 10, 17, 10),  # after the evaluations at steps 12 and 16, which the resumed run takes back
 ])
 def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_path, estimator, options, steps, every,
                                                    killed_at, checkpoint_at):
-    config = make_config(estimator=estimator, estimator_options=options, steps=steps, checkpoint_every=every,
-                         learn_count_prior_from=6 if estimator == "vimco" else None)
+    config = make_config(estimator, {**options, "optim.steps": steps, "run.checkpoint_every": every,
+                                     "optim.learn_count_prior_from": 6 if estimator == "vimco" else None})
     Trainer(config, dataset, tmp_path / "whole").run()
     parts = tmp_path / "parts"
     run_killed_at(killed_at, Trainer(config, dataset, parts))
     with (parts / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tr')  # a line that the kill cut short
     torch.manual_seed(99)  # whatever another process would have
-    checkpoint = load_checkpoint(parts)
-    assert checkpoint["step"] == checkpoint_at
+    again, checkpoint = load_checkpoint(parts)
+    assert again == config and checkpoint["step"] == checkpoint_at
     Trainer(config, dataset, parts, checkpoint).run()
     assert_identical(everything(parts), everything(tmp_path / "whole"))
 
 
 def test_the_seed_decides(make_config, dataset, tmp_path):
-    def final(name, **kwargs):
-        Trainer(make_config(**kwargs), dataset, tmp_path / name).run()
-        return load_checkpoint(tmp_path / name)["objective"]
+    def final(name, seed=3):
+        Trainer(make_config(changes={"run.seed": seed}), dataset, tmp_path / name).run()
+        return load_checkpoint(tmp_path / name)[1]["objective"]
 
     first = final("a")
     assert_identical(final("b"), first)
-    assert not torch.equal(final("c", seed=4)["model.rnn.image_gates.weight"], first["model.rnn.image_gates.weight"])
+    gates = "model.guide_net.rnn.image_gates.weight"
+    assert not torch.equal(final("c", seed=4)[gates], first[gates])
 
 
 def test_what_a_run_writes(make_config, dataset, tmp_path):
     config = make_config()
     metrics = Trainer(config, dataset, tmp_path).run()
-    assert Config(**json.loads((tmp_path / "config.json").read_text())) == config
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == to_dict(config) and config_from_dict(written) == config
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     wanted = ("count_accuracy_map count_accuracy_sampled count_accuracy_refined confusion elbo "
               "log_likelihood kl_pres kl_where kl_what iw_bound iw_particles box_iou box_ap50 steps seconds")
@@ -107,7 +113,7 @@ def test_what_a_run_writes(make_config, dataset, tmp_path):
     scalars = set(events.Tags()["scalars"])
     terms = {"elbo", "log_likelihood", "kl_pres", "kl_where", "kl_what"}
     assert {f"{group}/{term}" for group in ("train", "held_out") for term in terms} <= scalars
-    networks = {f"train/grad_norm_{name}" for name in ("rnn", "predict", "encode", "decode", "baseline")}
+    networks = {f"train/grad_norm_{name}" for name in ("guide_net", "encode", "decode", "baseline")}
     assert networks | {"train/signal_sd", "held_out/count_accuracy_map"} <= scalars
     assert events.Tags()["images"] == ["reconstructions"] and events.Tags()["histograms"] == ["held_out/count"]
     assert [event.step for event in events.Scalars("train/elbo")] == [4, 8, 12]
@@ -134,7 +140,7 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
     rates, exploration = [], []
     for _ in range(12):
         trainer.train_step()
-        rates.append([group["lr"] for group in trainer.stepper.optimizer.param_groups])
+        rates.append([group["lr"] for group in trainer.take_step.optimizer.param_groups])
         exploration.append(trainer.objective.exploration.item())
     assert rates[0] == [1e-3, 1e-2] and rates[6] == pytest.approx([5e-4, 5e-3]) and rates[-1][0] < 2e-5
     assert exploration == pytest.approx([0.2, 0.2, 0.2, 0.2, 0.4 / 3, 0.2 / 3] + [0] * 6)
@@ -142,14 +148,14 @@ def test_schedules_fall_to_nothing(make_config, dataset, tmp_path):
 
 def test_the_rate_may_stay_or_fall_in_part(make_config, dataset, tmp_path):
     for final_lr, last in ((1.0, 1e-3), (0.5, pytest.approx(5e-4, rel=0.02))):
-        trainer = Trainer(make_config(final_lr=final_lr), dataset, tmp_path)
+        trainer = Trainer(make_config(changes={"optim.final_lr": final_lr}), dataset, tmp_path)
         for _ in range(12):
             trainer.train_step()
-        assert trainer.stepper.optimizer.param_groups[0]["lr"] == last
+        assert trainer.take_step.optimizer.param_groups[0]["lr"] == last
 
 
 def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_config, dataset, tmp_path):
-    config = make_config(learn_count_prior_from=3)
+    config = make_config(changes={"optim.learn_count_prior_from": 3})
     Trainer(config, dataset, tmp_path / "whole").run()
     assert (tmp_path / "whole" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert EventAccumulator(str(tmp_path / "whole")).Reload().Tags()["images"] == ["reconstructions", "samples"]
@@ -171,7 +177,7 @@ def test_an_epoch_visits_each_scene_once(make_config, dataset, tmp_path):
     for epoch in range(2):
         batches = []
         for trainer.step in range(5 * epoch, 5 * epoch + 5):
-            batches.append(trainer._batch_indices())
+            batches.append(trainer.sampler.indices(trainer.step))
         epochs.append(torch.cat(batches))
         assert epochs[-1].sort().values.tolist() == list(range(40))
     assert not torch.equal(*epochs)
@@ -190,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     trainer.train_step = spoilt
     with pytest.raises(TrainingError, match=r"loss is nan at step 7; .*checkpoint.pt holds the last good step"):
         trainer.run()
-    checkpoint = load_checkpoint(tmp_path)
+    _, checkpoint = load_checkpoint(tmp_path)
     assert checkpoint["step"] == 5 and all(value.isfinite().all() for value in checkpoint["objective"].values())
 
 
@@ -213,8 +219,8 @@ def test_a_full_disk_stops_the_run_in_words_and_leaves_a_whole_checkpoint(make_c
             trainer.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    assert load_checkpoint(out)["step"] == 5 and not list(out.glob(".*"))
-    Trainer(make_config(), dataset, out, load_checkpoint(out)).run()
+    assert load_checkpoint(out)[1]["step"] == 5 and not list(out.glob(".*"))
+    Trainer(make_config(), dataset, out, load_checkpoint(out)[1]).run()
     assert_identical(everything(out), everything(tmp_path / "whole"))
 
 
@@ -225,7 +231,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_p
         trainer.model.z_what_init.fill_(float("inf"))
     trainer.step = 7
     trainer._save()
-    assert load_checkpoint(tmp_path)["step"] == 0
+    assert load_checkpoint(tmp_path)[1]["step"] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -241,7 +247,7 @@ def test_ctrl_c_and_sigterm_save_the_step_they_interrupt(make_config, dataset, t
     trainer.train_step = interrupted
     with pytest.raises(Interrupted):
         trainer.run()
-    assert load_checkpoint(tmp_path)["step"] == 3 and not (tmp_path / "metrics.json").exists()
+    assert load_checkpoint(tmp_path)[1]["step"] == 3 and not (tmp_path / "metrics.json").exists()
 
 
 def test_a_second_ctrl_c_interrupts_at_once():
@@ -258,21 +264,21 @@ def test_a_second_ctrl_c_interrupts_at_once():
 
 
 def test_it_trains_outside_the_main_thread(make_config, dataset, tmp_path):
-    thread = threading.Thread(target=Trainer(make_config(steps=2), dataset, tmp_path).run)
+    thread = threading.Thread(target=Trainer(make_config(changes={"optim.steps": 2}), dataset, tmp_path).run)
     thread.start()
     thread.join()
     assert (tmp_path / "metrics.json").exists()
 
 
 def test_bf16_trains(make_config, dataset, tmp_path):
-    metrics = Trainer(make_config(precision="bf16"), dataset, tmp_path).run()
-    assert all(value.dtype in (torch.float32,) for value in load_checkpoint(tmp_path)["objective"].values())
+    metrics = Trainer(make_config(changes={"run.precision": "bf16"}), dataset, tmp_path).run()
+    assert all(value.dtype in (torch.float32,) for value in load_checkpoint(tmp_path)[1]["objective"].values())
     assert metrics["elbo"] == pytest.approx(metrics["elbo"])  # finite
 
 
 def test_scenes_with_unseen_counts_are_counted_at_the_end(make_config, dataset, tmp_path):
     two, one = (dataset.train[dataset.train.counts == count] for count in (2, 1))
-    metrics = Trainer(make_config(steps=2, unseen_counts=[2]), dataset._replace(held_out=one, unseen=two),
+    metrics = Trainer(make_config(changes={"optim.steps": 2}), dataset._replace(held_out=one, unseen=two),
                       tmp_path).run()
     with Image.open(tmp_path / "unseen.png") as shown:
         expected = reconstruction_picture(air.load(tmp_path), two[:6])
@@ -286,8 +292,10 @@ def test_it_learns_to_count_real_digits(mnist_root, tmp_path):
     """The main job in 500 steps. A model that sees one count everywhere has 33%, one that sees only what is empty too;
     one that splits every digit, or merges every pair, has 67%."""
     torch.set_num_threads(2)
-    dataset = Dataset("multi-mnist", "", multi_mnist(mnist_root, True, 10_000), multi_mnist(mnist_root, False, 500))
-    config = configure(dataset, estimator="enumerate", steps=500)
+    settings = MultiMNIST(root=str(mnist_root), train_scenes=10_000, held_out_scenes=500)
+    dataset = settings.load()
+    config = with_settings(default_config("multi-mnist", "enumerate"), {"optim.steps": 500, "run.device": "cpu"})
+    config = resolve(replace(config, data=settings), dataset)
     metrics = Trainer(config, dataset, tmp_path).run()
     assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.6
     again = evaluate(air.load(tmp_path), dataset.held_out)

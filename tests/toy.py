@@ -1,4 +1,4 @@
-"""A model whose mean gradients can be written out, for the tests of the estimators."""
+"""A toy model with closed-form mean gradients, for the tests of the estimators."""
 
 import itertools
 import math
@@ -15,9 +15,9 @@ STEPS = 2
 
 
 class Toy(nn.Module):
-    """Fixed latents, so that expectations over the counts can be summed: every parameter is a plain number.
+    """A model with fixed latents and a few plain parameters: expectations over the counts are short sums.
 
-    Particles differ by a constant, or the others would be worth no more than one.
+    Particles differ by a constant; if they were all alike, K of them would be no better than one.
     """
 
     num_steps = STEPS
@@ -50,7 +50,7 @@ class Toy(nn.Module):
 
 
 def gradient(objective, images):
-    """The model's gradient, flat."""
+    """The gradient of the model's parameters, flattened."""
     objective.zero_grad()
     objective(images)[0].backward()
     return flat_gradient(objective.model)
@@ -61,7 +61,7 @@ def flat_gradient(model):
 
 
 def exact_gradient(images):
-    """Of -Σ_n q(n) elbo_n, with q(n) written out as a product."""
+    """Gradient of -Σ_n q(n) elbo_n, with q(n) written out as a product."""
     model = Toy()
     q, rollout = probabilities(model, images)
     kl = (torch.log(torch.tensor(2.0)) + (1 + model.loc**2) / 8 - 0.5).sum(-1)  # KL(N(loc, 1) || N(0, 4)), by step
@@ -81,7 +81,7 @@ def log_weights(model, images, particles):
 
 
 def exact_bound_gradient(images, particles):
-    """Of -E log 1/K Σ_k w_k(n_k), every combination of counts in turn."""
+    """Gradient of -E log 1/K Σ_k w_k(n_k), by a loop over all combinations of counts."""
     model = Toy()
     q, log_w = log_weights(model, images, particles)
     loss = 0.0
@@ -107,6 +107,6 @@ def log_prior():
 
 
 def terms_of(elbo_but_for_entropy, q):
-    """One image, no KL and an even p(n)."""
+    """Terms of one image with KL 0 and a uniform p(n)."""
     log_likelihood, q = (torch.tensor([each], dtype=torch.float64) for each in (elbo_but_for_entropy, q))
     return Terms.of(log_likelihood, {"where": 0 * log_likelihood}, log_likelihood.new_zeros(q.shape[-1]), q.log())

@@ -1,37 +1,89 @@
-"""One's own images: a folder of PNG and JPEG files, or arrays in an .npz file. Nothing about them need be known."""
+"""Custom images: a folder of PNG and JPEG files, or arrays in an .npz file; ground truth is optional."""
 
 import csv
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from tyro.conf import Suppress
 
-from air.data.scenes import DataError, Scenes
+from air.data.dataset import Dataset
+from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
+from air.settings import PositiveFraction, settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
-NAMED = 5  # bad files in a message; the others are counted
+NAMED = 5  # unreadable files named in a message; the others are counted
+
+
+@settings
+class Folder:
+    """Your own images: a folder of PNG and JPEG files, optionally with counts.csv."""
+
+    name: Suppress[Literal["folder"]] = "folder"
+    root: str = ""
+    """The folder of images."""
+    image_size: ImageSize = IMAGE_SIZE
+    """Side in pixels of the square that each image is fitted into."""
+    object_size: PositiveFraction = OBJECT_SIZE
+    """An object's side as a share of the image's."""
+    invert: bool = False
+    """The objects are dark on a bright ground."""
+
+    def load(self) -> Dataset:
+        """Every tenth image, in the order of names, is held out.
+
+        Raises:
+            DataError: no folder is named, or it cannot be read as `load_folder` says.
+        """
+        if not self.root:
+            raise DataError("--dataset folder: name the folder of images with --data.root")
+        return Dataset(self.name, *split(load_folder(Path(self.root), self.image_size, self.invert)[1]))
+
+
+@settings
+class Npz:
+    """Your own arrays: an .npz file with images and, optionally, counts and boxes."""
+
+    name: Suppress[Literal["npz"]] = "npz"
+    file: str = ""
+    """The .npz file."""
+    object_size: PositiveFraction = OBJECT_SIZE
+    """An object's side as a share of the image's."""
+    invert: bool = False
+    """The objects are dark on a bright ground."""
+
+    def load(self) -> Dataset:
+        """Every tenth image is held out.
+
+        Raises:
+            DataError: no file is named, or it cannot be read as `load_arrays` says.
+        """
+        if not self.file:
+            raise DataError("--dataset npz: name the file with --data.file")
+        return Dataset(self.name, *split(load_arrays(Path(self.file), self.invert)))
 
 
 def placement(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Where `fit` puts an image of width x height pixels in its square: left, top, and its width and height there."""
+    """Where `fit` puts an image of width x height pixels in its square: (left, top, new width, new height)."""
     scale = size / max(width, height)
     new_width, new_height = (max(1, round(side * scale)) for side in (width, height))
     return (size - new_width) // 2, (size - new_height) // 2, new_width, new_height
 
 
 def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
-    """An image of any size in the middle of a square, as large as it fits, its shape kept: (C, size, size) uint8.
+    """Scale an image to fit a square, centred, its aspect ratio kept: (C, size, size) uint8.
 
     Args:
-        size: of the square's side in pixels; what the image does not reach, or is transparent in it, is black.
-        grey: to one channel; else to three.
+        size: side of the square in pixels; padding and transparent pixels are black.
+        grey: convert to one channel, else to three.
         invert: dark objects on a bright ground become bright ones on a dark ground.
     """
     opaque = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -48,14 +100,14 @@ def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
 
 
 def read(file: Path) -> Image.Image:
-    """A whole image, upright, of eight bits a channel. Raises DataError: it cannot be read."""
+    """Read an image, rotated upright, with eight bits a channel. Raises DataError: it cannot be read."""
     try:
         with Image.open(file) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file.name} ({' '.join(str(error).split())})") from error
-    if upright.mode.startswith("I"):  # 16 bits, which Pillow itself would cut off at 255
+    if upright.mode.startswith("I"):  # 16 bits, which Pillow itself would clip at 255
         return Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
     return upright
 
@@ -66,19 +118,19 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str], Scenes]:
-    """The images of a folder, in the order of their names; those that cannot be read are left out with a warning.
+    """Read the images of a folder, in the order of their names; unreadable ones are skipped with a warning.
 
     Args:
-        folder: holds PNG and JPEG files, and may hold counts.csv with the columns file and count.
+        folder: holds PNG and JPEG files and, optionally, counts.csv with the columns file and count.
         image_size: H = W in pixels, see `fit`.
         invert: see `fit`.
     Returns:
-        The files' names, and scenes with one channel if all of them are grey, else three.
+        The files' names, and scenes with one channel if all images are grey, else three.
     Raises:
-        DataError: the folder is not there or holds no image that can be read, or counts.csv is not as it should be.
+        DataError: the folder is missing or holds no readable image, or counts.csv is malformed.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: name one that holds PNG or JPEG files with --data-root")
+        raise DataError(f"{folder} is not a folder: name one that holds PNG or JPEG files with --data.root")
     files = image_files(folder)
     images, bad = {}, []
     for file in files:
@@ -90,21 +142,20 @@ def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str],
     if not images:
         raise DataError(f"{folder} holds no PNG or JPEG file that can be read{': ' + told if bad else ''}")
     if bad:
-        warnings.warn(f"{len(bad)} of {len(files)} images are left out, they cannot be read: {told}", stacklevel=2)
+        warnings.warn(f"{len(bad)} of {len(files)} images cannot be read and are skipped: {told}", stacklevel=2)
     grey = all(image.mode in ("1", "L", "LA", "F") for image in images.values())
     pixels = torch.stack([fit(image, image_size, grey, invert) for image in images.values()])
     counts = _read_counts(folder / COUNTS_FILE, {file.name for file in files})
     return list(images), _scenes(pixels, torch.tensor([counts.get(name, -1) for name in images]))
 
 
-def load_arrays(file: Path, image_size: int | None, invert: bool) -> Scenes:
-    """The scenes of an .npz file.
+def load_arrays(file: Path, invert: bool) -> Scenes:
+    """Read the scenes of an .npz file.
 
     Args:
         file: holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, uint8 or floats in [0, 1]; and
-            may hold `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels, 0 where
+            optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels, 0 where
             absent.
-        image_size: None, or H, which is then checked: arrays are not resized.
         invert: dark objects on a bright ground become bright ones on a dark ground.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
@@ -115,17 +166,15 @@ def load_arrays(file: Path, image_size: int | None, invert: bool) -> Scenes:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{file} cannot be read as an .npz file ({' '.join(str(error).split())})") from error
     if "images" not in found:
-        raise DataError(f"{file} holds no array named images, but {', '.join(found) or 'none'}")
+        raise DataError(f"{file} holds no array named images, only {', '.join(found) or 'none'}")
     images = _as_uint8(found["images"], file)
-    if image_size is not None and images.shape[-1] != image_size:
-        raise DataError(f"{file}: --image-size {image_size}, but the images have {images.shape[-1]} pixels a side")
     images = 255 - images if invert else images
     counts, boxes = _truth(found, len(images), file)
     return _scenes(images, counts, boxes)
 
 
 def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
-    """Training and held-out scenes. Raises DataError: there are too few to hold some out."""
+    """Split into training and held-out scenes. Raises DataError: there are too few to hold some out."""
     held_out = torch.arange(len(scenes)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     if not held_out.any():
         raise DataError(f"too few images, {len(scenes)}: every {HELD_OUT_EVERY}th is held out")
@@ -139,7 +188,7 @@ def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None) -> Scen
 
 
 def _read_counts(file: Path, names: set[str]) -> Mapping[str, int]:
-    """File name -> count; nothing where there is no such file."""
+    """Map file names to counts; empty if there is no such file."""
     if not file.exists():
         return {}
     with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -179,7 +228,7 @@ def _as_uint8(images: np.ndarray, file: Path) -> Tensor:
 
 
 def _truth(found: Mapping[str, np.ndarray], size: int, file: Path) -> tuple[Tensor, Tensor | None]:
-    """Counts, (M,), -1 where unknown, and boxes, (M, L, 4), if there are any."""
+    """Counts (M,), -1 where unknown, and boxes (M, L, 4), if given."""
     counts, boxes = torch.full((size,), -1), None
     if "counts" in found:
         given = found["counts"]

@@ -3,17 +3,22 @@
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torchvision.datasets import MNIST
 from torchvision.transforms.v2.functional import resize
+from tyro.conf import Suppress
 
 from air.data.cache import cached
+from air.data.dataset import Generated, RootField
 from air.data.scenes import (
     IMAGE_SIZE,
     OBJECT_SIZE,
+    Backdrop,
     DataError,
+    ImageSize,
     Objects,
     Scenes,
     add_backdrop,
@@ -21,13 +26,13 @@ from air.data.scenes import (
     compose,
     draw_counts,
 )
+from air.settings import NonNegative, PositiveFraction, PositiveInt, settings
 
 DIGIT_SIZE = 28
 # A digit's image, whose side it fills to 20/28, has 28/s pixels a side, s ~ Normal(1.3, 0.1), as the reference's
 # generator: that is for the usual object's side, in pixels, and in proportion for any other.
 SCALE_MEAN, SCALE_SD = 1.3, 0.1
 USUAL_SIDE = IMAGE_SIZE * OBJECT_SIZE
-OVERLAPS = ("none", "loose")
 
 
 def load_mnist(root: str | Path, train: bool) -> MNIST:
@@ -47,43 +52,46 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
     except (RuntimeError, OSError) as error:
         raise DataError(f"MNIST is not under {Path(root).resolve()} and cannot be downloaded "
                         f"({' '.join(str(error).split())}). Put its four idx files into "
-                        f"{Path(root) / 'MNIST' / 'raw'}, name the folder that holds MNIST/raw with --data-root or "
+                        f"{Path(root) / 'MNIST' / 'raw'}, name the folder that holds MNIST/raw with --data.root or "
                         "AIR_DATA_ROOT, or use --dataset sprites") from error
 
 
-def multi_mnist(root: str | Path, train: bool, size: int, counts: Sequence[int] = (0, 1, 2), overlap: str = "none",
-                seed: int = 0, image_size: int = IMAGE_SIZE, object_size: float = OBJECT_SIZE, noise: float = 0.0,
-                backdrop: str = "black") -> Scenes:
-    """Scenes of digits, each count with equal probability; labels are the digits.
+@settings
+class MultiMNIST(Generated):
+    """MNIST digits on a black or textured background (Eslami et al., 2016, section 3.1)."""
 
-    Args:
-        root: where torchvision's MNIST lies or is to be downloaded to.
-        train: compose from MNIST's training digits, else from its test digits.
-        size: how many scenes.
-        counts: the numbers of digits that occur.
-        overlap: see `compose`.
-        seed: the same scenes for the same seed and arguments; training and held-out scenes differ for any seed.
-        image_size: H = W in pixels.
-        object_size: a digit's side as a share of the canvas's.
-        noise: see `add_noise`.
-        backdrop: see `add_backdrop`.
-    Raises:
-        DataError: MNIST cannot be had, or the digits do not fit.
-    """
-    mnist = load_mnist(root, train)
-    digits, labels = mnist.data, mnist.targets
-    settings = {"version": 2, "train": train, "size": size, "counts": list(counts), "overlap": overlap, "seed": seed,
-                "image_size": image_size, "object_size": object_size, "noise": noise,
-                "digits": zlib.crc32(digits.numpy()), **({} if backdrop == "black" else {"backdrop": backdrop})}
+    name: Suppress[Literal["multi-mnist"]] = "multi-mnist"
+    train_scenes: PositiveInt = 60_000
+    """Number of training scenes."""
+    root: str = RootField
+    """Folder that holds MNIST/raw, or to download MNIST to ($AIR_DATA_ROOT sets the default)."""
+    overlap: Literal["none", "loose"] = "none"
+    """none: the digits' boxes do not touch; loose: digits may touch."""
+    image_size: ImageSize = IMAGE_SIZE
+    """Side of the image in pixels."""
+    object_size: PositiveFraction = OBJECT_SIZE
+    """A digit's side as a share of the image's."""
+    noise: NonNegative = 0.0
+    """Standard deviation of Gaussian pixel noise, in intensities; pixels are clipped to [0, 1]."""
+    backdrop: Backdrop = "black"
+    """What lies behind the digits."""
 
-    def build() -> Scenes:
-        rng = np.random.default_rng((seed, train))
-        drawn = draw_counts(rng, counts, size)
-        patches = _draw_digits(rng, digits, labels, int(drawn.sum()), image_size * object_size, image_size)
-        scenes = add_backdrop(rng, compose(rng, patches, drawn, image_size, overlap), backdrop)
-        return add_noise(rng, scenes, noise)
+    def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
+        """Generate scenes from MNIST's training or test digits; their labels are the digits."""
+        mnist = load_mnist(self.root, train)
+        digits, labels = mnist.data, mnist.targets
 
-    return cached("multi-mnist", settings, build)
+        def build() -> Scenes:
+            rng = np.random.default_rng((seed, train))
+            drawn = draw_counts(rng, counts, size)
+            side = self.image_size * self.object_size
+            patches = _draw_digits(rng, digits, labels, int(drawn.sum()), side, self.image_size)
+            scenes = compose(rng, patches, drawn, self.image_size, self.overlap)
+            return add_noise(rng, add_backdrop(rng, scenes, self.backdrop), self.noise)
+
+        key = {"version": 3, "train": train, "size": size, "counts": list(counts), "seed": seed,
+               "digits": zlib.crc32(digits.numpy()), **self.appearance()}
+        return cached("multi-mnist", key, build)
 
 
 def _draw_digits(rng: np.random.Generator, digits: torch.Tensor, labels: torch.Tensor, size: int, side: float,

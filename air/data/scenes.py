@@ -1,51 +1,53 @@
-"""Scenes, the one container of every data set, and how objects are laid out on their canvases."""
+"""`Scenes`, the container that every data set gives, and how objects are placed on canvases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
-# Scenes whose objects do not fit are laid out anew; where so many in a row did not, the next ones will not.
-MAX_IN_VAIN = 20_000
-BACKDROPS = ("black", "grey", "grid", "noise")
+# Scenes whose objects do not fit are laid out anew; after this many failures in a row, give up.
+MAX_FAILURES = 20_000
+Backdrop = Literal["black", "grey", "grid", "noise"]
+ImageSize = Annotated[int, Field(ge=8)]  # pixels
 IMAGE_SIZE = 50  # pixels, of a canvas's side
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
 
 
 class DataError(Exception):
-    """A data set that cannot be had as asked for; the message names the ways out."""
+    """A data set cannot be loaded as requested; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """M images with up to L objects each, and what is known about them, which no model sees."""
+    """M images with up to L objects each, and the ground truth, which models never see."""
 
     images: Tensor  # (M, C, H, W) uint8
     counts: Tensor  # (M,) int64, -1 where unknown
     boxes: Tensor  # (M, L, 4) float32, tight (x0, y0, x1, y1) in pixels, x1 and y1 one past the last; 0 where absent
     labels: Tensor  # (M, L) int64, -1 where absent
-    poses: Tensor | None = None  # (M, L, 4) float32, of scenes that a renderer made, see `table_scenes`; 0 where absent
+    poses: Tensor | None = None  # (M, L, 4) float32, of scenes that a renderer made, see `Table`; 0 where absent
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def __getitem__(self, index: Any) -> "Scenes":
-        """The scenes at a slice, a mask or a tensor of indices."""
+        """Select scenes by a slice, a mask or a tensor of indices."""
         return Scenes(**{name: value[index] for name, value in self.arrays().items()})
 
     def arrays(self) -> dict[str, Tensor]:
-        """What is known, by name."""
+        """The fields that are known, by name."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in known.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Objects:
-    """P things to be placed, each in the top left corner of its patch."""
+    """P objects to place, each in the top left corner of its patch."""
 
     patches: NDArray[np.uint8]  # (P, C, S, S), 0 outside the object's side x side square
     sides: NDArray[np.int64]  # (P,), at most S
@@ -54,11 +56,11 @@ class Objects:
 
 def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64], image_size: int,
             overlap: str) -> Scenes:
-    """Lay objects out on black canvases, each scene's positions uniform among those that the rule allows.
+    """Place objects on black canvases, uniformly among the positions that the overlap rule allows.
 
     Args:
         rng: positions are drawn from it.
-        objects: as many as the counts add up to; the first counts[0] go to the first scene, and so on.
+        objects: counts.sum() of them; the first counts[0] go to the first scene, and so on.
         counts: (M,).
         image_size: H = W in pixels.
         overlap: "none": the objects' tight boxes, each grown by one pixel, do not overlap; "loose": they may, where no
@@ -73,8 +75,8 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
     tight = _tight_boxes(objects.patches)
     images = np.zeros((len(counts), objects.patches.shape[1], image_size, image_size), np.uint8)
 
-    pending, in_vain = np.arange(len(counts)), 0
-    while len(pending) and in_vain < MAX_IN_VAIN:
+    pending, failures = np.arange(len(counts)), 0
+    while len(pending) and failures < MAX_FAILURES:
         moved = member[pending][member[pending] >= 0]
         corners[moved] = rng.integers(0, image_size - objects.sides[moved, None] + 1, (len(moved), 2))
         if overlap == "none":
@@ -83,11 +85,11 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
         else:
             images[pending] = 0
             placed = _paint(images, objects, corners, member, pending)
-        in_vain = 0 if placed.any() else in_vain + len(pending)
+        failures = 0 if placed.any() else failures + len(pending)
         pending = pending[~placed]
     if len(pending):
         raise DataError(f"no room for {int(counts[pending].max())} objects on a {image_size} x {image_size} canvas: "
-                        f"{len(pending)} of {len(counts)} scenes could not be laid out, {in_vain} times in a row; "
+                        f"{len(pending)} of {len(counts)} scenes could not be laid out, {failures} times in a row; "
                         "use smaller counts or allow them to overlap")
 
     present = (member >= 0)[..., None]
@@ -98,7 +100,7 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
 
 
 def add_noise(rng: np.random.Generator, scenes: Scenes, sd: float) -> Scenes:
-    """The scenes with Gaussian noise of this sd, in intensities, on every pixel, clipped to [0, 1]; as is for 0."""
+    """Add Gaussian noise of this sd, in intensities, to every pixel and clip to [0, 1]; sd 0 changes nothing."""
     if not sd:
         return scenes
     images = np.empty(scenes.images.shape, np.uint8)
@@ -107,11 +109,11 @@ def add_noise(rng: np.random.Generator, scenes: Scenes, sd: float) -> Scenes:
     return replace(scenes, images=torch.from_numpy(images))
 
 
-def add_backdrop(rng: np.random.Generator, scenes: Scenes, kind: str) -> Scenes:
-    """The scenes before another backdrop than black; objects hide it by as much as they are bright.
+def add_backdrop(rng: np.random.Generator, scenes: Scenes, kind: Backdrop) -> Scenes:
+    """Put a backdrop behind the objects, which cover it in proportion to their brightness.
 
     Args:
-        kind: of BACKDROPS. "grey": one level all over, uniform in [0.1, 0.5]; "grid": lines at a level like that, one
+        kind: "grey": one level all over, uniform in [0.1, 0.5]; "grid": lines at a level like that, one
             pixel wide and 5 to 8 pixels apart, from anywhere; "noise": each pixel's level uniform in [0, 0.5].
     """
     if kind == "black":

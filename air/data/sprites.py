@@ -1,13 +1,17 @@
 """Sprites: RGB scenes of coloured shapes, generated in process, for machines without MNIST."""
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from tyro.conf import Suppress
 
 from air.data.cache import cached
-from air.data.scenes import IMAGE_SIZE, Objects, Scenes, compose, draw_counts
+from air.data.dataset import Generated
+from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, Objects, Scenes, compose, draw_counts
+from air.settings import settings
 
 SIDES = (12, 16)  # pixels, both ends included
 SHAPES = ("circle", "square", "triangle")
@@ -15,26 +19,22 @@ COLOURS = ("red", "green", "blue")  # one channel each
 _OVERSAMPLING = 8
 
 
-def sprites(train: bool, size: int, counts: Sequence[int] = (0, 1, 2), seed: int = 0) -> Scenes:
-    """Scenes of shapes that do not overlap, each count with equal probability.
+@settings
+class Sprites(Generated):
+    """Circles, squares and triangles in red, green or blue that do not overlap; needs no data."""
 
-    Labels are 3 * shape + colour, indices into SHAPES and COLOURS.
+    name: Suppress[Literal["sprites"]] = "sprites"
+    object_size: ClassVar[float] = OBJECT_SIZE
 
-    Args:
-        train: training and held-out scenes differ for any seed.
-        size: how many scenes.
-        counts: the numbers of shapes that occur.
-        seed: the same scenes for the same seed and arguments.
-    Raises:
-        DataError: the shapes do not fit.
-    """
-    def build() -> Scenes:
-        rng = np.random.default_rng((seed, train))
-        drawn = draw_counts(rng, counts, size)
-        return compose(rng, _draw_sprites(rng, int(drawn.sum())), drawn, IMAGE_SIZE, "none")
+    def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
+        """Generate scenes; their labels are 3 * shape + colour, indices into SHAPES and COLOURS."""
+        def build() -> Scenes:
+            rng = np.random.default_rng((seed, train))
+            drawn = draw_counts(rng, counts, size)
+            return compose(rng, _draw_sprites(rng, int(drawn.sum())), drawn, IMAGE_SIZE, "none")
 
-    settings = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed}
-    return cached("sprites", settings, build)
+        key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **self.appearance()}
+        return cached("sprites", key, build)
 
 
 def _draw_sprites(rng: np.random.Generator, size: int) -> Objects:

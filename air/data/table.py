@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from tyro.conf import Suppress
 
 from air.data.cache import cached
+from air.data.dataset import Generated
 from air.data.scenes import DataError, Scenes, draw_counts
 from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
+from air.settings import Counts, settings
 
 SIZE = 0.35  # half of an object's height
 APART = 2 * SIZE * 2**0.5 + 0.05  # between two objects' middles: boxes do not touch however they are turned
@@ -21,36 +25,45 @@ CHUNK = 200  # scenes at a time
 MAX_TRIES = 10_000
 
 
-def table_scenes(train: bool, size: int, counts: Sequence[int], view: View | None = None, seed: int = 0) -> Scenes:
-    """Scenes of objects that stand apart, each count with equal probability; identities and poses are uniform.
+@settings
+class Table(Generated):
+    """Spheres, boxes and cylinders that stand apart on a table; shapes and poses are uniform. Needs no data."""
 
-    Args:
-        train: training and held-out scenes differ for any seed.
-        size: how many scenes.
-        counts: the numbers of objects that occur.
-        view: by default View().
-        seed: the same scenes for the same seed and arguments.
-    Returns:
-        Scenes with labels, indices into renderer.SHAPES; poses as the renderer has them; and the tight boxes of the
-        objects as if no other hid them.
-    Raises:
-        DataError: the table is too small for so many objects.
-    """
-    view = view or View()
-    settings = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
+    name: Suppress[Literal["scenes-table"]] = "scenes-table"
+    counts: Counts = (0, 1, 2, 3)
+    """Numbers of objects that occur."""
+    image_size: Suppress[int] = View().image_size
 
-    def build() -> Scenes:
-        rng = np.random.default_rng((seed, train))
-        drawn = draw_counts(rng, counts, size)
-        poses, present = _stand_apart(rng, drawn)
-        shapes = torch.from_numpy(rng.integers(0, len(SHAPES), present.shape))
-        chunks = zip(shapes.split(CHUNK), poses.split(CHUNK), present.split(CHUNK))
-        parts = [_picture(shape, pose, there, view) for shape, pose, there in chunks]
-        images, boxes = (torch.cat(each) for each in zip(*parts))
-        return Scenes(images, torch.from_numpy(drawn), boxes, torch.where(present, shapes, -1),
-                      poses * present[..., None])
+    def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
+        """Generate scenes.
 
-    return cached("table", settings, build)
+        Labels are indices into renderer.SHAPES, poses are the renderer's, and boxes are tight around each object as if
+        nothing hid it.
+        """
+        view = View(image_size=self.image_size)
+        key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
+
+        def build() -> Scenes:
+            rng = np.random.default_rng((seed, train))
+            drawn = draw_counts(rng, counts, size)
+            poses, present = _stand_apart(rng, drawn)
+            shapes = torch.from_numpy(rng.integers(0, len(SHAPES), present.shape))
+            chunks = zip(shapes.split(CHUNK), poses.split(CHUNK), present.split(CHUNK))
+            parts = [_picture(shape, pose, is_present, view) for shape, pose, is_present in chunks]
+            images, boxes = (torch.cat(each) for each in zip(*parts))
+            return Scenes(images, torch.from_numpy(drawn), boxes, torch.where(present, shapes, -1),
+                          poses * present[..., None])
+
+        return cached("table", key, build)
+
+
+@settings
+class SingleObject(Table):
+    """One sphere, box or cylinder on a table. Needs no data."""
+
+    name: Suppress[Literal["scenes-single"]] = "scenes-single"  # type: ignore[assignment]
+    counts: Suppress[Counts] = (1,)
+    unseen_counts: Suppress[Counts] = ()
 
 
 def _stand_apart(rng: np.random.Generator, counts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""How well a model counts, locates and explains held-out scenes, and pictures of what it found."""
+"""Evaluation on held-out scenes: metrics of counts, boxes, poses and bounds, and pictures of what a model found."""

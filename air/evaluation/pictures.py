@@ -1,9 +1,10 @@
-"""Pictures: boxes on images, reconstructions step by step, scenes drawn from the prior, 3D scenes from another side."""
+"""Pictures: boxes on images, reconstructions step by step, interpolations, samples, 3D scenes from a second camera."""
 
 from dataclasses import replace
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
@@ -15,66 +16,78 @@ from air.scenes3d.model import SceneAIR
 from air.scenes3d.renderer import render
 
 TRUTH_COLOUR = "white"
-STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # by step, from the first
-OTHER_CAMERA = (3.6, -1.6, 3.4)  # in the place of a View's camera
-ABSENT = 48  # grey level of a step that does not exist
+STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # of the first step, the second, ...
+SECOND_CAMERA = (3.6, -1.6, 3.4)  # replaces `View.camera` in second views
+ABSENT = 48  # grey level of the cells of steps beyond the inferred count
+_GRID = {"padding": 2, "pad_value": 96}  # pixels and grey level of the lines between cells
 _ZOOM = 3
-_PADDING = 2
-_HEADING = 14  # pixels
+_HEADING = 14  # height in pixels
 
 
 def to_rgb(images: Tensor, zoom: int = _ZOOM) -> Tensor:
-    """(B, C, H, W), uint8 or intensities -> (B, 3, zoom*H, zoom*W) uint8, values outside [0, 1] clipped."""
-    if images.dtype != torch.uint8:
-        images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    if images.shape[1] != 3:
-        images = images[:, :1].expand(-1, 3, -1, -1)
-    return images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2).cpu()
-
-
-def draw_boxes(images: Tensor, boxes: Tensor, present: Tensor, colours: tuple[str, ...], zoom: int = _ZOOM) -> Tensor:
-    """Outline objects.
+    """Convert images to enlarged RGB images on the CPU.
 
     Args:
-        images: (B, C, H, W), uint8 or intensities.
-        boxes: (B, L, 4), (x0, y0, x1, y1) in the images' pixels.
-        present: (B, L), which boxes to draw.
-        colours: of the L boxes, in turn.
+        images: (B, C, H, W), uint8, or intensities, which are clipped to [0, 1]. Unless C is 3, the first channel is
+            shown in grey.
         zoom: each pixel becomes zoom x zoom pixels.
     Returns:
         (B, 3, zoom*H, zoom*W) uint8.
     """
-    canvas = to_rgb(images, zoom)
-    size = canvas.shape[-1]
+    if images.dtype != torch.uint8:
+        images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    if images.shape[1] != 3:
+        images = repeat(images[:, 0], "b h w -> b rgb h w", rgb=3)
+    return repeat(images, "b c h w -> b c (h zoom_h) (w zoom_w)", zoom_h=zoom, zoom_w=zoom).cpu()
+
+
+def draw_boxes(images: Tensor, boxes: Tensor, present: Tensor, colours: tuple[str, ...], zoom: int = _ZOOM) -> Tensor:
+    """Outline objects on enlarged images.
+
+    Args:
+        images: (B, C, H, W), uint8 or intensities.
+        boxes: (B, L, 4), (x0, y0, x1, y1) in pixels of `images`.
+        present: (B, L), nonzero for boxes to draw.
+        colours: colours of the L boxes, repeated if there are fewer than L.
+        zoom: each pixel becomes zoom x zoom pixels.
+    Returns:
+        (B, 3, zoom*H, zoom*W) uint8.
+    """
+    canvases = to_rgb(images, zoom)
+    side = canvases.shape[-1]
     drawn = []
-    for image, box, here in zip(canvas, boxes.cpu(), present.bool().cpu()):
-        chosen = [colours[i % len(colours)] for i in here.nonzero().flatten().tolist()]
-        edges = (box[here] * zoom).round()
-        edges[:, 2:] -= 1  # the outline lies on the object's outermost pixels
-        edges = edges.clamp(0, size - 1)
-        drawn.append(draw_bounding_boxes(image, edges, colors=chosen) if chosen else image)
+    for canvas, box, shown in zip(canvases, boxes.cpu(), present.bool().cpu()):
+        chosen = [colours[slot % len(colours)] for slot in shown.nonzero().flatten().tolist()]
+        edges = (box[shown] * zoom).round()
+        edges[:, 2:] -= 1  # the outline covers the object's outermost pixels
+        edges = edges.clamp(0, side - 1)
+        drawn.append(draw_bounding_boxes(canvas, edges, colors=chosen) if chosen else canvas)
     return torch.stack(drawn)
 
 
 def grid_picture(headings: list[str], columns: list[Tensor]) -> Tensor:
-    """A row an image, a heading over each column.
+    """Arrange images in a grid, one image per row, with a heading above each column.
 
-    Args: columns: (B, 3, height, width) uint8 each.
+    Args:
+        headings: one per column.
+        columns: (B, 3, h, w) uint8 each.
     Returns:
-        (3, height of all, width of all) uint8.
+        (3, height, width) uint8.
     """
-    cells = torch.stack(columns, 1).flatten(0, 1)  # row by row
-    grid = make_grid(cells, nrow=len(columns), padding=_PADDING, pad_value=96)
+    grid = make_grid(rearrange(columns, "columns b c h w -> (b columns) c h w"), nrow=len(columns), **_GRID)
     return torch.cat((_heading(headings, grid.shape[-1]), grid), 1)
 
 
 @torch.no_grad()
 def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
-    """What the model found: a row an image.
+    """Show what the model found, one scene per row.
 
-    Columns: the input with the true boxes; the reconstruction with the inferred boxes, coloured by step; the canvas
-    after each object, grey where the model saw no more.
+    Columns: the input with its true boxes; the reconstruction with the inferred boxes, coloured by step; the canvas
+    after each step, grey beyond the inferred count.
 
+    Args:
+        model: it is used in the mode it is in.
+        scenes: B scenes; true boxes are drawn where the count is known and positive.
     Returns:
         (3, height, width) uint8.
     """
@@ -85,72 +98,92 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
                draw_boxes(inferred.reconstruction, inferred.boxes, inferred.z_pres, STEP_COLOURS)]
     headings = ["input, true boxes" if true_present.any() else "input", "reconstruction"]
     for step in range(1, model.num_steps + 1):
-        seen = (inferred.count >= step)[:, None, None, None].cpu()
-        columns.append(torch.where(seen, to_rgb(inferred.canvases[:, step]), ABSENT).to(torch.uint8))
+        absent = (inferred.count < step).cpu()[:, None, None, None]
+        columns.append(to_rgb(inferred.canvases[:, step]).masked_fill(absent, ABSENT))
         headings.append(f"after object {step}")
     return grid_picture(headings, columns)
 
 
 @torch.no_grad()
 def second_view_picture(model: SceneAIR, scenes: Scenes) -> Tensor:
-    """What a 3D scene looks like from where the model has not seen it: a row a scene.
+    """Show 3D scenes from a camera that the model has not seen them from, one scene per row.
 
-    Columns: the input; what was inferred, from the same camera; the same from another one; the true scene from there.
+    Columns: the input; the inferred scene from the same camera; the inferred scene from SECOND_CAMERA; the true scene
+    from SECOND_CAMERA.
 
+    Args:
+        model: it is used in the mode it is in.
+        scenes: B scenes with their true poses and labels.
     Returns:
         (3, height, width) uint8.
     """
     assert scenes.poses is not None
     device = next(model.parameters()).device
-    seen, view = model.infer(scenes.images.to(device)), replace(model.view, camera=OTHER_CAMERA)
-    there = scenes.labels >= 0
-    poses = scenes.poses.where(there[..., None], torch.ones(()))  # an object of size 0 cannot be rendered
-    found = render(seen.z_what.argmax(-1), seen.z_where, seen.z_pres, view)
-    truth = render(scenes.labels.clamp(min=0), poses, there.float(), view)
-    return grid_picture(["input", "inferred", "from another side", "the truth from there"],
-                        [to_rgb(images) for images in (scenes.images, seen.reconstruction, found, truth)])
+    inferred, view = model.infer(scenes.images.to(device)), replace(model.view, camera=SECOND_CAMERA)
+    true_present = scenes.labels >= 0
+    true_poses = scenes.poses.where(true_present[..., None], torch.ones(()))  # objects of size 0 cannot be rendered
+    inferred_view = render(inferred.z_what.argmax(-1), inferred.z_where, inferred.z_pres, view)
+    true_view = render(scenes.labels.clamp(min=0), true_poses, true_present.float(), view)
+    pictures = {"input": scenes.images, "inferred": inferred.reconstruction, "inferred, 2nd camera": inferred_view,
+                "truth, 2nd camera": true_view}
+    return grid_picture(list(pictures), [to_rgb(images) for images in pictures.values()])
 
 
 @torch.no_grad()
 def interpolation_picture(model: AIR, scenes: Scenes, pairs: int = 4, columns: int = 9) -> Tensor:
-    """From one object to another: rows in which z_what goes its way in equal steps, then rows in which z_where does.
+    """Interpolate between pairs of objects: `pairs` rows of z_what at the first object's z_where, then `pairs` rows of
+    z_where with the first object's z_what.
 
     Args:
-        scenes: those in which one object is counted are paired, the first ones.
+        model: it is used in the mode it is in.
+        scenes: the first 2 * pairs of those with one inferred object are used.
         pairs: rows of either kind.
-        columns: images a row, both ends among them.
+        columns: images per row, from one object to the other in equal steps.
     Returns:
         (3, height, width) uint8.
+    Raises:
+        ValueError: the model finds a single object in fewer than two of the scenes.
     """
     device = next(model.parameters()).device
-    seen = model.infer(scenes.images.to(device))
-    alone = (seen.count == 1).nonzero().flatten()[:2 * pairs]
-    alone = alone[:len(alone) // 2 * 2]
-    (where, other_where), (what, other_what) = (each[alone, 0].unflatten(0, (-1, 2)).unbind(1)
-                                                for each in (seen.z_where, seen.z_what))  # (pairs, size) each
+    inferred = model.infer(scenes.images.to(device))
+    single = (inferred.count == 1).nonzero().flatten()[:2 * pairs]
+    if len(single) < 2:
+        raise ValueError(f"interpolation needs two scenes with one inferred object each, got {len(single)}")
+    single = single[:len(single) // 2 * 2]
+    where, other_where = rearrange(inferred.z_where[single, 0], "(pair two) d -> two pair 1 d", two=2)
+    what, other_what = rearrange(inferred.z_what[single, 0], "(pair two) d -> two pair 1 d", two=2)
     share = torch.linspace(0, 1, columns, device=device)[:, None]  # (columns, 1)
-    moving_what, moving_where = (one[:, None].lerp(other[:, None], share)
-                                 for one, other in ((what, other_what), (where, other_where)))
-    rows = torch.cat((model.paint(where[:, None].expand_as(moving_where), moving_what),
-                      model.paint(moving_where, what[:, None].expand_as(moving_what))))  # (2 pairs, columns, C, H, W)
-    return make_grid(to_rgb(rows.flatten(0, 1), zoom=2), nrow=columns, padding=_PADDING, pad_value=96)
+    moving_where, moving_what = where.lerp(other_where, share), what.lerp(other_what, share)  # (pairs, columns, d)
+    rows = torch.cat((model.paint(where.expand_as(moving_where), moving_what),
+                      model.paint(moving_where, what.expand_as(moving_what))))  # (2 pairs, columns, C, H, W)
+    return make_grid(to_rgb(rearrange(rows, "row column c h w -> (row column) c h w"), zoom=2), nrow=columns, **_GRID)
 
 
 @torch.no_grad()
 def sample_picture(model: CountingModel, size: int = 24, columns: int = 8, seed: int = 0) -> Tensor:
-    """Scenes drawn from `model.prior`, with random numbers of its own: (3, height, width) uint8."""
+    """Show scenes drawn from `model.prior`; the global random number generators keep their states.
+
+    Args:
+        model: any counting model.
+        size: number of scenes.
+        columns: scenes per row.
+        seed: of the draws.
+    Returns:
+        (3, height, width) uint8.
+    """
     device = model.count_prior.log_probs.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        _, scenes = model.prior(size)
-    images = scenes if scenes.ndim == 4 else scenes[:, None]
-    return make_grid(to_rgb(images, zoom=2), nrow=columns, padding=_PADDING, pad_value=96)
+        _, images = model.prior(size)
+    if images.ndim == 3:  # grey
+        images = rearrange(images, "b h w -> b 1 h w")
+    return make_grid(to_rgb(images, zoom=2), nrow=columns, **_GRID)
 
 
 def _heading(texts: list[str], width: int) -> Tensor:
-    """A strip of column headings, (3, _HEADING, width) uint8."""
+    """Draw column headings: (3, _HEADING, width) uint8."""
     strip = Image.new("RGB", (width, _HEADING), "black")
     draw = ImageDraw.Draw(strip)
     for column, text in enumerate(texts):
-        draw.text((column * width // len(texts) + _PADDING + 1, 1), text, fill="white")
-    return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+        draw.text((column * width // len(texts) + _GRID["padding"] + 1, 1), text, fill="white")
+    return rearrange(torch.from_numpy(np.array(strip)), "h w c -> c h w")

@@ -1,1 +1,1 @@
-"""The generative models and their parts: guides, networks, the spatial transformer, distributions."""
+"""AIR and its parts: guides, networks, the spatial transformer, distributions; export, and Pyro's checkpoints."""

@@ -4,47 +4,61 @@
     canvas_n = Σ_{t<=n} window_to_image(decode(z_what_t), z_where_t)
     x ~ Normal(canvas_n, likelihood_sd²)
 
-and where a background is modelled, z_background ~ Normal(0, I), and canvas_n has decode_background(z_background) under
-its objects: all that sees the image then sees what is left of it without its background.
+With a background, z_background ~ Normal(0, I), and canvas_n starts from decode_background(z_background). It is inferred
+first; the guide and the glimpses then see the image less its background.
 
-Shapes: B batch, N num_steps, C H W image, w window_size, D z_what_size.
+Shapes: B batch, K particles, N num_steps, C H W image, w window_size, D z_what_size.
 Source: Eslami et al. (2016), sections 2-3.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from air.models.base import CountingModel, Inference, Rollout
 from air.models.distributions import CountPrior, NormalLatent, log_count_probs
-from air.models.networks import (
-    Baseline,
-    ConvDecoder,
-    ConvEncoder,
-    Decoder,
-    Encoder,
-    Predict,
-    RecurrentNet,
-    Search,
-    fold,
-)
+from air.models.guides import make_guide
+from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, RecurrentNet, fold
 from air.models.spatial import image_to_window, painted_boxes, window_to_image
 
-# A painted pixel belongs to its object above this share of the object's brightest one. Between the value that gives the
-# best IoU on training scenes (0.15) and the one that gives the best AP50 (0.25).
+# A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
+# best IoU and 0.25 the best AP50; this lies between them.
 BOX_THRESHOLD = 0.2
+
+
+class Step(NamedTuple):
+    """One step of the guide with z_pres = 1; stacked over steps, (B, N, ...)."""
+
+    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    previous_latents: Tensor  # (B, 3 + D + 1), what the guide has read: z_where, z_what and z_pres of step t - 1
+    z_where: Tensor  # (B, 3)
+    where_loc: Tensor  # (B, 3)
+    where_scale: Tensor  # (B, 3)
+    z_what: Tensor  # (B, D)
+    what_loc: Tensor  # (B, D)
+    what_scale: Tensor  # (B, D)
+
+
+class Attended(NamedTuple):
+    """The guide's N steps and their objects: a Rollout before its likelihoods."""
+
+    logits: Tensor  # (B, N)
+    latents: dict[str, NormalLatent]  # "where" (B, N, 3) and "what" (B, N, D)
+    history: Tensor  # (B, N, 3 + D + 1)
+    painted: Tensor  # (B, N, C, H, W)
 
 
 class AIR(CountingModel):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
-    Where it departs from that class: immutable defaults, `channels`, `count_prior`, p(n) as part of the model,
-    `difference`, the paper's DAIR: at each step the recurrent net and the glimpse read what is left to explain, and
-    `background`, a small VAE of what lies under the objects.
+    Additions to that class: immutable defaults, `channels`, `count_prior` (p(n) is part of the model), `guide` (the
+    paper's AIR and DAIR, and a convolutional search), `background` (a small VAE of what lies behind the objects),
+    convolutional or custom encoders and decoders.
     """
 
     z_where_prior_loc: Tensor
@@ -57,58 +71,56 @@ class AIR(CountingModel):
                  decoder_output_use_sigmoid: bool = False, use_masking: bool = True, use_baselines: bool = True,
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
-                 channels: int = 1, count_prior: float | CountPrior = 0.5, difference: bool = False,
-                 search: bool = False, background: bool = False, z_background_size: int = 8,
-                 convolutional: bool = False, encoder: nn.Module | None = None, decoder: nn.Module | None = None
-                 ) -> None:
+                 channels: int = 1, count_prior: float | CountPrior = 0.5, guide: str = "recurrent",
+                 background: bool = False, z_background_size: int = 8, convolutional: bool = False,
+                 encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
         """Build the networks.
 
         Args:
-            num_steps: N, the most objects an image can hold.
+            num_steps: N, the largest number of objects in an image.
             x_size: H = W, the image's side in pixels.
             window_size: w, the glimpse's side in pixels.
             z_what_size: D.
-            rnn_hidden_size: of the LSTM, and of the baseline's.
-            encoder_net, decoder_net, predict_net, bl_predict_net: hidden layers' sizes.
-            embed_net: layer sizes of an MLP between the image and the recurrent nets; None: the pixels themselves.
+            rnn_hidden_size: of the guide's LSTM and of the baseline's.
+            encoder_net, decoder_net, predict_net, bl_predict_net: hidden layer sizes.
+            embed_net: layer sizes of an MLP between the image and the LSTMs; None: they read the pixels.
             non_linearity: the name of a class in torch.nn.
             decoder_output_bias: added to the window's pixels, before the sigmoid.
-            use_masking: the KLs of absent objects (t > n) are left out; if False they count, as in the reference.
+            decoder_output_use_sigmoid: squash the window's pixels to (0, 1).
+            use_masking: leave out the KLs of absent objects (t > n). If False they count, as in the reference code.
             use_baselines: NVIL learns an input-dependent baseline.
             baseline_scalar: multiplies the baseline's output.
             scale_prior_mean, scale_prior_sd, pos_prior_mean, pos_prior_sd: Normal prior of z_where = (s, x, y).
             likelihood_sd: of a pixel, in intensities.
             channels: C.
             count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. The default is that of the reference's
-                training script. Training wants a small k (1e-8), or one digit is soon explained by two objects.
-            difference: step t reads x - canvas_{t-1} in place of x (Eslami et al., 2016, section 3.2): slower, and
-                counts that training has not shown are counted better.
-            search: with `difference` only: `Search`, a convolutional net that looks for what stands out in what is
-                left, in the place of the recurrent net and of predict_net: no step knows of another.
-            background: a background is modelled; encoder_net and decoder_net give its networks' hidden layers too.
-            z_background_size: of its code: small, or it would learn to paint objects.
-            convolutional: ConvEncoder and ConvDecoder, in place of those that encoder_net and decoder_net shape.
-            encoder: one's own, from a glimpse (B, C, w, w) to loc and scale of z_what, (B, D) each.
-            decoder: one's own, from z_what (B, D) to a window (B, C, w, w).
+                training script. For training take a small k (1e-8); otherwise the model soon explains one digit by two
+                objects.
+            guide: who proposes the next object (air/models/guides.py). "recurrent", the paper's AIR: an LSTM that reads
+                the image. "difference", the paper's DAIR (section 3.2): the LSTM and the glimpse read x - canvas_{t-1};
+                slower, but it counts better where training has not shown the count. "search": convolutions look for
+                what stands out in x - canvas_{t-1}; rnn_hidden_size, embed_net and predict_net have no effect on it.
+            background: model a background; its networks have the hidden layers encoder_net and decoder_net.
+            z_background_size: size of the background's code; small, so that it cannot paint objects.
+            convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
+            encoder: a custom module, glimpse (B, C, w, w) -> loc and scale of z_what, (B, D) each.
+            decoder: a custom module, z_what (B, D) -> window (B, C, w, w).
         Raises:
-            ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
+            ValueError: a size or a standard deviation is not positive, the count prior is not over 0..N, or there is no
+                such guide.
         """
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines,
                          window_size=window_size, z_what_size=z_what_size, rnn_hidden_size=rnn_hidden_size,
                          scale_prior_sd=scale_prior_sd, pos_prior_sd=pos_prior_sd, z_background_size=z_background_size)
-        if search and not difference:
-            raise ValueError("without a difference to look at, every step would find the same: search=True goes with "
-                             "difference=True")
-        self.window_size, self.difference = window_size, difference
+        self.window_size = window_size
 
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
-        self._recurrent_sizes = (pixels, embed_net, 3 + z_what_size + 1, rnn_hidden_size, non_linearity)
-        self._baseline_sizes = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
-        self.search = Search(channels, x_size, scale_prior_mean, non_linearity) if search else None
-        if not search:
-            self.rnn = RecurrentNet(*self._recurrent_sizes)
-            self.predict = Predict(rnn_hidden_size, predict_net, non_linearity)
+        latents = 3 + z_what_size + 1
+        self.guide_net = make_guide(guide, num_steps, channels, x_size, scale_prior_mean, latents, rnn_hidden_size,
+                                    embed_net, predict_net, non_linearity)
+        self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
+        self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
         conv = (channels, window_size, z_what_size, non_linearity)
         self.encode = encoder or (ConvEncoder(*conv) if convolutional else
                                   Encoder(window_pixels, encoder_net, z_what_size, non_linearity))
@@ -120,28 +132,29 @@ class AIR(CountingModel):
             self.encode_background = Encoder(pixels, encoder_net, z_background_size, non_linearity)
             self.decode_background = Decoder(z_background_size, decoder_net, channels, x_size, None, False,
                                              non_linearity)
-        # What the recurrent nets read at the first step; Search reads no latents.
-        self.z_where_init = nn.Parameter(torch.zeros(1, 3), requires_grad=not search)
-        self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=not search)
+        # In place of previous latents at the first step.
+        trained = self.guide_net.reads_latents
+        self.z_where_init = nn.Parameter(torch.zeros(1, 3), requires_grad=trained)
+        self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=trained)
         self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
         self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
 
     def make_baseline(self) -> Baseline:
-        baseline = Baseline(RecurrentNet(*self._recurrent_sizes), *self._baseline_sizes)
-        return baseline.to(self.z_where_prior_loc)  # its device and dtype
+        baseline = Baseline(RecurrentNet(*self._baseline_rnn), *self._baseline_head)
+        return baseline.to(self.z_where_prior_loc)  # device and dtype
 
     # ---- generative model ----------------------------------------------------------------------------------------
 
     def prior(self, n: int, z_pres_prior_p: Callable[[int], float] | None = None
               ) -> tuple[tuple[list[Tensor], list[Tensor]], Tensor]:
-        """Draw scenes.
+        """Draw n scenes.
 
         Args:
-            n: how many.
+            n: number of scenes.
             z_pres_prior_p: t -> p(z_pres_t = 1 | z_pres_{t-1} = 1), t = 0..N-1; None: the model's count prior.
         Returns:
-            (z_where, z_pres), x: lists over steps of (n, 3) and (n, 1); images (n, H, W), or (n, C, H, W) for C > 1,
-            the canvases without pixel noise.
+            (z_where, z_pres), x: lists over steps of (n, 3) and (n, 1); images without pixel noise, (n, H, W), or
+            (n, C, H, W) for C > 1.
         """
         prior = self.count_prior
         if z_pres_prior_p is not None:
@@ -155,9 +168,10 @@ class AIR(CountingModel):
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
 
     def paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
-        """Each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
-        window = self.decode(z_what.flatten(0, 1))  # (B*N, C, w, w)
-        return window_to_image(window, z_where.flatten(0, 1), self.x_size).unflatten(0, z_where.shape[:2])
+        """Paint each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
+        window = self.decode(rearrange(z_what, "b n d -> (b n) d"))  # (B N, C, w, w)
+        painted = window_to_image(window, rearrange(z_where, "b n s -> (b n) s"), self.x_size)
+        return rearrange(painted, "(b n) c h w -> b n c h w", n=z_where.shape[1])
 
     def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
         """log p(x | n, z_{1:n}) = Σ_pixels log Normal(x; canvas_n, likelihood_sd²) for n = 0..N.
@@ -182,73 +196,57 @@ class AIR(CountingModel):
         of_scene = {}
         if self.background:
             images, particles = fold(images, particles), 1
-            of_scene["background"], background = self.look_behind(images, at_mean)
+            of_scene["background"], background = self.infer_background(images, at_mean)
             images = images - background
         logits, latents, history, painted = self.attend(images, at_mean, particles)
         images = fold(images, particles)
         return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted))
 
-    def look_behind(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
-        """q(z_background | x) with a draw, (B, size), and what it paints, (B, C, H, W), of images (B, C, H, W)."""
+    def infer_background(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
+        """Infer the background of images (B, C, H, W).
+
+        Returns:
+            q(z_background | x) with a draw, (B, z_background_size), and what the draw paints, (B, C, H, W).
+        """
         loc, scale = self.encode_background(images)
         value = loc if at_mean else loc + scale * torch.randn_like(loc)
         latent = NormalLatent(value, loc, scale, images.new_zeros(()), images.new_ones(()))
         return latent, self.decode_background(value)
 
-    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1
-               ) -> tuple[Tensor, dict[str, NormalLatent], Tensor, Tensor]:
-        """The guide and what its objects paint, arguments as of `rollout`: the first four of a Rollout's fields."""
-        images = self.as_images(images)
-        left = fold(images, particles)  # to explain
-        batch = left.shape[0]
-        predict = self._predictor(images, particles)
-        sizes = (3, self.z_what_init.shape[-1])
+    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Attended:
+        """Run the guide with z_pres = 1 on images (B, C, H, W) less their background, and paint its objects.
+
+        Further arguments as in `rollout`.
+        """
+        residual = fold(images, particles)
+        batch, sizes = residual.shape[0], (3, self.z_what_init.shape[-1])
+        state = self.guide_net.start(images, particles)
         noise = images.new_zeros(batch, self.num_steps, sum(sizes))
         noise = noise if at_mean else noise.normal_()
         ones = images.new_ones(batch, 1)
-        before = torch.cat((self.z_where_init, self.z_what_init, images.new_ones(1, 1)), -1).expand(batch, -1)
-        steps: list[tuple[Tensor, ...]] = []
-        painted: list[Tensor] = []  # only where a step looks at it
+        previous = torch.cat((self.z_where_init, self.z_what_init, images.new_ones(1, 1)), -1).expand(batch, -1)
+        steps: list[Step] = []
+        painted: list[Tensor] = []  # (B, 1, C, H, W) each; all objects are painted at once if no step reads a residual
         for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
             if painted:
-                left = left - painted[-1].squeeze(1)
-            logit, where_loc, where_scale = predict(left, before)
-            where_loc, where_scale = self.z_where_prior_loc + where_loc, self.z_where_prior_scale * where_scale
+                residual = residual - painted[-1].squeeze(1)
+            proposal, state = self.guide_net.step(state, residual, previous)
+            where_loc = self.z_where_prior_loc + proposal.loc
+            where_scale = self.z_where_prior_scale * proposal.scale
             z_where = where_loc + where_scale * noise_where
-            # Figure 2 of the paper lets the glimpse depend on h and z_where; it is the image that is attended to.
-            what_loc, what_scale = self.encode(image_to_window(left, z_where, self.window_size))
+            # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
+            what_loc, what_scale = self.encode(image_to_window(residual, z_where, self.window_size))
             z_what = what_loc + what_scale * noise_what
-            steps.append((logit, before, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
-            before = torch.cat((z_where, z_what, ones), -1)
-            if self.difference:
-                painted.append(self.paint(z_where[:, None], z_what[:, None]))  # (B, 1, C, H, W)
-        logits, history, z_where, where_loc, where_scale, z_what, what_loc, what_scale = (
-            torch.stack(each, 1) for each in zip(*steps))  # (B, N, ...)
-        where = NormalLatent(z_where, where_loc, where_scale, self.z_where_prior_loc, self.z_where_prior_scale)
-        what = NormalLatent(z_what, what_loc, what_scale, images.new_zeros(()), images.new_ones(()))
-        objects = torch.cat(painted, 1) if painted else self.paint(z_where, z_what)
-        return logits.squeeze(-1), {"where": where, "what": what}, history, objects
-
-    def _predictor(self, images: Tensor, particles: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """What gives a step's q(z_pres_t) and q(z_where_t), as of Predict, from what is left (B K, C, H, W) of the
-        images (B, C, H, W) and the latents of the step before; to be called step by step.
-        """
-        search = self.search
-        if search is not None:
-            return lambda left, before: search(left)
-        rows = [images.shape[0], *[images.shape[0] * particles] * (self.num_steps - 1)]
-        products = iter(self.rnn.products(rows) if self.difference else ())
-        gates, state = self.rnn.read(images, particles, next(products, None))
-        unread = False
-
-        def predict(left: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            nonlocal gates, state, unread
-            if unread:
-                gates, _ = self.rnn.read(left, product=next(products))
-            unread = self.difference
-            state = self.rnn(gates, before, state)
-            return self.predict(state[0])
-        return predict
+            steps.append(Step(proposal.logits, previous, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
+            previous = torch.cat((z_where, z_what, ones), -1)
+            if self.guide_net.reads_residual:
+                painted.append(self.paint(z_where[:, None], z_what[:, None]))
+        step = Step(*(torch.stack(each, 1) for each in zip(*steps)))  # (B, N, ...)
+        where = NormalLatent(step.z_where, step.where_loc, step.where_scale, self.z_where_prior_loc,
+                             self.z_where_prior_scale)
+        what = NormalLatent(step.z_what, step.what_loc, step.what_scale, images.new_zeros(()), images.new_ones(()))
+        objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what)
+        return Attended(step.logits.squeeze(-1), {"where": where, "what": what}, step.previous_latents, objects)
 
     def guide(self, images: Tensor, batch_size: int | None = None,
               z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:
@@ -256,20 +254,20 @@ class AIR(CountingModel):
 
         Args:
             images: (M, H, W) or (M, C, H, W).
-            batch_size: how many images to draw, without replacement; None: all, in order.
-            z_pres_prior_p: taken so that one set of keywords serves `prior` and `guide`; the guide has no use for it.
+            batch_size: number of images, drawn without replacement; None: all, in order.
+            z_pres_prior_p: ignored; accepted because Pyro calls `prior` and `guide` with the same keywords.
         Returns:
             z_where, z_pres: lists over steps of (batch_size, 3) and (batch_size, 1).
         Raises:
-            ValueError: the images are not of the model's size, or fewer than batch_size.
+            ValueError: the images do not have the model's size, or are fewer than batch_size.
         """
         if batch_size is not None:
             if not 0 < batch_size <= len(images):
                 raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
             images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
+        images = self.as_images(images)
         if self.background:
-            images = self.as_images(images)
-            images = images - self.look_behind(images)[1]
+            images = images - self.infer_background(images)[1]
         logits, latents, _, _ = self.attend(images)
         z_pres = logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
         return list(latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
@@ -277,16 +275,21 @@ class AIR(CountingModel):
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
         images = self.as_images(images, finite=True)
-        background = self.look_behind(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
+        background = self.infer_background(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
         logits, latents, _, painted = self.attend(images - background, at_mean=True)
         return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted,
                               background)
 
     def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor
                   ) -> Inference:
-        """What a choice of latents says about the images.
+        """Turn a choice of latents into an Inference, at the most probable count.
 
-        Args: of shapes (B, N+1), (B, N, 3), (B, N, D), (B, N, C, H, W), (B, C, H, W).
+        Args:
+            count_probs: (B, N+1).
+            z_where: (B, N, 3).
+            z_what: (B, N, D).
+            painted: (B, N, C, H, W), each object alone.
+            background: (B, C, H, W); zero where none is modelled.
         """
         count = count_probs.argmax(-1)
         z_pres = self.z_pres(count)

@@ -1,8 +1,9 @@
-"""What AIR and SceneAIR have in common: how they take images, count, and are read by estimators and evaluation."""
+"""What AIR and SceneAIR share: the interface that estimators and evaluation use, image checks, the count prior."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,22 +15,23 @@ from air.models.networks import Baseline
 
 
 class Rollout(NamedTuple):
-    """All N steps of the guide with every z_pres set to 1, and the N+1 likelihoods that go with them.
+    """All N steps of the guide with every z_pres set to 1, and the N+1 likelihoods that follow.
 
-    Estimators read this and nothing else, so they do not know what an object's latents are.
+    Estimators read nothing else, so they do not depend on what an object's latents are.
     """
 
     logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
     latents: Mapping[str, Latent]  # name -> (B, N, size): "where", "what", SceneAIR's "turn"; (B, size): "background"
-    history: Tensor  # (B, N, L), what the recurrent net read at each step besides the image
+    history: Tensor  # (B, N, L), what the guide has read at each step besides the image
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
 
 
-class Inference(NamedTuple):
-    """What the model sees in an image, along the path of most probable count and mean latents."""
+@dataclass(frozen=True)
+class Inference:
+    """What the model infers from images: the most probable count and the latents' means."""
 
-    count: Tensor  # type: ignore[assignment]  # (B,) int64, the MAP count; hides tuple.count
+    count: Tensor  # (B,) int64, the MAP count
     count_probs: Tensor  # (B, N+1), q(n)
     z_pres: Tensor  # (B, N), 1 for t <= count, else 0
     z_where: Tensor  # (B, N, 3), (s, x, y)
@@ -38,14 +40,21 @@ class Inference(NamedTuple):
     reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
     canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
 
+    def as_dict(self) -> dict[str, Tensor]:
+        """The fields by name, in order; unlike `dataclasses.asdict` it does not copy the tensors."""
+        return dict(vars(self))
+
 
 class CountingModel(nn.Module, ABC):
-    """A model of images that hold 0 to N objects, found one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
+    """A model of images with 0 to N objects, inferred one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
 
     def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
                  count_prior: float | CountPrior, use_masking: bool, use_baselines: bool, **sizes: float) -> None:
-        """Args: as of AIR; sizes: further keywords that have to be positive.
+        """Check the arguments and keep them.
 
+        Args:
+            num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines: as in AIR.
+            sizes: further keywords that must be positive.
         Raises:
             ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
         """
@@ -64,40 +73,44 @@ class CountingModel(nn.Module, ABC):
 
     @abstractmethod
     def prior(self, n: int) -> tuple[Any, Tensor]:
-        """Draw n scenes: their latents, and their images (n, H, W), or (n, C, H, W) for C > 1, without pixel noise."""
+        """Draw n scenes.
+
+        Returns:
+            Their latents, and their images without pixel noise: (n, H, W), or (n, C, H, W) for C > 1.
+        """
 
     @abstractmethod
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
-        """Run all N steps of the guide with z_pres = 1, and paint what they found.
+        """Run all N steps of the guide with z_pres = 1, and paint the objects it proposes.
 
-        Given the image, the chain is only ever continued from z_pres = 1, so this holds all that any estimator needs.
+        Given the image, the chain only ever continues from z_pres = 1, so this is all that any estimator needs.
 
         Args:
             images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255.
-            at_mean: take each Normal's loc in place of a draw.
-            particles: K independent draws an image, folded into the batch: row b K + k is the k-th of image b.
+            at_mean: use each Normal's loc instead of a draw.
+            particles: K independent draws per image, folded into the batch: row b K + k is particle k of image b.
         Returns:
-            The rollout of B K rows; the recurrent net has read each image once.
+            A rollout of B K rows. What the guide computes from the image alone is computed once per image.
         Raises:
-            ValueError: the images are not of the model's size.
+            ValueError: the images do not have the model's size.
         """
 
     @abstractmethod
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
-        """Count, locate, encode and reconstruct the objects of images, without noise.
+        """Count, locate, encode and reconstruct the objects of images; deterministic.
 
         Args:
-            images: (B, H, W) or (B, C, H, W), intensities; uint8 is divided by 255. An array of numpy will do.
+            images: (B, H, W) or (B, C, H, W), intensities, a tensor or a NumPy array; uint8 is divided by 255.
         Raises:
-            ValueError: the images are not of the model's size, neither uint8 nor floats, or not finite.
+            ValueError: the images do not have the model's size, are neither uint8 nor floats, or are not finite.
         """
 
     @abstractmethod
     def make_baseline(self) -> Baseline:
-        """A fresh baseline of the sizes given to the constructor; it shares no parameter with the model."""
+        """Build a new baseline for NVIL, sized by the constructor's keywords; it shares no parameter with the model."""
 
     def anneal(self, share: float) -> None:
-        """What a training loop tells before each step: the share of its steps that are taken. AIR has no use for it."""
+        """Adapt to the share of training that is done, in [0, 1]; called before each step. AIR ignores it."""
 
     def z_pres(self, count: Tensor) -> Tensor:
         """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""
@@ -110,17 +123,20 @@ class CountingModel(nn.Module, ABC):
 
     @property
     def log_likelihood_ceiling(self) -> float:
-        """The log-likelihood of a perfect reconstruction, in nats: an ELBO means something only beside it."""
+        """The log-likelihood of a perfect reconstruction in nats, the reference point for reading an ELBO."""
         pixels = self.channels * self.x_size**2
         return -pixels * (math.log(self.likelihood_sd) + math.log(2 * math.pi) / 2)
 
     def as_images(self, images: Tensor | NDArray[Any], finite: bool = False) -> Tensor:
-        """(B, H, W) or (B, C, H, W), uint8 or floating, also of numpy -> (B, C, H, W) as the model's parameters are.
+        """Check images and convert them to the model's dtype and device.
 
-        Args: finite: look whether they are, which waits for a GPU.
-
+        Args:
+            images: (B, H, W) or (B, C, H, W), uint8 or floats, a tensor or a NumPy array.
+            finite: also check that all values are finite, which waits for a GPU.
+        Returns:
+            (B, C, H, W); uint8 divided by 255.
         Raises:
-            ValueError: the shape or the type is another one, or they are not finite.
+            ValueError: wrong shape or dtype, or not finite.
         """
         images = torch.as_tensor(images)
         shape = (self.channels, self.x_size, self.x_size)
@@ -137,5 +153,5 @@ class CountingModel(nn.Module, ABC):
         if images.dtype == torch.uint8:
             return floating / 255
         if finite and not torch.compiler.is_compiling() and not floating.isfinite().all():
-            raise ValueError("expected images of finite intensities, got some that are nan or infinite")
+            raise ValueError("expected finite images, got nan or infinite intensities")
         return floating

@@ -1,7 +1,7 @@
-"""Closed forms: Normal latents with their KLs, z_pres as a distribution over counts, and the count prior.
+"""Latents with closed-form KLs, z_pres as a distribution over counts, and the count prior.
 
-z_pres is a unary code of the count n: z_pres_t = 1 for t <= n and 0 after. Given the chain of logits of
-q(z_pres_t = 1 | z_pres_{t-1} = 1), everything about it is a function of n.
+z_pres is a unary code of the count n: z_pres_t = 1 for t <= n, else 0. So a chain of logits of
+q(z_pres_t = 1 | z_pres_{t-1} = 1) is a distribution over n.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class NormalLatent(NamedTuple):
-    """A diagonal Normal posterior with its prior and one reparameterised draw; all (..., D) or broadcastable to it."""
+    """A diagonal Normal posterior, its prior, and one reparameterised draw; all (..., D) or broadcastable to that."""
 
     value: Tensor
     loc: Tensor
@@ -33,7 +33,7 @@ class NormalLatent(NamedTuple):
 
 
 class CategoricalLatent(NamedTuple):
-    """A categorical posterior over S values, its prior uniform, and one draw."""
+    """A categorical posterior over S values, with a uniform prior, and one draw."""
 
     value: Tensor  # (...,) int64
     log_q: Tensor  # (..., S)
@@ -89,18 +89,18 @@ def log_count_probs(logits: Tensor) -> Tensor:
 
 
 class CountPrior(nn.Module):
-    """p(n) over n = 0..N; the buffer `log_probs` (N+1,) holds it in nats."""
+    """p(n) for n = 0..N, kept in the buffer `log_probs`, (N+1,) in nats."""
 
     log_probs: Tensor
 
     def __init__(self, log_probs: Tensor) -> None:
-        """Args: log_probs: (N+1,), normalised here."""
+        """Build from log-probabilities (N+1,), which are normalised here."""
         super().__init__()
         self.register_buffer("log_probs", log_probs.log_softmax(-1))
 
     @classmethod
     def geometric(cls, num_steps: int, k: float) -> "CountPrior":
-        """p(n) ∝ k^n: each object more costs log(1/k) nats.
+        """p(n) ∝ k^n: each additional object costs log(1/k) nats.
 
         Raises:
             ValueError: k is not in (0, 1].
@@ -112,7 +112,7 @@ class CountPrior(nn.Module):
 
     @classmethod
     def from_steps(cls, num_steps: int, z_pres_prior_p: Callable[[int], float]) -> "CountPrior":
-        """The p(n) of a chain that goes on at step t = 0..N-1 with probability z_pres_prior_p(t).
+        """Build p(n) of a chain that continues at step t = 0..N-1 with probability z_pres_prior_p(t).
 
         Raises:
             ValueError: a probability is not in [0, 1].
@@ -123,14 +123,14 @@ class CountPrior(nn.Module):
         return cls(F.pad(p.log().cumsum(-1), (1, 0)) + F.pad((1 - p).log(), (0, 1)))
 
     def follow(self, counts: Tensor, rate: float = 0.01) -> None:
-        """Empirical Bayes: p(n) moves towards how often the counts occur, which is the p(n) of the highest ELBO.
+        """Empirical Bayes: move p(n) towards the mean of q(n), which is the p(n) that maximises the ELBO.
 
         Args:
             counts: (N+1,), q(n) averaged over images.
-            rate: of the way, in (0, 1].
+            rate: in (0, 1], fraction of the difference to close.
         """
         self.log_probs.copy_(self.log_probs.exp().lerp(counts, rate).log())
 
     def sample(self, size: int) -> Tensor:
-        """(size,) int64 counts drawn from p(n)."""
+        """Draw counts from p(n): (size,) int64."""
         return torch.multinomial(self.log_probs.exp(), size, replacement=True)

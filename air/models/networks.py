@@ -1,39 +1,40 @@
-"""The networks: MLP, Encoder and Decoder, the same with convolutions, Predict, the recurrent net that reads an image
-once, Search, which stands in for these two, and NVIL's Baseline.
+"""The networks of AIR: MLP, (convolutional) encoders and decoders, the recurrent net of a guide, NVIL's baseline.
 
-Under autocast only the layers run in low precision: each network gives back the dtype of what it read, so that samples,
-KLs and likelihoods are computed in full.
+Under autocast only the layers run in low precision: every network returns the dtype of its input, so that samples, KLs
+and likelihoods are computed in full precision.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
-from air.models.spatial import pixel_centres
-
-State = tuple[Tensor, Tensor]  # h and c of an LSTM, each (B, rnn_hidden_size)
 Product = Callable[[Tensor], Tensor]
 
 
 def fold(rows: Tensor, particles: int) -> Tensor:
-    """K particles of each row, in the batch's dimension: (B, ...) -> (B K, ...), row b K + k is the k-th of row b."""
-    return rows[:, None].expand(-1, particles, *rows.shape[1:]).flatten(0, 1)  # no copy for K = 1
+    """Fold K particles per row into the batch: (B, ...) -> (B K, ...); row b K + k is particle k of row b."""
+    return repeat(rows, "b ... -> (b k) ...", k=particles)  # a view for K = 1
 
 
 def shared_products(weight: Tensor, rows: Sequence[int]) -> list[Product]:
-    """Products x -> x Wᵀ with one weight, each to be used once, as steps do that follow one from the other.
+    """Products x -> x Wᵀ that share one weight; each is called once, one after the other.
 
-    Their gradients for the weight, each of its size and from a batch alone, are taken as one product of all batches,
-    which is faster on a CPU, by a quarter of DAIR's step. The numbers are those of F.linear.
+    The weight's gradient is a sum over the products. Here all of their inputs and gradients are concatenated, and the
+    sum is taken as a single matrix product, which makes a step of DAIR a quarter faster on a CPU. The numbers are those
+    of F.linear.
 
     Args:
         weight: (out, in).
-        rows: of each x, (rows, in).
+        rows: for each product, the number of rows of its x, (rows, in).
+    Returns:
+        One function per entry of `rows`. F.linear itself where the trick does not apply: while compiling, under
+        autocast, and without gradients.
     """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type) or not torch.is_grad_enabled():
         return [partial(F.linear, weight=weight)] * len(rows)
@@ -41,7 +42,7 @@ def shared_products(weight: Tensor, rows: Sequence[int]) -> list[Product]:
 
 
 class _Shared(torch.autograd.Function):
-    """A weight -> a token for each product with it; a token's gradient holds the product's and its x, row by row."""
+    """Weight -> one token per product. A token's gradient carries the rows (gradient, x) of its product."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, *rows: int) -> tuple[Tensor, ...]:
@@ -55,7 +56,7 @@ class _Shared(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ."""
+    """x Wᵀ, whose gradient for W is left to `_Shared`."""
 
     @staticmethod
     def forward(ctx: Any, token: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -69,21 +70,30 @@ class _Product(torch.autograd.Function):
 
 
 def non_linearity_class(name: str) -> type[nn.Module]:
-    """The class of torch.nn by that name. Raises ValueError: there is none."""
+    """Look up a class of torch.nn by name.
+
+    Raises:
+        ValueError: torch.nn has no such class.
+    """
     if not hasattr(nn, name):
         raise ValueError(f"torch.nn has no non-linearity named {name!r}")
     return getattr(nn, name)
 
 
 class MLP(nn.Sequential):
-    """Linear layers with a non-linearity between them; after the last one too where `output_non_linearity`."""
+    """Linear layers with a non-linearity between them, and after the last one if `output_non_linearity` is set."""
 
     def __init__(self, in_size: int, out_sizes: Sequence[int], non_linearity: str,
                  output_non_linearity: bool = False) -> None:
-        """Args: non_linearity: the name of a class in torch.nn, "ReLU" for instance.
+        """Build the layers.
 
+        Args:
+            in_size: of the input.
+            out_sizes: of each layer's output; at least one.
+            non_linearity: the name of a class in torch.nn, such as "ReLU".
+            output_non_linearity: also apply the non-linearity to the last layer's output.
         Raises:
-            ValueError: there is no layer, or torch.nn has no such class.
+            ValueError: `out_sizes` is empty, or torch.nn has no such class.
         """
         if not out_sizes:
             raise ValueError("an MLP needs at least one layer, got no output size")
@@ -94,7 +104,7 @@ class MLP(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """q(z_what | glimpse)."""
+    """q(z_what | glimpse), an MLP."""
 
     def __init__(self, pixels: int, hidden: Sequence[int], z_what_size: int, non_linearity: str) -> None:
         super().__init__()
@@ -107,7 +117,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mean of the window's pixels given z_what."""
+    """z_what -> the mean of the window's pixels, an MLP."""
 
     def __init__(self, z_what_size: int, hidden: Sequence[int], channels: int, window_size: int,
                  bias: float | None, use_sigmoid: bool, non_linearity: str) -> None:
@@ -128,10 +138,10 @@ class Decoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """q(z_what | glimpse) by two convolutions, each of which halves the side, and a linear layer."""
+    """q(z_what | glimpse): two strided convolutions, each halving the side, and a linear layer."""
 
     def __init__(self, channels: int, window_size: int, z_what_size: int, non_linearity: str) -> None:
-        """Raises ValueError: the window's side cannot be halved twice."""
+        """Build the layers. Raises ValueError: `window_size` is not divisible by 4."""
         super().__init__()
         side = _quarter(window_size)
         act = non_linearity_class(non_linearity)
@@ -145,10 +155,10 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mean of the window's pixels given z_what, by a linear layer and two convolutions that double the side."""
+    """z_what -> the mean of the window's pixels: a linear layer and two convolutions that double the side."""
 
     def __init__(self, channels: int, window_size: int, z_what_size: int, non_linearity: str) -> None:
-        """Raises ValueError: the window's side cannot be halved twice."""
+        """Build the layers. Raises ValueError: `window_size` is not divisible by 4."""
         super().__init__()
         side = _quarter(window_size)
         act = non_linearity_class(non_linearity)
@@ -163,151 +173,110 @@ class ConvDecoder(nn.Module):
 
 def _quarter(window_size: int) -> int:
     if window_size % 4:
-        raise ValueError(f"convolutions want a window whose side can be halved twice, got {window_size} pixels")
+        raise ValueError(f"the convolutional networks halve the window's side twice: window_size must be divisible by "
+                         f"4, got {window_size} pixels")
     return window_size // 4
 
 
-class Predict(nn.Module):
-    """q(z_pres_t) and q(z_where_t) from the recurrent net's h; the model adds the prior's loc and scale."""
+class LSTMState(NamedTuple):
+    """The state of an LSTM cell."""
 
-    def __init__(self, rnn_hidden_size: int, hidden: Sequence[int], non_linearity: str) -> None:
-        super().__init__()
-        self.mlp = MLP(rnn_hidden_size, [*hidden, 1 + 3 + 3], non_linearity)
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """h (B, R) -> logit of z_pres (B, 1), loc (B, 3) and scale (B, 3) of z_where, relative to its prior."""
-        logit, loc, scale = self.mlp(h).to(h.dtype).split((1, 3, 3), -1)
-        return logit, loc, F.softplus(scale)
+    h: Tensor  # (B, R)
+    c: Tensor  # (B, R)
 
 
 class RecurrentNet(nn.Module):
-    """An LSTM cell on (embedded image, latents of the step before).
+    """An LSTM cell whose input is (embedded image, latents of the previous step).
 
-    The image is the same at every step, so its product with the input weights, nearly all of the cell's arithmetic, is
-    taken once (`read`); a step multiplies only h and the latents.
+    The image's product with the input weights is nearly all of the cell's arithmetic, and the image is the same at
+    every step. So `read` computes it once, and a step multiplies only h and the latents.
     """
 
     def __init__(self, pixels: int, embed_net: Sequence[int] | None, latents: int, hidden_size: int,
                  non_linearity: str) -> None:
+        """Build the cell.
+
+        Args:
+            pixels: C H W.
+            embed_net: layer sizes of an MLP that embeds the image; None: the cell reads the pixels.
+            latents: L, size of what a step reads besides the image.
+            hidden_size: R, size of h and c.
+            non_linearity: of `embed_net`; the name of a class in torch.nn.
+        """
         super().__init__()
         self.embed = nn.Identity() if embed_net is None else MLP(pixels, embed_net, non_linearity, True)
         features = pixels if embed_net is None else embed_net[-1]
         self.image_gates = nn.Linear(features, 4 * hidden_size)
         self.step_gates = nn.Linear(hidden_size + latents, 4 * hidden_size, bias=False)
         for parameter in (*self.image_gates.parameters(), *self.step_gates.parameters()):
-            nn.init.uniform_(parameter, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))  # as nn.LSTMCell
+            nn.init.uniform_(parameter, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))  # as in nn.LSTMCell
         self.h_init = nn.Parameter(torch.zeros(1, hidden_size))
         self.c_init = nn.Parameter(torch.zeros(1, hidden_size))
 
     def products(self, rows: Sequence[int]) -> list[Product]:
-        """For reading several batches of so many images one after the other: what `read` takes, a batch each."""
+        """One product for each of several calls of `read`, of so many images each (see `shared_products`)."""
         return shared_products(self.image_gates.weight, rows)
 
-    def read(self, images: Tensor, particles: int = 1, product: Product | None = None) -> tuple[Tensor, State]:
-        """Images (B, C, H, W) -> their part of the gates, K times over (B K, 4R), and the state before the first step.
+    def read(self, images: Tensor, particles: int = 1, product: Product | None = None) -> tuple[Tensor, LSTMState]:
+        """Compute the image's part of the gates, once per image.
 
-        Args: product: one of `products`, where several batches are read.
+        Args:
+            images: (B, C, H, W), or features (B, F) if the net was built for them.
+            particles: K; the result is repeated for each.
+            product: one of `products`, if several batches are read.
+        Returns:
+            The gates' part (B K, 4 R) and the state before the first step.
         """
         features = self.embed(images.flatten(1))
         gates = self.image_gates(features) if product is None else product(features) + self.image_gates.bias
         gates = fold(gates, particles)
         size = (gates.shape[0], -1)
-        return gates, (self.h_init.expand(size), self.c_init.expand(size))
+        return gates, LSTMState(self.h_init.expand(size), self.c_init.expand(size))
 
-    def forward(self, image_gates: Tensor, latents: Tensor, state: State) -> State:
-        """One step: latents (B, L) of the step before and the state -> the next state."""
+    def forward(self, image_gates: Tensor, latents: Tensor, state: LSTMState) -> LSTMState:
+        """Take one step: the image's gates (B, 4 R), latents (B, L) of the previous step and state -> next state."""
         h, c = state
         gates = image_gates + self.step_gates(torch.cat((h, latents), -1))
         i_and_f, g, o = gates.split((2 * c.shape[-1], c.shape[-1], c.shape[-1]), -1)
         i, f = i_and_f.sigmoid().chunk(2, -1)
         c = torch.addcmul(f * c, i, g.tanh())
-        return o.sigmoid() * c.tanh(), c
-
-
-class Attention(nn.Module):
-    """Where an image stands out most.
-
-    Convolutions give the places of a grid, four pixels apart, features of the 25 pixels around and a heat. Looked at is
-    the hottest place, as the mean over its surroundings by the heat's softmax. The softmax is narrowed to the
-    surroundings because the mean of two places equally hot, which lies between them, is where no object stands.
-    """
-
-    features = 32
-
-    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str, least: float = 0.0) -> None:
-        """Args:
-            scale_mean: the image's side over an object's.
-            least: a place is passed over that has less than this share of the brightest place's power (the mean square
-                of the 25 pixels around). Where nothing is left after what was found, that saves from a dead end: a
-                place where no object stands may become the hottest, and no gradient says that there are others.
-        """
-        super().__init__()
-        self.least = least
-        act = non_linearity_class(non_linearity)
-        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, self.features, 3, 2, 1), act(),
-                                 nn.Conv2d(self.features, self.features, 3, 1, 2, dilation=2), act())
-        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        # To begin with, what stands out is what there are features of.
-        self.heat = nn.Parameter(torch.full((self.features,), 1 / self.features))
-        self.reach = 2 / (3 * scale_mean)  # a third of a side, in [-1, 1] canvas units
-        # Heat of the places themselves: which of several objects comes first.
-        self.preference = nn.Parameter(torch.zeros(math.ceil(x_size / 4)**2))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, C, H, W) -> features there (B, 32), how hot it is (B, 1), and where, (x, y) in [-1, 1], (B, 2)."""
-        features = self.net(image).to(image.dtype).movedim(1, -1).flatten(1, 2)  # (B, places, 32)
-        heat = features @ self.heat + self.preference  # (B, places)
-        if self.least:
-            power = F.avg_pool2d(image.square().sum(1), 5, 4, 2).flatten(1)  # (B, places)
-            heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
-        along = pixel_centres(image.shape[-1], image)[::4]
-        places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
-        away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)
-        # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
-        attention = (heat - away / (2 * self.reach**2)).softmax(-1)
-        return (attention[:, None] @ features).squeeze(1), heat.amax(-1, keepdim=True), attention @ places
-
-
-class Search(nn.Module):
-    """q(z_pres_t) and q(z_where_t) from what is left of the image and nothing else: where it stands out, and what is
-    there, read by an MLP. Wherever an object stands and however many there are, the same is done, so that what was
-    learned from few objects holds for many.
-    """
-
-    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
-        """Args: scale_mean: of z_where's prior, from which an object's side follows."""
-        super().__init__()
-        self.attention = Attention(channels, x_size, scale_mean, non_linearity)
-        self.mlp = MLP(Attention.features + 1, [64, 1 + 2 + 1 + 3], non_linearity)
-        self.scale_mean = scale_mean
-
-    def forward(self, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left (B, C, H, W) -> as of Predict: logit (B, 1), loc (B, 3) and scale (B, 3)."""
-        seen, hottest, centre = self.attention(left)
-        logit, offset, larger, scale = self.mlp(torch.cat((seen, hottest), -1)).to(left.dtype).split((1, 2, 1, 3), -1)
-        return logit, torch.cat((larger, -(self.scale_mean + larger) * (centre + offset)), -1), F.softplus(scale)
+        return LSTMState(o.sigmoid() * c.tanh(), c)
 
 
 class Baseline(nn.Module):
-    """NVIL's input-dependent baseline b_t(x, z_{<t}): a recurrent net of its own and an MLP to one number a step.
+    """NVIL's input-dependent baseline b_t(x, z_{<t}): a separate recurrent net and an MLP with one output per step.
 
     Source: Mnih & Gregor (2014), section 2.3.1; Eslami et al. (2016), appendix.
     """
 
     def __init__(self, rnn: RecurrentNet, hidden_size: int, hidden: Sequence[int], non_linearity: str,
                  scalar: float | None) -> None:
-        """Args: scalar: multiplies the output, where what it predicts is large (the reference's baseline_scalar)."""
+        """Build around a recurrent net.
+
+        Args:
+            rnn: the baseline's own.
+            hidden_size: of `rnn`.
+            hidden: layer sizes of the MLP between h and the output.
+            non_linearity: the name of a class in torch.nn.
+            scalar: multiplies the output, for targets far from the order of 1 (the reference's baseline_scalar).
+        """
         super().__init__()
         self.rnn = rnn
         self.predict = MLP(hidden_size, [*hidden, 1], non_linearity)
         self.scalar = 1.0 if scalar is None else scalar
 
     def forward(self, images: Tensor, history: Tensor) -> Tensor:
-        """Images (B, C, H, W) and what the steps of K particles each read besides, (B K, N, L) -> b_t (B K, N), nats.
+        """Predict the learning signal.
+
+        Args:
+            images: (B, C, H, W).
+            history: (B K, N, L), the latents that each step of the guide has read, for K particles.
+        Returns:
+            b_t, (B K, N) in nats.
         """
         image_gates, state = self.rnn.read(images, len(history) // len(images))
         outputs = []
         for latents in history.unbind(1):
             state = self.rnn(image_gates, latents, state)
-            outputs.append(state[0])
+            outputs.append(state.h)
         return self.predict(torch.stack(outputs, 1)).squeeze(-1).to(history.dtype) * self.scalar

@@ -1,4 +1,4 @@
-"""Checkpoints of Pyro's examples/air: a `state_dict` saved by its main.py --save."""
+"""Read checkpoints of Pyro's examples/air: a `state_dict` saved by its `main.py --save`."""
 
 import pickle
 from pathlib import Path
@@ -9,29 +9,33 @@ from torch import Tensor
 
 from air.checkpoints import CheckpointError
 from air.models.air import AIR
+from air.models.guides import RecurrentGuide
+from air.models.networks import RecurrentNet
 
-# Pyro's name -> ours, of what only has another name; a key ends as its module's own do.
-PREFIXES = {"encode.mlp.seq.": "encode.mlp.", "decode.mlp.seq.": "decode.mlp.", "predict.mlp.seq.": "predict.mlp.",
-            "embed.seq.": "rnn.embed.", "h_init": "rnn.h_init", "c_init": "rnn.c_init", "z_where_init": "z_where_init",
-            "z_what_init": "z_what_init", "z_where_loc_prior": "z_where_prior_loc",
+# Prefixes of parameter names, Pyro's -> ours, for the parameters that have the same shape in both.
+PREFIXES = {"encode.mlp.seq.": "encode.mlp.", "decode.mlp.seq.": "decode.mlp.",
+            "predict.mlp.seq.": "guide_net.predict.mlp.",
+            "embed.seq.": "guide_net.rnn.embed.", "h_init": "guide_net.rnn.h_init", "c_init": "guide_net.rnn.c_init",
+            "z_where_init": "z_where_init", "z_what_init": "z_what_init", "z_where_loc_prior": "z_where_prior_loc",
             "z_where_scale_prior": "z_where_prior_scale"}
 CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of nn.LSTMCell, gates in the order i, f, g, o
 BASELINE = ("bl_rnn.", "bl_predict.", "bl_embed.", "bl_h_init", "bl_c_init")
 
 
 def load_pyro_checkpoint(path: str | Path, **keywords: Any) -> AIR:
-    """A model that Pyro's example trained, in eval mode on the CPU: the same distributions for the same image and z.
+    """Load a model trained by Pyro's example, in eval mode on the CPU: same distributions for the same image and z.
 
-    Its baseline is left behind: it belongs to the training of NVIL, not to the model. The prior over counts and the
-    likelihood's sd are no part of the checkpoint: `count_prior` and `likelihood_sd` are as given.
+    The baseline is dropped, since only NVIL's training needs it. The checkpoint does not contain the count prior and
+    the likelihood's sd: pass `count_prior` and `likelihood_sd`.
 
     Args:
         path: the file that main.py wrote with --save.
-        keywords: of AIR's constructor, as those of Pyro's were when it was trained; the priors of z_where are the
-            checkpoint's own.
+        keywords: of AIR's constructor, with the values that Pyro's class had in training; the prior of z_where is read
+            from the checkpoint. The guide must be "recurrent", its default.
     Raises:
-        CheckpointError: it cannot be read; or a key is missing, not expected, or of another shape than the keywords
-            make it, all of which are named.
+        CheckpointError: the file cannot be read, or keys are missing, unexpected or of another shape than the keywords
+            imply; the message lists all of them.
+        ValueError: another guide than "recurrent".
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -41,7 +45,10 @@ def load_pyro_checkpoint(path: str | Path, **keywords: Any) -> AIR:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is not a state_dict of Pyro's AIR: expected tensors by name")
     model = AIR(**keywords)
-    expected = _expected_shapes(model)
+    if type(model.guide_net) is not RecurrentGuide:
+        raise ValueError(f"Pyro's example has the recurrent guide, not guide={keywords['guide']!r}")
+    rnn = model.guide_net.rnn
+    expected = _expected_shapes(model, rnn)
     state = {name: value for name, value in state.items() if not name.startswith(BASELINE)}
     wrong = [f"missing: {name} {tuple(expected[name])}" for name in expected if name not in state]
     wrong += [f"not expected: {name} {tuple(state[name].shape)}" for name in state if name not in expected]
@@ -49,30 +56,31 @@ def load_pyro_checkpoint(path: str | Path, **keywords: Any) -> AIR:
               for name in expected if name in state and state[name].shape != expected[name]]
     if wrong:
         raise CheckpointError(f"{path} does not fit these keywords; {'; '.join(wrong)}")
-    model.load_state_dict(_translated(state, model), strict=False)  # what it does not hold is p(n)
+    model.load_state_dict(_translated(state, rnn), strict=False)  # the checkpoint has no p(n)
     return model.eval()
 
 
-def _expected_shapes(model: AIR) -> dict[str, torch.Size]:
-    """Pyro's names and shapes of a model's parameters."""
+def _expected_shapes(model: AIR, rnn: RecurrentNet) -> dict[str, torch.Size]:
+    """Pyro's names and shapes for the parameters of a model and its recurrent net."""
     ours = model.state_dict()
     shapes: dict[str, torch.Size] = {}
     for prefix, own in PREFIXES.items():
         shapes |= {prefix + name.removeprefix(own): value.shape for name, value in ours.items() if name.startswith(own)}
-    gates, features = model.rnn.image_gates.weight.shape
+    gates, features = rnn.image_gates.weight.shape
     hidden = gates // 4
-    latents = model.rnn.step_gates.in_features - hidden
+    latents = rnn.step_gates.in_features - hidden
     cell = ((gates, features + latents), (gates, hidden), (gates,), (gates,))
     return shapes | {f"rnn.{name}": torch.Size(shape) for name, shape in zip(CELL, cell)}
 
 
-def _translated(state: dict[str, Tensor], model: AIR) -> dict[str, Tensor]:
-    """The same parameters by our names. The cell's input is (image, latents); ours keeps the image's part apart, and
-    has one bias.
+def _translated(state: dict[str, Tensor], rnn: RecurrentNet) -> dict[str, Tensor]:
+    """Rename Pyro's parameters. The input of its LSTM cell is (image, latents), and it has two biases; our cell has a
+    separate weight for the image, and one bias.
     """
     translated = {own + name.removeprefix(prefix): value for prefix, own in PREFIXES.items()
                   for name, value in state.items() if name.startswith(prefix)}
     weight_ih, weight_hh, bias_ih, bias_hh = (state[f"rnn.{name}"] for name in CELL)
-    features = model.rnn.image_gates.in_features
-    return translated | {"rnn.image_gates.weight": weight_ih[:, :features], "rnn.image_gates.bias": bias_ih + bias_hh,
-                         "rnn.step_gates.weight": torch.cat((weight_hh, weight_ih[:, features:]), 1)}
+    features = rnn.image_gates.in_features
+    return translated | {"guide_net.rnn.image_gates.weight": weight_ih[:, :features],
+                         "guide_net.rnn.image_gates.bias": bias_ih + bias_hh,
+                         "guide_net.rnn.step_gates.weight": torch.cat((weight_hh, weight_ih[:, features:]), 1)}

@@ -1,8 +1,8 @@
-"""The spatial transformer: where an object is, and how to look at it and paint it.
+"""The spatial transformer: reading a glimpse of an image, and painting a window onto a canvas.
 
 `z_where = (s, x, y)` stands for the affine matrix [[s, 0, x], [0, s, y]] that maps *canvas* coordinates to *window*
 coordinates; both run over [-1, 1], y downwards, pixel centres as in `grid_sample(align_corners=False)`. So s = 3 is an
-object a third of the canvas wide, and its centre stands at (-x/s, -y/s) on the canvas. Reading a glimpse maps window
+object a third of the canvas wide, and its centre is at (-x/s, -y/s) on the canvas. Reading a glimpse maps window
 coordinates to canvas coordinates, by the inverse (1/s, -x/s, -y/s).
 
 Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transformer networks", eq. 1-5.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def invert_z_where(z_where: Tensor) -> Tensor:
-    """The z_where of the inverse map, from window coordinates to canvas coordinates.
+    """Invert z_where: the map from window coordinates to canvas coordinates.
 
     Args:
         z_where: (..., 3), (s, x, y); s != 0.
@@ -26,16 +26,16 @@ def invert_z_where(z_where: Tensor) -> Tensor:
 
 
 def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor:
-    """Read the glimpse that lies under the window (the inverse of `window_to_image`).
+    """Read the glimpse under a window (the inverse of `window_to_image`).
 
     Args:
         images: (B, C, H, H), intensities.
         z_where: (B, 3), (s, x, y) as in the module's docstring; s != 0.
         window_size: side of the glimpse in pixels.
     Returns:
-        (B, C, window_size, window_size); zero where the window leaves the image.
+        (B, C, window_size, window_size); zero where the window extends beyond the image.
     Raises:
-        ValueError: a shape is not as above (the message prints both shapes).
+        ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
     _check(images, z_where, "images")
@@ -56,13 +56,13 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
     Returns:
         (B, C, image_size, image_size); zero outside the window.
     Raises:
-        ValueError: a shape is not as above (the message prints both shapes).
+        ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
     _check(window, z_where, "window")
     side = window.shape[-1]
-    # x depends on the column alone and y on the row alone, so bilinear sampling is a product with a hat function's
-    # values on either side. grid_sample gives the same; its backward pass, by scattering, takes half as long again.
+    # x depends only on the column and y only on the row, so bilinear sampling is a matrix product on either side, with
+    # the values of a hat function. grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
     with torch.autocast(window.device.type, enabled=False):
         points = z_where[:, :1, None] * pixel_centres(image_size, z_where) + z_where[:, 1:, None]  # (B, 2, H)
         pixels = ((points + 1) * side - 1) / 2  # of the window
@@ -74,13 +74,13 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
 
 
 def window_boxes(z_where: Tensor, image_size: int) -> Tensor:
-    """The windows' outlines on the canvas.
+    """Outline windows on the canvas.
 
     Args:
         z_where: (..., 3), (s, x, y); s != 0.
         image_size: side of the canvas in pixels.
     Returns:
-        (..., 4), (x0, y0, x1, y1) in pixels from the canvas's top left corner; a window may reach beyond the canvas.
+        (..., 4), (x0, y0, x1, y1) in pixels from the top left corner of the canvas, which windows may exceed.
     """
     scale, centre = invert_z_where(z_where).split((1, 2), -1)
     corners = torch.cat((centre - scale.abs(), centre + scale.abs()), -1)  # in [-1, 1] canvas units
@@ -88,11 +88,11 @@ def window_boxes(z_where: Tensor, image_size: int) -> Tensor:
 
 
 def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
-    """The tight boxes of what objects paint; unlike a window's outline they hold no empty margin.
+    """Tight boxes around what objects paint, without the empty margin of a window's outline.
 
     Args:
         painted: (..., C, H, H), each object painted alone on an empty canvas.
-        z_where: (..., 3), the objects' windows: the box of an object that paints nothing is its window's outline.
+        z_where: (..., 3), the objects' windows; an object that paints nothing gets its window's outline as its box.
         threshold: a pixel belongs to the object where its largest channel exceeds this share of the object's maximum.
     Returns:
         (..., 4), (x0, y0, x1, y1) in pixels: the first column and row, and one past the last.
@@ -102,7 +102,7 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
     if painted.shape[:-3] != z_where.shape[:-1]:
         raise ValueError(f"painted {tuple(painted.shape)} and z_where {tuple(z_where.shape)}: leading shapes differ")
     size = painted.shape[-1]
-    # The brightest pixels of each column (x), then of each row (y): (..., 2, H). A box needs no more of an image.
+    # Maximum over each column (x), then over each row (y): (..., 2, H). That suffices for a box.
     profiles = torch.stack((painted.amax((-3, -2)), painted.amax((-3, -1))), -2)
     peak = profiles.amax(-1, keepdim=True)
     inside = (profiles > threshold * peak).int()
@@ -112,7 +112,7 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
 
 
 def pixel_centres(size: int, like: Tensor) -> Tensor:
-    """Of a row of pixels that reaches from -1 to 1: (size,), of the dtype and device of `like`."""
+    """Centres of a row of `size` pixels that spans [-1, 1]: (size,), with the dtype and device of `like`."""
     return torch.arange(1 - size, size, 2, dtype=like.dtype, device=like.device) / size
 
 

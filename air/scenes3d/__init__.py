@@ -1,1 +1,1 @@
-"""Scenes of objects on a table: a fixed differentiable renderer in place of the decoder."""
+"""AIR for 3D scenes: objects on a table, and a fixed differentiable renderer instead of a decoder."""

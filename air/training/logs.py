@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
+"""What a run reports while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
 import json
 import sys
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from air.files import atomic_write
 
 
-class RunLog:
+class RunLogger:
     """Writes into a run's folder, and to the terminal."""
 
     def __init__(self, out: Path, start: int, steps: int) -> None:
-        """Args: start: the step a resumed run goes on from; what was logged after it is taken back."""
+        """Args: start: the step that a resumed run continues from; later entries are removed. steps: the last step."""
         self.metrics_file = out / "metrics.jsonl"
         with atomic_write(self.metrics_file) as file:
             file.writelines(line.encode() for line in self._lines_up_to(start))
@@ -28,23 +28,23 @@ class RunLog:
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05)
 
     def _lines_up_to(self, step: int) -> list[str]:
-        """What an earlier process logged; the last line may be cut short where that was killed."""
+        """What an earlier process logged up to a step; its last line may be truncated if it was killed."""
         if not self.metrics_file.exists():
             return []
         whole = [line for line in self.metrics_file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in whole if json.loads(line)["step"] <= step]
 
     def step(self, elbo: Tensor) -> None:
-        """One training step was taken."""
+        """Report one training step."""
         if not self.bar.disable:
             self.bar.update()
-            if time.monotonic() - self.described > 1:  # not often: reading the ELBO waits for a GPU
+            if time.monotonic() - self.described > 1:  # rarely: reading the ELBO waits for a GPU
                 self.described = time.monotonic()
                 self.bar.set_description(f"elbo {elbo.item():.1f}", refresh=False)
 
     def evaluation(self, step: int, seconds: float, train: Mapping[str, float], held_out: Mapping[str, Any],
                    pictures: Mapping[str, Tensor]) -> None:
-        """One line of metrics.jsonl, the same in TensorBoard, and one line or the bar's postfix for the reader."""
+        """Log an evaluation: a line of metrics.jsonl, TensorBoard, and a line or the bar's postfix in the terminal."""
         with self.metrics_file.open("a") as file:
             line = {"step": step, "seconds": seconds, "train": dict(train), "held_out": dict(held_out)}
             file.write(json.dumps(line) + "\n")
@@ -58,7 +58,7 @@ class RunLog:
         for name, picture in pictures.items():
             self.writer.add_image(name, picture, step)
         self.writer.flush()
-        counts = f"mean count {held_out['mean_count']:.2f}"  # where the true ones are not known
+        counts = f"mean count {held_out['mean_count']:.2f}"  # the true counts may be unknown
         if "count_accuracy_map" in held_out:
             counts = f"counts right {100 * held_out['count_accuracy_map']:.2f}%"
         if self.bar.disable:
@@ -69,19 +69,19 @@ class RunLog:
             self.bar.set_postfix_str(f"held out: {counts}")
 
     def close(self) -> None:
-        """Give back the terminal and the events file."""
+        """Close the progress bar and the events file."""
         self.bar.close()
         self.writer.close()
 
 
-class NoLog:
-    """Of a process that leaves the writing to another one."""
+class NoOpLogger:
+    """For processes other than rank 0: writes nothing."""
 
     def step(self, elbo: Tensor) -> None:
-        """See RunLog."""
+        """See RunLogger."""
 
     def evaluation(self, *what: Any) -> None:
-        """See RunLog."""
+        """See RunLogger."""
 
     def close(self) -> None:
-        """See RunLog."""
+        """See RunLogger."""

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from air.distributed import size
+from air.distributed import world_size
 from air.inference.elbo import Metrics
-from air.inference.estimators import Estimator
+from air.inference.estimator import Estimator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 WARM_UP = 3  # steps before a graph is captured, in which allocators, libraries and the compiler settle
@@ -20,68 +20,69 @@ WARM_UP = 3  # steps before a graph is captured, in which allocators, libraries 
 Result = tuple[Tensor, Metrics]  # an objective's loss and metrics
 
 
-class Stepper:
-    """Takes steps on batches of the images, which lie on the device as they are.
+class TrainStep:
+    """Takes steps on batches of the images, which stay on the device; owns the optimiser and its learning rates.
 
-    On CUDA a step is hundreds of small kernels, whose launches would take longer than they do. So after a few steps the
-    whole of one is captured as a CUDA graph, and replayed from then on: what it reads (indices, rates, exploration) is
-    written into the same places, its random numbers go on from replay to replay, and nothing in it waits for the
-    device. Several processes take each step as it is written.
+    A step is hundreds of small kernels, whose launches on CUDA would take longer than they do. So after a few steps it
+    is captured as a CUDA graph and replayed from then on: what changes from step to step (indices, rates, exploration)
+    is written into the same memory, the random numbers go on from replay to replay, and nothing waits for the device.
+    Several processes run each step uncaptured.
     """
 
-    def __init__(self, objective: Estimator, groups: list[dict[str, Any]], images: Tensor, shift: int = 0,
-                 precision: str = "fp32", compiled: bool = False) -> None:
-        """Args:
+    def __init__(self, objective: Estimator, images: Tensor, lr: float = 1e-3, baseline_lr: float = 1e-2,
+                 shift: int = 0, precision: str = "fp32", compiled: bool = False) -> None:
+        """Build the optimiser.
+
+        Args:
             objective: on its device.
-            groups: for Adam, as of `Estimator.parameter_groups`.
             images: (M, C, H, W) uint8, on the same device.
-            shift: pixels, see `shifted`.
+            lr, baseline_lr: Adam's learning rates, see `Estimator.parameter_groups`; `__call__` scales them.
+            shift: pixels, see `random_shift`.
             precision: "fp32"; "tf32" for the matrix products on CUDA; or "bf16" for the layers.
             compiled: whether to torch.compile the objective.
         Raises:
-            ValueError: tf32 was asked for where there is none.
+            ValueError: tf32 on the CPU.
         """
         self.images, self.device, self.shift, self.bf16 = images, images.device, shift, precision == "bf16"
+        groups = objective.parameter_groups(lr, baseline_lr)
+        self.base_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        self.captures = self.device.type == "cuda" and size() == 1
-        self.settle()
+        self.captures = self.device.type == "cuda" and world_size() == 1
+        self._place_lrs()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         elif precision == "tf32":
-            raise ValueError("precision tf32 is for CUDA devices: take fp32 or bf16 on the CPU")
+            raise ValueError("--precision tf32 needs a CUDA device: use fp32 or bf16 on the CPU")
         else:
-            keep_pages()
+            keep_freed_memory()
         self.forward: Callable[[Tensor], Result] = objective
-        if size() > 1:
+        if world_size() > 1:
             self.forward = DistributedDataParallel(objective)
         if compiled:
             self.forward = torch.compile(self.forward)
         self.taken = 0
-        self.indices = torch.empty(0)  # of the batch; the place where a graph reads them
+        self.indices = torch.empty(0)  # of the batch; where a graph reads them
         self.replay: Callable[[], Result] | None = None
 
-    def settle(self) -> None:
-        """To be called when the optimiser's state has been loaded: its rates have to lie where a graph reads them."""
-        for group in self.optimizer.param_groups:
-            rate = float(group["lr"])
-            group["lr"] = torch.tensor(rate, device=self.device) if self.captures else rate
-            group["capturable"] = self.captures
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state."""
+        return self.optimizer.state_dict()
 
-    def set_rates(self, share: float) -> None:
-        """Every group's rate: this share of its `initial_lr`."""
-        for group in self.optimizer.param_groups:
-            rate = group["initial_lr"] * share
-            if self.captures:
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` gave, on this or on another device."""
+        self.optimizer.load_state_dict(state)
+        self._place_lrs()
 
-    def __call__(self, indices: Tensor) -> Result:
-        """Take a step on the images at these indices, (B,) on the device.
+    def __call__(self, indices: Tensor, lr_scale: float = 1.0) -> Result:
+        """Take a step on the images at these indices.
 
+        Args:
+            indices: (B,), on the device.
+            lr_scale: multiplies the learning rates.
         Returns:
-            the objective's loss and metrics, on the device; a graph writes the next ones into the same places.
+            The objective's loss and metrics, on the device; a graph writes the next step's into the same memory.
         """
+        self._set_lrs(lr_scale)
         self.taken += 1
         if not self.captures:
             self.indices = indices
@@ -90,24 +91,38 @@ class Stepper:
             self.indices = indices.clone()
         self.indices.copy_(indices)
         if self.taken <= WARM_UP:
-            return aside(self._take)
+            return on_side_stream(self._take)
         if self.replay is None:
             self.replay = capture(self._take)
         return self.replay()
 
     def _take(self) -> Result:
-        # A graph must not remember a cast of weights that it changes.
+        # A graph must not reuse a cast of weights that it changes.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.captures):
-            loss, metrics = self.forward(shifted(self.images[self.indices], self.shift))
+            loss, metrics = self.forward(random_shift(self.images[self.indices], self.shift))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach(), metrics
 
+    def _place_lrs(self) -> None:
+        """Keep the learning rates where a graph reads them: in tensors if steps are captured."""
+        for group in self.optimizer.param_groups:
+            lr = float(group["lr"])
+            group["lr"] = torch.tensor(lr, device=self.device) if self.captures else lr
+            group["capturable"] = self.captures
 
-def keep_pages() -> None:
-    """Let the process keep the memory that it frees: glibc gives large blocks back to the system, and a step that takes
-    them anew waits for every page. Other C libraries are left as they are.
+    def _set_lrs(self, scale: float) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs):
+            if self.captures:
+                group["lr"].fill_(base * scale)
+            else:
+                group["lr"] = base * scale
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep memory that it frees: glibc returns large blocks to the system, and a step that allocates
+    them again faults on every page. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -116,18 +131,18 @@ def keep_pages() -> None:
         mallopt(M_TRIM_THRESHOLD, most)
 
 
-def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image, (B, C, H, W), moved by up to `most` pixels along x and along y, drawn anew; black moves in."""
-    if not most:
+def random_shift(images: Tensor, pixels: int) -> Tensor:
+    """Shift each image, (B, C, H, W), by an independent draw from -pixels..pixels along x and y; black moves in."""
+    if not pixels:
         return images
-    corner = torch.randint(2 * most + 1, (2, len(images), 1), device=images.device)
+    corner = torch.randint(2 * pixels + 1, (2, len(images), 1), device=images.device)
     rows, columns = corner + torch.arange(images.shape[-1], device=images.device)  # (B, H) each
     image = torch.arange(len(images), device=images.device)[:, None, None]
-    return F.pad(images, [most] * 4)[image, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+    return F.pad(images, [pixels] * 4)[image, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
-def aside(run: Callable[[], Result]) -> Result:
-    """Run on a stream of its own, as what is to be captured has to be beforehand."""
+def on_side_stream(run: Callable[[], Result]) -> Result:
+    """Run on a stream of its own, as CUDA graphs require of the steps before their capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -137,7 +152,7 @@ def aside(run: Callable[[], Result]) -> Result:
 
 
 def capture(run: Callable[[], Result]) -> Callable[[], Result]:
-    """The kernels that `run` would launch, none of which has run yet, as a function that launches them all at once."""
+    """Record the kernels that `run` launches, without running them; the function returned launches them all at once."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = run()

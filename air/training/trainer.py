@@ -1,13 +1,8 @@
-"""The training loop: device, schedules, logging, checkpoint, resume."""
+"""The training loop: schedules, evaluations, checkpoints, resuming."""
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,146 +11,100 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from air.checkpoints import FILE_NAME, save_checkpoint
+from air.config import Config
 from air.data import Dataset, Scenes
-from air.distributed import any_of, gather, is_lost, join, mean, rank, size
+from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
 from air.files import atomic_write
-from air.inference.estimators import ESTIMATORS
-from air.kinds import build
+from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
-from air.training.logs import NoLog, RunLog
-from air.training.step import Stepper
+from air.settings import to_dict
+from air.training.batches import EpochSampler, RunningMeans
+from air.training.interrupts import interrupt_flag
+from air.training.logs import NoOpLogger, RunLogger
+from air.training.step import TrainStep
 
-IW_PARTICLES = 100  # of the final bound
-QUICK_SCENES = 1000  # held-out scenes of the evaluations on the way; the last one takes all
+IW_PARTICLES = 100  # of the final evaluation's bound
+QUICK_SCENES = 1000  # held-out scenes of intermediate evaluations; the final one uses all
 PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
-CHECK_EVERY = 50  # steps, between looks at a GPU's loss: each waits for the device
-ASK_EVERY = 10  # steps, between several processes' asking one another whether to stop
+CHECK_EVERY = 50  # steps between checks of a GPU's loss: each waits for the device
+ASK_EVERY = 10  # steps between the processes' agreeing whether to stop
 
 
 class TrainingError(Exception):
-    """A run that cannot go on; the message says what is left and what to try."""
+    """A run cannot go on; the message says what is left and what to try."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the run has been saved."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that determines a run, as written to config.json. JSON values only."""
-
-    dataset: str  # by name: what "auto" chose
-    dataset_reason: str
-    data_root: str
-    counts: list[int]
-    overlap: str
-    image_size: int
-    object_size: float
-    noise: float
-    backdrop: str
-    invert: bool
-    data_file: str | None
-    unseen_counts: list[int]  # of scenes that the final evaluation counts besides
-    estimator: str
-    estimator_options: dict[str, Any]  # keywords of the estimator
-    kind: str  # of the model, see air/kinds.py
-    model: dict[str, Any]  # its keywords
-    shift: int  # pixels, by which training images are moved at random
-    steps: int
-    batch_size: int  # of all processes together
-    lr: float  # of the model, at the first step; falls to final_lr times that along a cosine
-    final_lr: float
-    baseline_lr: float  # of the baseline, likewise
-    exploration: float  # for half of exploration_steps; then falls to 0 along a line
-    exploration_steps: int
-    learn_count_prior_from: int | None  # the step from which on p(n) follows q(n); None: it stays as it is
-    seed: int
-    device: str
-    precision: str  # fp32, tf32 (the matrix products, on CUDA) or bf16 (the layers)
-    compile: bool
-    eval_every: int
-    checkpoint_every: int
+    """The run was stopped by Ctrl-C or SIGTERM and has been saved."""
 
 
 class Trainer:
-    """One run: a model, its objective and optimiser, and the folder that it writes to.
+    """One run: a model, its objective, the training step, and the folder that the run writes to.
 
-    Where torchrun started several processes, each takes its share of every batch and of every evaluation, the gradients
-    are averaged, and process 0 does the writing.
+    With several processes (torchrun) each takes its share of every batch and of every evaluation, the gradients are
+    averaged, and rank 0 writes the files.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, out: Path, checkpoint: dict[str, Any] | None = None) -> None:
-        """Args: checkpoint: go on from it, as if the run had never stopped.
+    def __init__(self, config: Config, dataset: Dataset, out: Path, state: dict[str, Any] | None = None) -> None:
+        """Build the model and the optimiser.
 
+        Args:
+            config: resolved, see `air.recipe.resolve`.
+            dataset: what the configuration was resolved for.
+            out: the run's folder.
+            state: of a checkpoint to continue from, as if the run had never stopped.
         Raises:
-            ValueError: the batch cannot be shared out equally among the processes.
+            ValueError: a setting does not fit the device or the number of processes.
         """
-        self.device = join(config.device)
-        if config.batch_size % size():
-            raise ValueError(f"a batch of {config.batch_size} images cannot be shared out equally among {size()} "
+        optim, seed = config.optim, config.run.seed
+        self.device = setup(config.run.device)
+        if optim.batch_size % world_size():
+            raise ValueError(f"a batch of {optim.batch_size} images cannot be divided equally among {world_size()} "
                              "processes")
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         self.config, self.dataset, self.out = config, dataset, out
-        self.model = build(config.kind, config.model)
-        self.objective = ESTIMATORS[config.estimator](self.model, **config.estimator_options).to(self.device)
-        groups = self.objective.parameter_groups(config.lr, config.baseline_lr)
-        self.stepper = Stepper(self.objective, [{**group, "initial_lr": group["lr"]} for group in groups],
-                               dataset.train.images.to(self.device), config.shift, config.precision, config.compile)
+        self.model = build_model(config.model)
+        self.objective = build_objective(config.estimator, self.model).to(self.device)
+        self.take_step = TrainStep(self.objective, dataset.train.images.to(self.device), optim.lr, optim.baseline_lr,
+                                   optim.shift, config.run.precision, config.run.compile)
+        self.sampler = EpochSampler(len(dataset.train), optim.batch_size, seed, self.device)
+        self.means = RunningMeans()
         self.step = 0  # steps taken
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
-        self.epoch, self.order = -1, torch.empty(0)  # the epoch whose permutation of the scenes is at hand
-        self.seconds = 0.0  # of the steps alone
-        self.names: list[str] = []  # of the training metrics
-        self.sums, self.summed = torch.empty(0), 0  # of them, since the last evaluation, on the device
+        self.seconds = 0.0  # spent in training steps
         if rank():
-            torch.manual_seed(config.seed + 10_007 * rank())  # latents of its own
-        if checkpoint is not None:
-            self._restore(checkpoint)
+            torch.manual_seed(seed + 10_007 * rank())  # each process draws its own latents
+        if state is not None:
+            self._restore(state)
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step, evaluate on all held-out scenes, and write what config.json's folder is to hold.
+        """Train to the last step, evaluate on all held-out scenes, and write the run's files.
 
         Returns:
-            the final metrics, as in metrics.json.
+            The final metrics, as in metrics.json.
         Raises:
             Interrupted: Ctrl-C; the checkpoint is the state at that moment.
-            TrainingError: the loss is not finite, the disk is full, or another process is gone; the checkpoint is the
+            TrainingError: the loss is not finite, the disk is full, or another process has died; the checkpoint is the
                 last one written before.
         """
         try:
             return self._run()
         except OSError as error:
             raise TrainingError(f"the run's folder cannot be written at step {self.step} ({error}); {self._saved()}. "
-                                "Make room, and go on from there with --resume") from error
+                                "Make room, and continue with --resume") from error
         except RuntimeError as error:
-            if not is_lost(error):
+            if not is_peer_failure(error):
                 raise
-            raise TrainingError(f"another process of this run is gone, at step {self.step}; {self._saved()}. "
-                                "Go on from there with --resume") from error
+            raise TrainingError(f"another process of this run has died, at step {self.step}; {self._saved()}. "
+                                "Continue with --resume") from error
 
     def _run(self) -> dict[str, Any]:
-        config = self.config
-        self._write_json("config.json", asdict(config))
-        log = NoLog() if rank() else RunLog(self.out, self.step, config.steps)
+        self._write_json("config.json", to_dict(self.config))
+        log = NoOpLogger() if rank() else RunLogger(self.out, self.step, self._steps)
         try:
-            with interrupt_flag() as interrupted:
-                while self.step < config.steps:
-                    began = time.monotonic()
-                    log.step(self.train_step()["elbo"])
-                    last = self.step == config.steps
-                    looks = last or self.step % config.eval_every == 0
-                    if looks and self.device.type == "cuda":
-                        torch.cuda.synchronize(self.device)  # the steps' seconds are those of their kernels
-                    self.seconds += time.monotonic() - began
-                    if looks and not last:
-                        self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
-                    stop = (size() == 1 or self.step % ASK_EVERY == 0) and any_of(interrupted.is_set())
-                    if self.step % config.checkpoint_every == 0 or last or stop:
-                        self._save()
-                    if stop:
-                        raise Interrupted
+            self._train(log)
             metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
             if self.dataset.unseen is not None:
                 metrics["unseen"] = evaluate(self.model, self.dataset.unseen, refined=True)
@@ -166,50 +115,54 @@ class Trainer:
         self._write_json("metrics.json", metrics)
         return metrics
 
+    def _train(self, log: RunLogger | NoOpLogger) -> None:
+        """Take the steps that are left, with an evaluation and a checkpoint every so many of them."""
+        every = self.config.run
+        with interrupt_flag() as interrupted:
+            while self.step < self._steps:
+                began = time.monotonic()
+                log.step(self.train_step()["elbo"])
+                last = self.step == self._steps
+                evaluates = last or self.step % every.eval_every == 0
+                if evaluates and self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # the steps' seconds are those of their kernels
+                self.seconds += time.monotonic() - began
+                if evaluates and not last:
+                    self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
+                stop = (world_size() == 1 or self.step % ASK_EVERY == 0) and any_of(interrupted.is_set())
+                if self.step % every.checkpoint_every == 0 or last or stop:
+                    self._save()
+                if stop:
+                    raise Interrupted
+
     # ---- one step --------------------------------------------------------------------------------------------------
 
     def train_step(self) -> dict[str, Tensor]:
         """Take one step: forward, backward, optimiser.
 
         Returns:
-            the objective's metrics, on the device.
+            The objective's metrics, on the device.
         Raises:
             TrainingError: the loss is not finite.
         """
-        self._set_schedules()
-        loss, metrics = self.stepper(self._batch_indices())
-        if self.config.learn_count_prior_from is not None and self.step >= self.config.learn_count_prior_from:
+        self.model.anneal(self.step / self._steps)
+        self.objective.exploration.fill_(exploration(self.config, self.step))
+        loss, metrics = self.take_step(self.sampler.indices(self.step), lr_scale(self.config, self.step))
+        follow_from = self.config.optim.learn_count_prior_from
+        if follow_from is not None and self.step >= follow_from:
             shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
             self.model.count_prior.follow(mean(torch.stack(shares)))
         self.step += 1
         if self.step % self.check_every == 0 and not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. "
-                                "Try a lower --lr, or --precision fp32")
-        values = torch.stack(list(metrics.values()))
-        self.names, self.sums = list(metrics), self.sums + values if self.summed else values
-        self.summed += 1
+                                "Try a lower --optim.lr, or --precision fp32")
+        self.means.add(metrics)
         return metrics
 
-    def _set_schedules(self) -> None:
-        config = self.config
-        cosine = (1 + math.cos(math.pi * self.step / config.steps)) / 2
-        self.stepper.set_rates(config.final_lr + (1 - config.final_lr) * cosine)
-        remaining = 1 - self.step / config.exploration_steps if config.exploration_steps else 0.0
-        self.model.anneal(self.step / config.steps)
-        self.objective.exploration.fill_(config.exploration * min(1.0, max(0.0, 2 * remaining)))
-
-    def _batch_indices(self) -> Tensor:
-        """Each epoch is a permutation that follows from the seed and the epoch, so a resumed run needs no state; this
-        process's share of the batch.
-        """
-        scenes = len(self.dataset.train)
-        per_epoch = scenes // self.config.batch_size
-        epoch, place = divmod(self.step, per_epoch)
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(scenes, generator=generator).to(self.device)
-        start = place * self.config.batch_size
-        return self.order[start:start + self.config.batch_size][rank()::size()]
+    @property
+    def _steps(self) -> int:
+        assert self.config.optim.steps is not None, "the configuration is not resolved"
+        return self.config.optim.steps
 
     # ---- what is written -------------------------------------------------------------------------------------------
 
@@ -218,13 +171,20 @@ class Trainer:
             with atomic_write(self.out / name) as file:
                 file.write(json.dumps(content, indent=2).encode())
 
-    def _evaluate(self, log: RunLog | NoLog, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
+    def _evaluate(self, log: RunLogger | NoOpLogger, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
         held_out = evaluate(self.model, scenes, **thorough)
-        train = {name: value / self.summed for name, value in zip(self.names, mean(self.sums).tolist())}
-        train |= self._gradient_norms()
-        self.summed = 0
+        train = self.means.pop() | self._gradient_norms()
         if rank():
             return held_out
+        pictures = self._pictures(scenes)
+        log.evaluation(self.step, self.seconds, train, held_out, pictures)
+        for name, picture in pictures.items():
+            with atomic_write(self.out / f"{name}.png") as file:
+                to_pil_image(picture).save(file, "png")
+        return held_out
+
+    def _pictures(self, scenes: Scenes) -> dict[str, Tensor]:
+        """What a person looks at after an evaluation, by file name: (3, height, width) uint8 each."""
         empty, filled = (which.nonzero().flatten() for which in (scenes.counts == 0, scenes.counts != 0))
         shown = torch.cat((filled[:PICTURE_SCENES - 1], empty[:1]))
         pictures = {"reconstructions": reconstruction_picture(self.model, scenes[shown])}
@@ -232,16 +192,12 @@ class Trainer:
             pictures["second_view"] = second_view_picture(self.model, scenes[shown])
         if self.dataset.unseen is not None:
             pictures["unseen"] = reconstruction_picture(self.model, self.dataset.unseen[:PICTURE_SCENES])
-        if self.config.learn_count_prior_from is not None:
+        if self.config.optim.learn_count_prior_from is not None:
             pictures["samples"] = sample_picture(self.model)
-        log.evaluation(self.step, self.seconds, train, held_out, pictures)
-        for name, picture in pictures.items():
-            with atomic_write(self.out / f"{name}.png") as file:
-                to_pil_image(picture).save(file, "png")
-        return held_out
+        return pictures
 
     def _gradient_norms(self) -> dict[str, float]:
-        """Of the last step's gradients, by network."""
+        """Norms of the last step's gradients, by network."""
         networks = dict(self.model.named_children()) | {
             name: child for name, child in self.objective.named_children() if child is not self.model}
         norms = {}
@@ -251,61 +207,48 @@ class Trainer:
                 norms[f"grad_norm_{name}"] = torch.stack(gradients).norm().item()
         return norms
 
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
     def _save(self) -> None:
         if not all(parameter.isfinite().all() for parameter in self.objective.parameters()):
             return  # the next loss will not be finite: keep the last good checkpoint
         processes = gather({
-            "rng": torch.get_rng_state(), "names": self.names, "sums": self.sums.cpu(),
+            "rng": torch.get_rng_state(), "means": self.means.state_dict(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None})
         if rank():
             return
-        save_checkpoint(self.out / FILE_NAME, {
-            "config": asdict(self.config), "kind": self.config.kind, "model": self.config.model,
-            "objective": self.objective.state_dict(), "optimizer": self.stepper.optimizer.state_dict(),
-            "step": self.step, "seconds": self.seconds, "summed": self.summed, "processes": processes})
+        save_checkpoint(self.out / FILE_NAME, self.config, {
+            "objective": self.objective.state_dict(), "optimizer": self.take_step.state_dict(),
+            "step": self.step, "seconds": self.seconds, "processes": processes})
 
     def _saved(self) -> str:
         saved = self.out / FILE_NAME
         return f"{saved} holds the last good step" if saved.exists() else "no checkpoint had been written"
 
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        self.objective.load_state_dict(checkpoint["objective"])
-        self.stepper.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.stepper.settle()
-        self.step, self.seconds, self.summed = checkpoint["step"], checkpoint["seconds"], checkpoint["summed"]
-        processes = checkpoint["processes"]
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.objective.load_state_dict(state["objective"])
+        self.take_step.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        processes = state["processes"]
         own = processes[rank() % len(processes)]
-        self.names, self.sums = own["names"], own["sums"].to(self.device)
-        if rank() >= len(processes):  # more of them than there were: draws that are no other's
-            torch.manual_seed(self.config.seed + 10_007 * rank() + 1_000_003 * self.step)
+        self.means.load_state_dict(own["means"], self.device)
+        if rank() >= len(processes):  # more processes than there were: draws that no other process makes
+            torch.manual_seed(self.config.run.seed + 10_007 * rank() + 1_000_003 * self.step)
             return
         torch.set_rng_state(own["rng"])
         if self.device.type == "cuda" and own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"], self.device)
 
 
-@contextmanager
-def interrupt_flag() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the flag, so that a step is finished before the run stops; a second one acts at once.
+def lr_scale(config: Config, step: int) -> float:
+    """What the learning rates are multiplied by: 1 at step 0, falling to `final_lr` along a cosine."""
+    assert config.optim.steps is not None
+    cosine = (1 + math.cos(math.pi * step / config.optim.steps)) / 2
+    return config.optim.final_lr + (1 - config.optim.final_lr) * cosine
 
-    Not so among several processes: there torchrun passes on what all of them have already got from the terminal.
-    """
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag  # signals reach the main thread only
-        return
 
-    def handler(number: int, frame: object) -> None:
-        flag.set()
-        if size() == 1:
-            restore()
-
-    def restore() -> None:
-        for number, action in previous.items():
-            signal.signal(number, action)
-
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        restore()
+def exploration(config: Config, step: int) -> float:
+    """ε: as set for the first half of the exploration steps, then falling to 0 along a line."""
+    until = config.estimator.exploration_steps
+    remaining = 1 - step / until if until else 0.0
+    return config.estimator.exploration * min(1.0, max(0.0, 2 * remaining))

@@ -1,0 +1,77 @@
+"""What every data set gives: training and held-out scenes; and the settings that generated data sets share."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any, NamedTuple
+
+from tyro.conf import Suppress
+
+from air.data.scenes import DataError, Scenes
+from air.settings import Counts, PositiveInt, settings, to_dict
+
+HELD_OUT = 10_000  # scenes
+_SPLIT = {"name", "root", "train_scenes", "held_out_scenes", "counts", "unseen_counts"}
+
+
+class Dataset(NamedTuple):
+    """The scenes of one data set."""
+
+    name: str
+    train: Scenes
+    held_out: Scenes
+    unseen: Scenes | None = None  # held-out scenes with counts that do not occur in training
+
+
+def data_root() -> str:
+    """Where data sets lie by default: $AIR_DATA_ROOT, else "data"."""
+    return os.environ.get("AIR_DATA_ROOT", "data")
+
+
+RootField: Any = field(default_factory=data_root)
+
+
+@settings
+class Generated(ABC):
+    """Scenes with a number of objects drawn uniformly from `counts`."""
+
+    name: Suppress[str]
+    counts: Counts = (0, 1, 2)
+    """Numbers of objects that occur."""
+    unseen_counts: Counts = ()
+    """Numbers of objects that do not occur in training: held-out scenes with them are counted at the end."""
+    train_scenes: PositiveInt = 20_000
+    """Number of training scenes."""
+    held_out_scenes: PositiveInt = HELD_OUT
+    """Number of held-out scenes."""
+
+    @abstractmethod
+    def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
+        """Generate scenes, or read them from the cache.
+
+        Args:
+            train: training and held-out scenes differ for any seed.
+            size: number of scenes.
+            counts: numbers of objects that occur, in place of the settings' own.
+            seed: the same seed and settings give the same scenes.
+        Raises:
+            DataError: the objects' source is missing, or the objects do not fit.
+        """
+
+    def load(self) -> Dataset:
+        """Generate the training, held-out and, where asked for, unseen scenes.
+
+        Raises:
+            DataError: as `generate`, or a count is both seen and unseen.
+        """
+        if shown := set(self.counts) & set(self.unseen_counts):
+            raise DataError(f"scenes with {' and '.join(map(str, sorted(shown)))} objects occur in training: "
+                            "leave them out of --data.unseen-counts")
+        unseen = self.generate(False, self.held_out_scenes, self.unseen_counts) if self.unseen_counts else None
+        return Dataset(self.name, self.generate(True, self.train_scenes, self.counts),
+                       self.generate(False, self.held_out_scenes, self.counts), unseen)
+
+    def appearance(self) -> dict[str, Any]:
+        """The settings that decide what a scene looks like, for the cache."""
+        return {name: value for name, value in to_dict(self).items() if name not in _SPLIT}

@@ -1,0 +1,324 @@
+"""The metrics of an evaluation: one accumulator per topic, and the functions they are made of.
+
+`evaluate` hands every batch of scenes to every accumulator, merges the accumulators of all processes and collects what
+they compute. To add metrics, write a subclass of `Accumulator` and add it to the list in `evaluate.accumulators`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from air.data.scenes import Scenes
+from air.inference.elbo import Terms, elbo_terms
+from air.models.air import AIR
+from air.models.base import CountingModel, Inference, Rollout
+from air.models.distributions import log_at_least
+from air.scenes3d.poses import PoseErrors, pose_errors
+
+BLANK = 0.1  # an object that changes no pixel by more than this intensity counts as blank
+
+Input = TypeVar("Input")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model found in B scenes, beside the truth. All tensors are on the model's device."""
+
+    model: CountingModel
+    scenes: Scenes  # the truth, as far as it is known
+    images: Tensor  # (B, C, H, W), intensities, in the model's dtype
+    inference: Inference
+    rollout: Rollout  # latents drawn once
+    terms: Terms  # of the rollout
+    comparable: Tensor  # (B, N) bool, the inferred objects of the scenes whose true count is known
+    matched_iou: Tensor  # (B, N), IoU of each comparable object's box with its true box, see `match`
+    matched: Tensor  # (B, N) int64, index of that true box
+    refined_count: Tensor | None  # (B,) int64, the MAP count of `refine`, if requested
+
+    @property
+    def q(self) -> Tensor:
+        """(B, N+1), q(n) of the rollout."""
+        return self.terms.log_q.exp()
+
+    @property
+    def count_known(self) -> Tensor:
+        """(B,) bool, whether the true count is known."""
+        return self.scenes.counts >= 0
+
+
+class Accumulator(ABC, Generic[Input]):
+    """Metrics of one topic, accumulated batch by batch.
+
+    The state is a set of named sums over scenes and a set of named lists of values, all on the CPU, so it can be sent
+    to other processes and merged in the same way for every topic. A subclass defines `update` and `compute`.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # float64
+        self.scenes: dict[str, int] = {}  # the number of scenes in each sum
+        self.values: dict[str, list[Tensor]] = {}
+
+    @abstractmethod
+    def update(self, batch: Input) -> None:
+        """Take in one batch, with `add` and `append`."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics by name, as numbers and lists of numbers; omit those that no scene defines."""
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add values (B, ...) to the sums of their names."""
+        for name, value in values.items():
+            self._add(name, value.double().sum(0).cpu(), len(value))
+
+    def append(self, values: Mapping[str, Tensor]) -> None:
+        """Append values (M, ...) to the lists of their names."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value.cpu())
+
+    def merge(self, other: "Accumulator[Input]") -> None:
+        """Add the sums of another process and append its values."""
+        for name, total in other.sums.items():
+            self._add(name, total, other.scenes[name])
+        for name, values in other.values.items():
+            self.values.setdefault(name, []).extend(values)
+
+    def means(self) -> dict[str, Any]:
+        """The sums divided by their numbers of scenes: a number, or a list if a scene has several values."""
+        return {name: (total / self.scenes[name]).tolist() for name, total in self.sums.items() if self.scenes[name]}
+
+    def _add(self, name: str, total: Tensor, scenes: int) -> None:
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.scenes[name] = self.scenes.get(name, 0) + scenes
+
+
+# ---- accumulators ----------------------------------------------------------------------------------------------------
+
+class ElboTerms(Accumulator[Batch]):
+    """elbo, log_likelihood, kl_* (nats per image) and mean_count, with the count summed out."""
+
+    def update(self, batch: Batch) -> None:
+        self.add(batch.terms.per_image(batch.q))
+
+    def compute(self) -> dict[str, Any]:
+        return self.means()
+
+
+class SquaredError(Accumulator[Batch]):
+    """squared_error of the canvas after n = 0..N objects, averaged over pixels."""
+
+    def update(self, batch: Batch) -> None:
+        error = batch.images[:, None] - batch.inference.canvases  # (B, N+1, C, H, W)
+        self.add({"squared_error": error.square().mean((2, 3, 4))})
+
+    def compute(self) -> dict[str, Any]:
+        return self.means()
+
+
+class ScaleOffset(Accumulator[Batch]):
+    """scale_offset of the counted objects: (s - prior mean) / prior sd. Only AIR has this prior."""
+
+    def update(self, batch: Batch) -> None:
+        assert isinstance(batch.model, AIR)
+        offset = (batch.inference.z_where - batch.model.z_where_prior_loc) / batch.model.z_where_prior_scale
+        self.add({"offset": (offset[..., 0] * batch.inference.z_pres).sum(-1), "objects": batch.inference.count})
+
+    def compute(self) -> dict[str, Any]:
+        objects = int(self.sums["objects"])
+        return {"scale_offset": self.means()["offset"] * (self.scenes["offset"] / max(1, objects))}
+
+
+class Counts(Accumulator[Batch]):
+    """counted; and count_accuracy_map, _sampled, _refined and confusion of the scenes whose count is known."""
+
+    def __init__(self, num_steps: int, max_count: int) -> None:
+        """
+        Args:
+            num_steps: N, the largest count of the model.
+            max_count: the largest true count; it may exceed N.
+        """
+        super().__init__()
+        self.inferred_counts, self.true_counts = num_steps + 1, max(num_steps, max_count) + 1
+
+    def update(self, batch: Batch) -> None:
+        known, count, truth = batch.count_known, batch.inference.count, batch.scenes.counts
+        counted = F.one_hot(count, self.inferred_counts)  # (B, N+1)
+        correct = {"count_accuracy_sampled": probability_of(truth, batch.q), "count_accuracy_map": count == truth}
+        if batch.refined_count is not None:
+            correct["count_accuracy_refined"] = batch.refined_count == truth
+        true = F.one_hot(truth[known], self.true_counts)
+        self.add({name: value[known] for name, value in correct.items()})
+        self.add({"counted": counted, "confusion": true[:, :, None] * counted[known][:, None]})
+
+    def compute(self) -> dict[str, Any]:
+        metrics = self.means()
+        return metrics | {name: self.sums[name].long().tolist() for name in ("counted", "confusion") if name in metrics}
+
+
+class Failures(Accumulator[Batch]):
+    """blank; and split, merged and collapsed if boxes are known, of the scenes whose count is known: see `failures`."""
+
+    def __init__(self, boxes_known: bool) -> None:
+        super().__init__()
+        self.boxes_known = boxes_known
+
+    def update(self, batch: Batch) -> None:
+        shares = failures(batch.inference, batch.scenes.boxes)
+        self.add({"blank": shares.pop("blank")})
+        if self.boxes_known:
+            self.add({name: failed[batch.count_known] for name, failed in shares.items()})
+
+    def compute(self) -> dict[str, Any]:
+        return self.means()
+
+
+class Boxes(Accumulator[Batch]):
+    """box_iou and box_ap50 of the scenes whose count is known."""
+
+    def update(self, batch: Batch) -> None:
+        at_least = log_at_least(batch.rollout.logits)[:, 1:]  # (B, N), log q(n >= t)
+        self.append({"iou": batch.matched_iou[batch.comparable], "score": at_least[batch.comparable]})
+        self.add({"objects": batch.scenes.counts[batch.count_known]})
+
+    def compute(self) -> dict[str, Any]:
+        iou, score, objects = torch.cat(self.values["iou"]), torch.cat(self.values["score"]), int(self.sums["objects"])
+        return {"box_iou": iou.sum().item() / max(1, objects),
+                "box_ap50": average_precision(iou >= 0.5, score, objects)}
+
+
+class Poses(Accumulator[Batch]):
+    """identity_accuracy, place_error and rotation_error of 3D objects whose box overlaps its true box."""
+
+    def update(self, batch: Batch) -> None:
+        assert batch.scenes.poses is not None
+        self.append(pose_errors(batch.inference, batch.scenes.labels, batch.scenes.poses, batch.matched_iou > 0,
+                                batch.matched)._asdict())
+
+    def compute(self) -> dict[str, Any]:
+        return PoseErrors(**{name: torch.cat(values) for name, values in self.values.items()}).medians()
+
+
+class ImportanceWeightedBound(Accumulator[Tensor]):
+    """iw_bound, iw_particles and iw_scenes; a batch is the images' bounds, (B,) in nats."""
+
+    def __init__(self, particles: int) -> None:
+        super().__init__()
+        self.particles = particles
+
+    def update(self, batch: Tensor) -> None:
+        self.add({"iw_bound": batch})
+
+    def compute(self) -> dict[str, Any]:
+        return {**self.means(), "iw_particles": self.particles, "iw_scenes": self.scenes["iw_bound"]}
+
+
+# ---- functions -------------------------------------------------------------------------------------------------------
+
+def match(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tensor) -> tuple[Tensor, Tensor]:
+    """Match inferred boxes to true ones, one to one: greedily, the pair of largest IoU in the image first.
+
+    Args:
+        boxes: (B, N, 4), (x0, y0, x1, y1).
+        present: (B, N) bool.
+        true_boxes: (B, L, 4).
+        true_present: (B, L) bool.
+    Returns:
+        IoU of each inferred box with its true box, 0 if it has none: (B, N).
+        Index of that true box, arbitrary if it has none: (B, N) int64.
+    """
+    iou = torch.vmap(box_iou)(boxes, true_boxes)  # (B, N, L)
+    iou = iou * (present[..., :, None] & true_present[..., None, :])
+    matched_iou = iou.new_zeros(iou.shape[:2])
+    matched = torch.zeros_like(matched_iou, dtype=torch.int64)
+    image = torch.arange(len(iou), device=iou.device)
+    for _ in range(min(iou.shape[1:])):
+        best, pair = iou.flatten(1).max(-1)  # (B,)
+        row, column = pair // iou.shape[2], pair % iou.shape[2]
+        # Once all pairs are taken, `best` is 0 and may point at a box that has its match already: keep that match.
+        matched[image, row] = column.where(best > matched_iou[image, row], matched[image, row])
+        matched_iou[image, row] = torch.maximum(matched_iou[image, row], best)
+        iou[image, row] = 0
+        iou[image, :, column] = 0
+    return matched_iou, matched
+
+
+def average_precision(hit: Tensor, score: Tensor, objects: int) -> float:
+    """Area under the precision-recall curve, with precision made non-increasing in recall.
+
+    Args:
+        hit: (P,) bool, whether each inferred box is correct.
+        score: (P,), its confidence.
+        objects: the number of true boxes.
+    Returns:
+        0 to 1. Without true boxes: 1 if no box was inferred, else 0.
+    Source: PASCAL VOC, as of 2010.
+    """
+    if not objects:
+        return float(not len(hit))
+    ranked = hit[score.argsort(descending=True, stable=True)].double()
+    precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)
+    envelope = precision.flip(0).cummax(0).values.flip(0) if len(ranked) else precision
+    return (envelope * ranked).sum().item() / objects  # recall rises by 1 / objects at each hit
+
+
+def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:
+    """Find the images in which objects are counted or located wrongly, by kind of failure.
+
+    Args:
+        inferred: for B images.
+        true_boxes: (B, L, 4), (x0, y0, x1, y1) in pixels; 0 for absent objects.
+    Returns:
+        (B,) bool each:
+        blank: a counted object changes no pixel by more than BLANK;
+        split: two counted objects that are not blank lie mostly inside one true box;
+        merged: the box of one such object holds most of two true boxes;
+        collapsed: there are objects, but none was counted.
+    """
+    painted = inferred.canvases.diff(dim=1).abs().amax((2, 3, 4)) > BLANK  # (B, N)
+    counted, true_present = inferred.z_pres > 0, true_boxes[..., 2] > true_boxes[..., 0]  # (B, N), (B, L)
+    box, truth = inferred.boxes[:, :, None], true_boxes[:, None]  # (B, N, 1, 4), (B, 1, L, 4)
+    sides = torch.minimum(box[..., 2:], truth[..., 2:]) - torch.maximum(box[..., :2], truth[..., :2])
+    shared = sides.clamp(min=0).prod(-1) * (counted & painted)[..., None] * true_present[:, None]  # (B, N, L), pixels²
+    inside = shared > (box[..., 2:] - box[..., :2]).prod(-1) / 2
+    holds = shared > (truth[..., 2:] - truth[..., :2]).prod(-1) / 2
+    return {"blank": (counted & ~painted).any(-1), "split": (inside.sum(1) > 1).any(-1),
+            "merged": (holds.sum(2) > 1).any(-1), "collapsed": true_present.any(-1) & ~counted.any(-1)}
+
+
+def iw_bound(model: CountingModel, images: Tensor, particles: int) -> Tensor:
+    """Importance-weighted bound on log p(x), with the count summed out of each particle's weight.
+
+    The weight of a rollout is w = Σ_n p(n) p(x | z_{1:n}) Π_{t<=n} p(z_t) / q(z_t). Its mean is p(x) whatever q(n) is,
+    and its variance is smaller than that of a weight with a sampled n.
+
+    Args:
+        images: as `CountingModel.rollout` takes them.
+        particles: K.
+    Returns:
+        (B,) in nats: log 1/K Σ_k w_k.
+    Source: Burda et al. (2016), eq. 8.
+    """
+    rollout = model.rollout(images, particles=particles)
+    terms = elbo_terms(model, rollout, sampled=True, masked=True)
+    log_w = (terms.conditional_elbo + terms.log_p).logsumexp(-1)  # (B K,)
+    return log_w.unflatten(0, (-1, particles)).logsumexp(-1) - math.log(particles)
+
+
+def probability_of(counts: Tensor, q: Tensor) -> Tensor:
+    """q(n) at given counts.
+
+    Args:
+        counts: (B,) int64; -1 where unknown.
+        q: (B, N+1).
+    Returns:
+        (B,); 0 where the count is unknown or exceeds N.
+    """
+    inside = (counts >= 0) & (counts < q.shape[-1])
+    return q.gather(-1, (counts * inside)[:, None]).squeeze(-1) * inside

@@ -1,0 +1,182 @@
+"""What gradient estimators for the count share; an estimator is a module with `forward(images) -> (loss, metrics)`.
+
+A rollout gives elbo_n for every n = 0..N (air/inference/elbo.py). An estimator turns these into a loss whose gradient
+is that of -Σ_n q(n) elbo_n or, with K > 1 particles, of minus the importance-weighted bound
+
+    E log 1/K Σ_k w_k(n_k),   n_k ~ q(n | particle k),   log w_k(n) = elbo_n of particle k
+
+The two agree for K = 1. The gradients of z_where and z_what are reparameterised in all estimators. Estimators differ in
+the gradient of the counts' probabilities, Σ_k ∇q_k(n_k) / q_k(n_k) times a learning signal:
+
+    signal_k = log 1/K Σ_j w_j - share_k - control variate,   share_k = w_k / Σ_j w_j (from ∇ -log q in log w_k)
+
+Metrics are scalars, detached, in nats unless they are counts or shares:
+
+    elbo, log_likelihood, kl_pres, kl_where, kl_what   averaged over batch and particles; n summed out by q(n)
+    mean_count, share_n     mean of the count under q(n), and q(n) itself, averaged over batch and particles
+    skipped                 share of images in which a window is skipped (`Terms.skipped`)
+    bound                   the importance-weighted bound, for K > 1
+    signal_sd               standard deviation of the learning signal (NVIL, VIMCO)
+    baseline_loss           the baseline's squared error in nats² (NVIL)
+    baseline_r2             share of the gains' variance that the baseline predicts; < 0: worse than a constant (NVIL)
+"""
+
+import math
+from typing import Any
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from air.inference.elbo import Metrics, Terms, elbo_terms
+from air.models.base import CountingModel, Rollout
+
+
+def exploration_weights(log_q: Tensor, exploration: Tensor) -> Tensor:
+    """(1-ε) q(n) + ε / (N+1): the weight of branch n while exploring.
+
+    Args:
+        log_q: (B, N+1).
+        exploration: ε in [0, 1], a scalar.
+    Returns:
+        (B, N+1), detached; each row sums to 1.
+    """
+    q = log_q.detach().exp()
+    return q.lerp(torch.full_like(q, 1 / q.shape[-1]), exploration)
+
+
+def revival_weights(skipped: Tensor, otherwise: Tensor, particles: int) -> Tensor:
+    """All weight on the branch that ends with the first skipped window, in the images that have one.
+
+    An image's particles are revived together, as soon as one of them skips a window: the bound's gradient goes to the
+    best particle, so next to one that follows q(n) the revival of the others would have no effect.
+
+    Args:
+        skipped: (B K, N) bool, see `Terms.skipped`.
+        otherwise: (B K, N+1), the weights in all other images.
+        particles: K.
+    Returns:
+        (B K, N+1); each row sums to 1.
+    """
+    by_image = reduce(skipped, "(b k) n -> b n", "any", k=particles)
+    skipped = repeat(by_image, "b n -> (b k) n", k=particles)
+    branch = skipped.int().argmax(-1, keepdim=True) + 1  # (B K, 1)
+    one_hot = (torch.arange(otherwise.shape[-1], device=branch.device) == branch).to(otherwise.dtype)
+    return torch.where(skipped.any(-1, keepdim=True), one_hot, otherwise)
+
+
+class Estimator(nn.Module):
+    """A model and the way in which its count is learned.
+
+    Exploration: a branch n that q(n) has abandoned gets no gradient and never recovers. While ε > 0, the likelihood and
+    the KLs of branch n are weighted by (1-ε) q(n) + ε / (N+1) instead of q(n), so every branch keeps learning to
+    explain the image. q(n) itself always follows the bound; with ε = 0 the whole gradient is the bound's.
+
+    Revival: a skipped window paints nothing, and the next window does its work. No gradient changes that, because in
+    every branch but its own, whatever it painted would be painted twice. So in such images the branch that ends with
+    the first skipped window gets a share `revive` of the weight, whatever ε is, until the window pays.
+    """
+
+    exploration: Tensor
+
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0) -> None:
+        """Build around a model.
+
+        Args:
+            model: whose rollouts are read.
+            exploration: ε, a buffer that the training loop decreases to 0.
+            particles: K.
+            revive: share of an image's weight for the branch of a skipped window, 0 <= revive < 1.
+        Raises:
+            ValueError: `particles` or `revive` is out of range.
+        """
+        super().__init__()
+        if particles < 1:
+            raise ValueError(f"an estimator needs at least one particle, got {particles}")
+        if not 0 <= revive < 1:
+            raise ValueError(f"revive must satisfy 0 <= revive < 1, got {revive}")
+        self.model = model
+        self.particles = particles
+        self.revive = revive
+        self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
+
+    def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser: the model's, and those of a baseline at a rate of their own."""
+        return [{"params": list(self.model.parameters()), "lr": lr}]
+
+    def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
+        """Roll out K particles per image, and collect their terms (B K rows).
+
+        The KLs are closed forms for K = 1; an importance weight needs log q - log p at the draw.
+        """
+        rollout = self.model.rollout(images, particles=self.particles)
+        return rollout, elbo_terms(self.model, rollout, sampled=self.particles > 1)
+
+    def _branch_weights(self, terms: Terms) -> tuple[Tensor, Tensor]:
+        """The weights of the branches n = 0..N while exploring, and in a revival: (B K, N+1) each."""
+        explored = exploration_weights(terms.log_q, self.exploration)
+        return explored, revival_weights(terms.skipped(), explored, self.particles)
+
+    @staticmethod
+    def _reward(log_w: Tensor, bound: Tensor) -> Tensor:
+        """The learning signal without a control variate, (..., K).
+
+        A constant 1/K is added, so that it is log w for K = 1.
+        """
+        return (bound[..., None] - (log_w.softmax(-1) - 1 / log_w.shape[-1])).detach()
+
+    def _metrics(self, terms: Terms, bound: Tensor) -> Metrics:
+        metrics = terms.metrics(terms.log_q.detach().exp())
+        return metrics if self.particles == 1 else {**metrics, "bound": bound.detach().mean()}
+
+
+class SampledCount(Estimator):
+    """Base of the estimators that sample counts; subclasses choose the control variate.
+
+    A rollout is expensive and a count is free. So M = `draws` counts are drawn per rollout, as if there had been M
+    rollouts (below, B stands for M B). While exploring, n is drawn by the branches' weights, as the pathwise part of
+    the gradient requires, and the score-function part is corrected by the importance weight of q(n).
+    """
+
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
+                 draws: int = 5) -> None:
+        """Build around a model.
+
+        Args:
+            model, exploration, particles, revive: see `Estimator`.
+            draws: M, counts drawn per rollout.
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        super().__init__(model, exploration, particles, revive)
+        if draws < 1:
+            raise ValueError(f"at least one count must be drawn from a rollout, got {draws}")
+        self.draws = draws
+
+    def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:
+        """Draw a count per particle: the counts, and their importance weights under q(n), (B K, 1) each.
+
+        With ρ = `revive`, an image's K counts are drawn from the mixture (1-ρ) Π_k explored_k + ρ Π_k revived_k. The
+        importance weight of particle k follows q instead of its factor, the other particles being drawn as explored:
+
+            q_k(n_k) Π_{j≠k} explored_j(n_j) / mixture = q_k / explored_k / (1 + ρ (Π_j revived_j / explored_j - 1))
+        """
+        q, (explored, revived) = terms.log_q.detach().exp(), self._branch_weights(terms)
+        revives = torch.rand_like(q[::self.particles, :1]) < self.revive  # (B, 1)
+        drawn_by = torch.where(revives.repeat_interleave(self.particles, 0), revived, explored)
+        # Inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
+        count = (drawn_by.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)
+        explored = explored.clamp(min=torch.finfo(q.dtype).tiny)
+        ratio = rearrange((revived / explored).gather(-1, count), "(b k) 1 -> b k", k=self.particles).prod(-1)
+        mixture = (1 + self.revive * (ratio - 1)).repeat_interleave(self.particles)[:, None]
+        return count, (q / explored).gather(-1, count) / mixture
+
+    def _bound(self, terms: Terms, count: Tensor) -> tuple[Tensor, Tensor]:
+        """log w_k (B, K) and the bound (B,) at the drawn counts, with their pathwise gradients.
+
+        The gradient of -log q(n) in log w_k is part of the learning signal. Here it would add noise, and bias where n
+        is not drawn from q.
+        """
+        log_w = terms.conditional_elbo + (terms.log_p - terms.log_q).detach()  # (B K, N+1)
+        log_w = rearrange(log_w.gather(-1, count), "(b k) 1 -> b k", k=self.particles)
+        return log_w, log_w.logsumexp(-1) - math.log(self.particles)

@@ -1,0 +1,49 @@
+"""VIMCO: a score-function estimator whose particles are one another's control variates."""
+
+from einops import rearrange
+from torch import Tensor
+
+from air.inference.elbo import Metrics, bound_with
+from air.inference.estimator import SampledCount
+from air.models.base import CountingModel
+
+
+class VIMCO(SampledCount):
+    """K particles serve as one another's control variates: there is no baseline to learn.
+
+    Particle k's signal is what it adds to the bound: log 1/K Σ_j w_j minus the same with w_k replaced by the geometric
+    mean over the others of Σ_n q(n) w_j(n). The source takes the geometric mean of the drawn w_j(n_j). Summing the
+    others' counts out costs nothing here, and keeps the noise of their draws out of k's signal.
+
+    Source: Mnih & Rezende (2016), eq. 8-10.
+    """
+
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 3, revive: float = 0.0,
+                 draws: int = 5) -> None:
+        """Build around a model.
+
+        Args:
+            model, exploration, revive, draws: see `SampledCount`.
+            particles: K, at least 2.
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        if particles < 2:
+            raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
+        super().__init__(model, exploration, particles, revive, draws)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
+        """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.
+
+        The loss contains the score-function term, so its value is not the bound; `metrics["bound"]` is.
+        """
+        terms = self._rollout(images)[1].repeat(self.draws)
+        count, importance = self._draw(terms)  # (B K, 1) each
+        log_w, bound = self._bound(terms, count)  # (B, K), (B,)
+        summed_out = (terms.elbo() + terms.log_q).detach().logsumexp(-1)  # log Σ_n q(n) w_k(n), (B K,)
+        summed_out = rearrange(summed_out, "(b k) -> b k", k=self.particles)
+        others = (summed_out.sum(-1, keepdim=True) - summed_out) / (self.particles - 1)  # log of their geometric mean
+        signal = self._reward(log_w, bound) - bound_with(log_w.detach(), others)  # (B, K)
+        weighted_log_q = importance * terms.log_q.gather(-1, count)  # (B K, 1)
+        score = rearrange(weighted_log_q, "(b k) 1 -> b k", k=self.particles) * signal
+        return -(bound + score.sum(-1)).mean(), {**self._metrics(terms, bound), "signal_sd": signal.std()}

@@ -1,0 +1,261 @@
+"""AIR's guides: given the image, who proposes the next object?
+
+    recurrent   the paper's AIR: an LSTM that reads the image once
+    difference  the paper's DAIR: the LSTM reads, at each step, what the objects so far leave unexplained
+    search      convolutions look for what stands out in what is left; a step has no memory of the others
+
+All follow one protocol (`Guide`). AIR runs it with every z_pres set to 1:
+
+    state = guide.start(images, particles)
+    for t in range(N):
+        proposal, state = guide.step(state, residual, previous_latents)
+
+Source: Eslami et al. (2016), sections 2.2 and 3.2, for the first two.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from air.models.networks import MLP, LSTMState, Product, RecurrentNet, non_linearity_class
+from air.models.spatial import pixel_centres
+
+GUIDES = ("recurrent", "difference", "search")
+
+
+class Proposal(NamedTuple):
+    """q(z_pres_t) and q(z_where_t) of one step; z_where relative to its prior, whose loc and scale AIR puts back."""
+
+    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    loc: Tensor  # (B, 3), added to the prior's loc
+    scale: Tensor  # (B, 3), > 0, multiplies the prior's scale
+
+
+class Guide(nn.Module, ABC):
+    """The protocol of a guide. Both methods are pure: what a step remembers is in the state, a NamedTuple."""
+
+    reads_residual: bool  # False: every step is given the image itself, and objects need not be painted in between
+    reads_latents: bool  # whether a step depends on `previous_latents`
+
+    @abstractmethod
+    def start(self, images: Tensor, particles: int) -> Any:
+        """The state before the first step.
+
+        Args:
+            images: (B, C, H, W).
+            particles: K; every step has B K rows, row b K + k being particle k of image b.
+        """
+
+    @abstractmethod
+    def step(self, state: Any, residual: Tensor, previous_latents: Tensor) -> tuple[Proposal, Any]:
+        """Propose the next object.
+
+        Args:
+            state: from `start` or from the previous step.
+            residual: (B K, C, H, W), the image less the objects so far if `reads_residual`, else the image.
+            previous_latents: (B K, 3 + D + 1), z_where, z_what and z_pres = 1 of the previous step.
+        Returns:
+            The step's proposal and the next state.
+        """
+
+
+class Predict(nn.Module):
+    """h -> q(z_pres_t) and q(z_where_t), an MLP."""
+
+    def __init__(self, rnn_hidden_size: int, hidden: Sequence[int], non_linearity: str) -> None:
+        super().__init__()
+        self.mlp = MLP(rnn_hidden_size, [*hidden, 1 + 3 + 3], non_linearity)
+
+    def forward(self, h: Tensor) -> Proposal:
+        """h (B, R) -> the step's proposal."""
+        logit, loc, scale = self.mlp(h).to(h.dtype).split((1, 3, 3), -1)
+        return Proposal(logit, loc, F.softplus(scale))
+
+
+class RecurrentState(NamedTuple):
+    """Between two steps of the recurrent guide."""
+
+    image_gates: Tensor  # (B K, 4 R), the image's part of the LSTM's gates
+    lstm: LSTMState
+
+
+class RecurrentGuide(Guide):
+    """The paper's AIR: an LSTM reads the image and, at each step, the latents of the previous one."""
+
+    reads_residual = False
+    reads_latents = True
+
+    def __init__(self, rnn: RecurrentNet, predict: Predict) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.predict = predict
+
+    def start(self, images: Tensor, particles: int) -> RecurrentState:
+        return RecurrentState(*self.rnn.read(images, particles))
+
+    def step(self, state: RecurrentState, residual: Tensor, previous_latents: Tensor
+             ) -> tuple[Proposal, RecurrentState]:
+        lstm = self.rnn(state.image_gates, previous_latents, state.lstm)
+        return self.predict(lstm.h), state._replace(lstm=lstm)
+
+
+class DifferenceState(NamedTuple):
+    """Between two steps of the difference guide."""
+
+    image_gates: Tensor | None  # (B K, 4 R), known before the first step only: later steps read the residual
+    lstm: LSTMState
+    products: tuple[Product, ...]  # of the steps to come, with the weight that all steps share
+
+
+class DifferenceGuide(Guide):
+    """The paper's DAIR: the LSTM reads x - canvas_{t-1} at step t."""
+
+    reads_residual = True
+    reads_latents = True
+
+    def __init__(self, rnn: RecurrentNet, predict: Predict, num_steps: int) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.predict = predict
+        self.num_steps = num_steps
+
+    def start(self, images: Tensor, particles: int) -> DifferenceState:
+        batch = images.shape[0]
+        # Nothing is painted yet, so the particles of an image share the first reading.
+        first, *later = self.rnn.products([batch] + [batch * particles] * (self.num_steps - 1))
+        return DifferenceState(*self.rnn.read(images, particles, first), tuple(later))
+
+    def step(self, state: DifferenceState, residual: Tensor, previous_latents: Tensor
+             ) -> tuple[Proposal, DifferenceState]:
+        gates, products = state.image_gates, state.products
+        if gates is None:
+            gates, _ = self.rnn.read(residual, product=products[0])
+            products = products[1:]
+        lstm = self.rnn(gates, previous_latents, state.lstm)
+        return self.predict(lstm.h), DifferenceState(None, lstm, products)
+
+
+class Attention(nn.Module):
+    """Where in an image does something stand out most?
+
+    Convolutions compute features and a heat for each place of a grid with a stride of four pixels. The attention is
+    a softmax of the heat, restricted to the surroundings of the hottest place: the mean of a plain softmax over two
+    equally hot places would lie between them, where there is no object.
+    """
+
+    features = 32
+
+    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str, least: float = 0.0) -> None:
+        """Build the convolutions.
+
+        Args:
+            channels: C.
+            x_size: H = W, the image's side in pixels.
+            scale_mean: the image's side over an object's.
+            non_linearity: the name of a class in torch.nn.
+            least: places with less than this share of the brightest place's power (mean square of the surrounding 25
+                pixels) are ignored. Otherwise, once little is left, an empty place may become the hottest, and no
+                gradient leads from there to an object.
+        """
+        super().__init__()
+        self.least = least
+        act = non_linearity_class(non_linearity)
+        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, 2, 2), act(), nn.Conv2d(16, self.features, 3, 2, 1), act(),
+                                 nn.Conv2d(self.features, self.features, 3, 1, 2, dilation=2), act())
+        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        # At initialisation, heat is the mean of the features: strong features mean that something stands out.
+        self.heat = nn.Parameter(torch.full((self.features,), 1 / self.features))
+        self.reach = 2 / (3 * scale_mean)  # a third of an object's side, in [-1, 1] canvas units
+        # Heat of the places themselves: it decides which of several objects comes first.
+        self.preference = nn.Parameter(torch.zeros(math.ceil(x_size / 4)**2))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend to one place per image.
+
+        Args:
+            image: (B, C, H, W).
+        Returns:
+            Features (B, 32) of that place, the largest heat (B, 1), and the place, (x, y) in [-1, 1], (B, 2).
+        """
+        features = rearrange(self.net(image).to(image.dtype), "b f h w -> b (h w) f")
+        heat = features @ self.heat + self.preference  # (B, places)
+        if self.least:
+            power = rearrange(F.avg_pool2d(image.square().sum(1), 5, 4, 2), "b h w -> b (h w)")
+            heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
+        along = pixel_centres(image.shape[-1], image)[::4]
+        places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
+        away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)  # (B, places)
+        # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
+        attention = (heat - away / (2 * self.reach**2)).softmax(-1)
+        return (attention[:, None] @ features).squeeze(1), heat.amax(-1, keepdim=True), attention @ places
+
+
+class SearchState(NamedTuple):
+    """The search guide remembers nothing."""
+
+
+class SearchGuide(Guide):
+    """Find what stands out in the residual, and propose an object there from the features of that place.
+
+    A step sees the residual and nothing else, and convolutions treat all places alike. So what is learned from few
+    objects carries over to many.
+    """
+
+    reads_residual = True
+    reads_latents = False
+
+    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
+        """Build the networks.
+
+        Args:
+            channels: C.
+            x_size: H = W, the image's side in pixels.
+            scale_mean: prior mean of s, the image's side over an object's.
+            non_linearity: the name of a class in torch.nn.
+        """
+        super().__init__()
+        self.attention = Attention(channels, x_size, scale_mean, non_linearity)
+        self.mlp = MLP(Attention.features + 1, [64, 1 + 2 + 1 + 3], non_linearity)
+        self.scale_mean = scale_mean
+
+    def start(self, images: Tensor, particles: int) -> SearchState:
+        return SearchState()
+
+    def step(self, state: SearchState, residual: Tensor, previous_latents: Tensor) -> tuple[Proposal, SearchState]:
+        return self(residual), state
+
+    def forward(self, residual: Tensor) -> Proposal:
+        """Residual (B, C, H, W) -> the step's proposal."""
+        seen, heat, centre = self.attention(residual)
+        logit, offset, larger, scale = self.mlp(torch.cat((seen, heat), -1)).to(residual.dtype).split((1, 2, 1, 3), -1)
+        # An object of scale s centred at c has z_where = (s, -s c).
+        shift = -(self.scale_mean + larger) * (centre + offset)
+        return Proposal(logit, torch.cat((larger, shift), -1), F.softplus(scale))
+
+
+def make_guide(name: str, num_steps: int, channels: int, x_size: int, scale_mean: float, latents: int,
+               rnn_hidden_size: int, embed_net: Sequence[int] | None, predict_net: Sequence[int], non_linearity: str
+               ) -> Guide:
+    """Build a guide by name.
+
+    Args:
+        name: one of GUIDES.
+        latents: 3 + D + 1, size of `previous_latents`.
+        num_steps, channels, x_size, scale_mean, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's
+            constructor; scale_mean is its scale_prior_mean.
+    Raises:
+        ValueError: there is no such guide.
+    """
+    if name not in GUIDES:
+        raise ValueError(f"there is no guide {name!r}; choose one of {', '.join(GUIDES)}")
+    if name == "search":
+        return SearchGuide(channels, x_size, scale_mean, non_linearity)
+    rnn = RecurrentNet(channels * x_size**2, embed_net, latents, rnn_hidden_size, non_linearity)
+    predict = Predict(rnn_hidden_size, predict_net, non_linearity)
+    return RecurrentGuide(rnn, predict) if name == "recurrent" else DifferenceGuide(rnn, predict, num_steps)

@@ -1,0 +1,1 @@
+"""Timing: one script a question, run from the repository's root as `python -m benchmarks.NAME`."""

@@ -1,0 +1,1 @@
+"""Studies of trained models, one module each, run as `python -m experiments.studies.NAME`."""

@@ -1,0 +1,135 @@
+"""Settings, the configuration, and the command line that follows from it."""
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+from air import AIR, ESTIMATORS, SceneAIR
+from air.config import (
+    ESTIMATOR_SETTINGS,
+    AIRSettings,
+    SceneSettings,
+    config_from_dict,
+    default_config,
+    parse,
+    peek,
+    with_settings,
+)
+from air.data import DATASETS, MultiMNIST
+from air.settings import SettingsError, flat, to_dict
+
+
+@pytest.mark.parametrize("dataset", list(DATASETS))
+@pytest.mark.parametrize("estimator", list(ESTIMATOR_SETTINGS))
+def test_a_configuration_survives_json(dataset, estimator):
+    config = default_config(dataset, estimator)
+    again = config_from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config and type(again.data) is type(config.data)
+
+
+@pytest.mark.parametrize("dataset", list(DATASETS))
+@pytest.mark.parametrize("estimator", list(ESTIMATOR_SETTINGS))
+def test_the_command_line_has_a_flag_for_every_setting(dataset, estimator, capsys):
+    """No argument: the defaults. Every setting that is not derived has its path in the help, with a help text."""
+    arguments = ["--dataset", dataset, "--estimator", estimator]
+    assert parse(arguments).config == default_config(dataset, estimator)
+    with pytest.raises(SystemExit) as ended:
+        parse([*arguments, "--help"])
+    told = capsys.readouterr().out
+    derived = {"x_size", "channels", "object_size", "name", "learn_count_prior_from", "image_size", "counts",
+               "unseen_counts"}  # of some models and data sets
+    missing = [path for path in flat(default_config(dataset, estimator))
+               if f"--{path.replace('_', '-')} " not in told.replace(",", " ") and path.split(".")[1] not in derived]
+    assert ended.value.code == 0 and not missing
+
+
+def test_arguments_reach_their_settings():
+    config = parse(["--dataset", "multi-mnist", "--data.counts", "2", "0", "2", "--steps", "5", "--guide", "search",
+                    "--model.embed-net", "30", "40", "--model.no-use-masking", "--estimator.revive", "0.5",
+                    "--device", "cpu", "--compile", "--model.predict-net", "7", "--model.num-steps", "6"]).config
+    assert config.data.counts == (0, 2) and config.optim.steps == 5 and config.model.guide == "search"
+    assert config.model.embed_net == (30, 40) and config.model.use_masking is False and config.estimator.revive == 0.5
+    assert config.run.device == "cpu" and config.run.compile and config.model.predict_net == (7,)
+    assert config.model.num_steps == 6
+    assert parse(["--optim.steps", "5", "--model.guide", "search"]).config.optim.steps == 5  # the full path as well
+
+
+def test_a_resumed_run_s_settings_are_the_defaults():
+    own = with_settings(default_config("sprites", "vimco"), {"optim.lr": 0.5, "model.guide": "difference"})
+    assert peek(["--resume", "runs/x", "--steps", "9"]).resume == "runs/x"
+    arguments = parse(["--resume", "runs/x", "--steps", "9"], resumed=own)
+    assert arguments.config == with_settings(own, {"optim.steps": 9}) and arguments.dataset == "sprites"
+
+
+def said(capsys, arguments):
+    """What is printed about wrong arguments, without the box around it."""
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    text = printed.err + printed.out
+    return " ".join("".join(c for c in text if c not in "╭╮╰╯│─").split())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--steps", "0"], "steps: input should be greater than 0, got 0"),
+    (["--batch-size", "-4"], "batch_size: input should be greater than 0, got -4"),
+    (["--batch-size", "x"], "invalid literal for int"),
+    (["--optim.lr", "0"], "lr: input should be greater than 0, got 0.0"),
+    (["--optim.lr", "nan"], "lr: input should be a finite number, got nan"),
+    (["--data.noise", "-1"], "noise: input should be greater than or equal to 0, got -1.0"),
+    (["--data.object-size", "1.5"], "object_size: input should be less than or equal to 1, got 1.5"),
+    (["--data.counts", "-1"], "counts.0: input should be greater than or equal to 0, got -1"),
+    (["--data.image-size", "7"], "image_size: input should be greater than or equal to 8, got 7"),
+    (["--estimator.exploration", "2"], "exploration: input should be less than or equal to 1, got 2.0"),
+    (["--estimator.revive", "1"], "revive: input should be less than 1, got 1.0"),
+    (["--estimator.draws", "2.5"], "invalid literal for int() with base 10: '2.5'"),
+    (["--estimator", "vimco", "--estimator.particles", "1"], "particles: input should be greater than or equal to 2"),
+    (["--model.embed-net", "-1"], "embed_net.0: input should be greater than 0, got -1"),
+    (["--model.likelihood-sd", "NaN"], "likelihood_sd: input should be a finite number, got nan"),
+    (["--model.count-prior", "2"], "count_prior: input should be less than or equal to 1, got 2.0"),
+    (["--optim.shift", "-1"], "shift: input should be greater than or equal to 0, got -1"),
+    (["--estimator", "magic"], "invalid choice 'magic' for argument '--estimator'"),
+    (["--dataset", "magic"], "invalid choice 'magic' for argument '--dataset'"),
+    (["--precision", "magic"], "invalid choice 'magic'"),
+    (["--guide", "magic"], "invalid choice 'magic'"),
+    (["--no-such-flag"], "Unrecognized options: --no-such-flag"),
+    (["--optim.lrr", "3"], "Perhaps you meant: --optim.lr"),
+    (["--dataset", "sprites", "--data.noise", "0.1"], "Unrecognized options: --data.noise"),
+    (["--estimator", "enumerate", "--estimator.draws", "3"], "Unrecognized options: --estimator.draws"),
+])
+def test_what_is_said_of_wrong_arguments(capsys, arguments, message):
+    assert message in said(capsys, arguments)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"optim.lrr": 3}, "there is no setting 'optim.lrr'; did you mean 'optim.lr'"),
+    ({"optim.lr": -3}, "lr: input should be greater than 0, got -3"),
+    ({"data.counts": [1, -3]}, "counts.1: input should be greater than or equal to 0, got -3"),
+    ({"model.guide": "magic"}, "guide: input should be 'recurrent', 'difference' or 'search', got 'magic'")])
+def test_wrong_settings_are_one_sentence(changes, message):
+    with pytest.raises(SettingsError) as error:
+        with_settings(default_config(), changes)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_settings_cannot_be_changed_and_have_no_other_names():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MultiMNIST().noise = 0.5
+    with pytest.raises(SettingsError, match="nois: unexpected keyword argument"):
+        MultiMNIST(nois=0.5)
+    with pytest.raises(SettingsError, match="overlap"):
+        config_from_dict({**to_dict(default_config()), "data": {"name": "multi-mnist", "overlap": "tight"}})
+
+
+@pytest.mark.parametrize("settings, built", [
+    (AIRSettings, AIR), (SceneSettings, SceneAIR),
+    *((ESTIMATOR_SETTINGS[name], ESTIMATORS[name]) for name in ESTIMATORS)])
+def test_settings_have_the_names_of_the_keywords(settings, built):
+    keywords = set(inspect.signature(built).parameters)
+    names = {field.name for field in dataclasses.fields(settings)} - {"name", "exploration_steps"}
+    assert names <= keywords
+    not_to_set = {"model", "view", "encoder", "decoder"}
+    assert keywords - names <= not_to_set

@@ -1,0 +1,137 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from air.data import Table
+from air.evaluation.evaluate import accumulators, evaluate
+from air.evaluation.metrics import Boxes, Poses, ScaleOffset
+from air.inference.refine import refine
+from air.models.base import Inference
+from air.models.distributions import log_count_probs
+from air.scenes3d.model import SceneAIR
+from air.scenes3d.renderer import View
+
+
+def with_various_counts(model):
+    """The model with an untrained guide whose MAP count depends on the image."""
+    with torch.no_grad():
+        model.guide_net.predict.mlp[-1].weight *= 5
+        model.guide_net.predict.mlp[-1].bias[0] = 0.3
+    return model
+
+
+def test_metrics_agree_with_counting_by_hand(make_model, scenes):
+    model = make_model(count_prior=0.3).float()
+    metrics = evaluate(model, scenes, iw_particles=2, refined=True)
+    inferred = model.eval().infer(scenes.images)
+    assert metrics["count_accuracy_map"] == pytest.approx((inferred.count == scenes.counts).float().mean().item())
+    refined = refine(model, scenes.images)
+    assert metrics["count_accuracy_refined"] == pytest.approx((refined.count == scenes.counts).float().mean().item())
+    confusion = torch.tensor(metrics["confusion"])
+    assert confusion.shape == (4, 4) and confusion.sum() == len(scenes)
+    for truth in range(4):
+        for count in range(4):
+            assert confusion[truth, count] == ((scenes.counts == truth) & (inferred.count == count)).sum()
+    torch.manual_seed(0)
+    q = log_count_probs(model.rollout(scenes.images).logits).exp()
+    sampled = sum(q[i, count].item() for i, count in enumerate(scenes.counts.tolist())) / len(scenes)
+    assert metrics["count_accuracy_sampled"] == pytest.approx(sampled)
+    parts = metrics["log_likelihood"] - metrics["kl_pres"] - metrics["kl_where"] - metrics["kl_what"]
+    assert metrics["elbo"] == pytest.approx(parts)
+    assert metrics["iw_particles"] == 2 and metrics["iw_bound"] > metrics["elbo"]
+    assert 0 <= metrics["box_iou"] <= 1
+
+
+def test_scale_offset_is_averaged_over_the_counted_objects(make_model, scenes):
+    model = with_various_counts(make_model(scale_prior_mean=2.0, scale_prior_sd=0.5).float())
+    inferred = model.infer(scenes.images)
+    scales = inferred.z_where[..., 0][inferred.z_pres > 0].tolist()
+    assert 1 < len(scales) < 3 * len(scenes)
+    offset = evaluate(model, scenes)["scale_offset"]
+    assert offset == pytest.approx(sum((s - 2) / 0.5 for s in scales) / len(scales), rel=1e-5)
+    with torch.no_grad():
+        model.guide_net.predict.mlp[-1].bias[0] = -50
+    assert evaluate(model, scenes)["scale_offset"] == 0
+
+
+def test_a_perfect_model_scores_perfectly(make_model, scenes):
+    """A model that is given the truth: accuracy 100%, IoU 1, AP 1."""
+    model = make_model().float()
+    inferred = model.infer(scenes.images)
+    boxes = torch.cat((scenes.boxes, torch.zeros(len(scenes), 1, 4)), 1)
+    perfect = Inference(count=scenes.counts, count_probs=inferred.count_probs, z_pres=model.z_pres(scenes.counts),
+                        z_where=inferred.z_where, z_what=inferred.z_what, boxes=boxes,
+                        reconstruction=inferred.reconstruction, canvases=inferred.canvases)
+    model.infer = lambda images: perfect
+    metrics = evaluate(model, scenes)
+    assert metrics["count_accuracy_map"] == metrics["box_iou"] == metrics["box_ap50"] == pytest.approx(1)
+    assert "iw_bound" not in metrics
+
+
+def test_the_global_generator_and_the_mode_stay_as_they_are(make_model, scenes):
+    model = make_model().float().train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = evaluate(model, scenes)
+    assert torch.equal(torch.rand(3), expected) and model.training
+    assert evaluate(model, scenes) == first  # its draws have their own seed
+    assert evaluate(model, scenes, seed=1)["elbo"] != first["elbo"]
+
+
+def test_counts_beyond_the_model_are_wrong_not_an_error(make_model, scenes):
+    model = make_model(num_steps=1).float()
+    metrics = evaluate(model, scenes)
+    assert len(metrics["confusion"]) == 3 and len(metrics["confusion"][0]) == 2
+    assert math.isfinite(metrics["elbo"])
+
+
+def test_scenes_of_unknown_count_enter_only_the_metrics_that_need_no_truth(make_model, scenes):
+    model = make_model(count_prior=0.3).float()
+    half = torch.arange(len(scenes)) % 2 == 0
+    partly = replace(scenes, counts=torch.where(half, scenes.counts, -1))
+    unknown = replace(scenes, counts=torch.full_like(scenes.counts, -1))
+    whole, partial, none = (evaluate(model, some, iw_particles=2, refined=True) for some in (scenes, partly, unknown))
+    assert {"elbo", "mean_count", "counted", "squared_error", "blank", "iw_bound"} <= none.keys()
+    assert not any(name.startswith(("count_", "box_", "confusion", "merged")) for name in none)
+    assert all(whole[name] == partial[name] == none[name] for name in none)
+    assert sum(map(sum, partial["confusion"])) == half.sum()
+    inferred = model.eval().infer(scenes.images)
+    assert partial["count_accuracy_map"] == pytest.approx((inferred.count == scenes.counts)[half].float().mean().item())
+    of_half = evaluate(model, scenes[half])
+    assert partial["box_iou"] == pytest.approx(of_half["box_iou"]) and partial["merged"] == of_half["merged"]
+    no_boxes = evaluate(model, replace(scenes, boxes=torch.zeros(len(scenes), 0, 4)))
+    assert no_boxes["confusion"] == whole["confusion"] and not {"box_iou", "merged"} & set(no_boxes)
+    counted = inferred.count.bincount(minlength=4).tolist()
+    error = (scenes.images[:, None] / 255 - inferred.canvases).square().mean((0, 2, 3, 4))
+    assert whole["counted"] == counted and whole["squared_error"] == pytest.approx(error.tolist(), rel=1e-5)
+
+
+def test_accumulators_are_those_that_apply(make_model, scenes):
+    def topics(model, scenes):
+        return {type(accumulator) for accumulator in accumulators(model, scenes)}
+
+    unknown = replace(scenes, counts=torch.full_like(scenes.counts, -1))
+    no_boxes = replace(scenes, boxes=torch.zeros_like(scenes.boxes))
+    table = Table(image_size=16).generate(False, 4, (0, 1, 2))
+    assert topics(make_model(), scenes) >= {ScaleOffset, Boxes} and Poses not in topics(make_model(), scenes)
+    assert Boxes not in topics(make_model(), unknown) | topics(make_model(), no_boxes)
+    assert Boxes in topics(make_model(), no_boxes[scenes.counts == 0])  # known: there are none
+    assert topics(SceneAIR(2, 0.35, View(image_size=16)), table) >= {Poses, Boxes}
+    assert ScaleOffset not in topics(SceneAIR(2, 0.35, View(image_size=16)), table)
+
+
+def test_chunks_together_are_all_scenes(make_model, scenes, monkeypatch):
+    """Metrics that depend on no draws are the same for any size of the chunks."""
+    model = with_various_counts(make_model(count_prior=0.3))
+    whole = evaluate(model, scenes, iw_particles=2, refined=True)
+    monkeypatch.setattr("air.evaluation.evaluate.CHUNK", 7)
+    chunks = evaluate(model, scenes, iw_particles=2, refined=True)
+    drawn = ("elbo", "log_likelihood", "kl_", "mean_count", "iw_bound", "count_accuracy_sampled", "box_ap50")
+    for name in whole:
+        if not name.startswith(drawn):
+            found, expected = (torch.tensor(metrics[name], dtype=torch.float64) for metrics in (chunks, whole))
+            torch.testing.assert_close(found, expected)
+    assert min(whole["counted"][:2]) > 0 and chunks["iw_scenes"] == len(scenes) and chunks.keys() == whole.keys()

@@ -1,0 +1,226 @@
+"""The accumulators, and the functions they are made of."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from air.evaluation.metrics import (
+    BLANK,
+    Accumulator,
+    Boxes,
+    Counts,
+    Failures,
+    ImportanceWeightedBound,
+    Poses,
+    average_precision,
+    failures,
+    iw_bound,
+    match,
+    probability_of,
+)
+from air.models.base import Inference
+from air.models.distributions import log_count_probs
+
+
+class TestMatch:
+    def test_pairs_are_one_to_one_and_the_best_overlap_comes_first(self):
+        boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30]]])
+        truth = torch.tensor([[[0.0, 0, 10, 10], [25, 20, 35, 30]]])
+        everything = torch.ones(1, 3, dtype=torch.bool)
+        iou, matched = match(boxes, everything, truth, everything[:, :2])
+        # The second box overlaps the first true box, which is taken.
+        assert iou.tolist() == [[1.0, 0.0, pytest.approx(50 / 150)]]
+        assert matched[0, [0, 2]].tolist() == [0, 1]
+
+    def test_absent_boxes_match_nothing(self):
+        boxes = torch.tensor([[[0.0, 0, 4, 4], [4, 4, 8, 8]]]).repeat(2, 1, 1)
+        present = torch.tensor([[True, False], [True, True]])
+        true_present = torch.tensor([[True, True], [False, True]])
+        iou, matched = match(boxes, present, boxes, true_present)
+        assert iou.tolist() == [[1, 0], [0, 1]] and (matched[0, 0], matched[1, 1]) == (0, 1)
+
+
+class TestAveragePrecision:
+    def test_known_curves(self):
+        """Ranked hit, miss, hit, the precisions are 1, 1/2, 2/3. Ranked miss, hit, hit, they are 0, 1/2, 2/3, and the
+        first hit is credited with the largest precision at any later rank.
+        """
+        score = torch.tensor([0.2, 0.9, 0.5])
+        assert average_precision(torch.tensor([True, True, False]), score, 4) == pytest.approx((1 + 2 / 3) / 4)
+        assert average_precision(torch.tensor([True, False, True]), score, 4) == pytest.approx((2 / 3 + 2 / 3) / 4)
+        assert average_precision(torch.tensor([False, True, True]), score, 4) == pytest.approx((1 + 1) / 4)
+
+    def test_limits(self):
+        none = torch.zeros(0, dtype=torch.bool)
+        assert average_precision(torch.ones(5, dtype=torch.bool), torch.rand(5), 5) == pytest.approx(1)
+        assert average_precision(torch.zeros(5, dtype=torch.bool), torch.rand(5), 5) == 0
+        assert average_precision(none, torch.zeros(0), 5) == 0
+        assert average_precision(none, torch.zeros(0), 0) == 1
+        assert average_precision(torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0) == 0
+
+
+@pytest.fixture
+def failed():
+    """What was inferred in six scenes, and their true boxes. One scene each: correct; its second object is blank; one
+    object split in two halves; two objects merged; no object found; an empty scene.
+    """
+    one, other, both = [10.0, 10, 20, 20], [22.0, 10, 32, 20], [10.0, 10, 32, 20]
+    upper, lower, none = [10.0, 10, 20, 15], [10.0, 14, 20, 20], [0.0] * 4
+    truth = torch.tensor([[one, other], [one, none], [one, none], [one, other], [one, none], [none, none]])
+    boxes = torch.tensor([[other, one], [one, upper], [upper, lower], [both, none], [none, none], [none, none]])
+    z_pres = (boxes[..., 2] > 0).float()
+    canvases = torch.zeros(6, 3, 1, 40, 40)
+    canvases[:, 1:, :, 12, 12] = 0.8
+    canvases[:, 2, :, 13, 13] = 0.8
+    canvases[1, 2, :, 13, 13] = BLANK / 2
+    unused = torch.zeros(6)
+    return Inference(count=z_pres.sum(-1).long(), count_probs=unused, z_pres=z_pres, z_where=unused, z_what=unused,
+                     boxes=boxes, reconstruction=unused, canvases=canvases), truth
+
+
+def test_failures_by_name(failed):
+    found = {name: images.nonzero().flatten().tolist() for name, images in failures(*failed).items()}
+    assert found == {"blank": [1], "split": [2], "merged": [3], "collapsed": [4]}
+
+
+def test_probability_of_a_count_is_0_where_it_is_unknown_or_beyond_the_model():
+    q = torch.tensor([[0.2, 0.8]]).repeat(4, 1)
+    assert probability_of(torch.tensor([0, 1, 2, -1]), q).tolist() == pytest.approx([0.2, 0.8, 0, 0])
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_iw_bound_is_the_log_mean_weight_summed_over_counts(make_model, images, particles):
+    """A weight is Σ_n p(n) p(x | n) Π_{t<=n} p(z_t) / q(z_t), here from torch's own densities."""
+    model = make_model(count_prior=0.4)
+    torch.manual_seed(3)
+    bound = iw_bound(model, images, particles)
+    torch.manual_seed(3)
+    rollout = model.rollout(images, particles=particles)
+    ratio = sum((Normal(z.prior_loc, z.prior_scale).log_prob(z.value)
+                 - Normal(z.loc, z.scale).log_prob(z.value)).sum(-1) for z in rollout.latents.values())  # (B K, N)
+    weights = torch.zeros(len(images) * particles, dtype=torch.float64)
+    for n in range(4):
+        log_weight = model.count_prior.log_probs[n] + rollout.log_likelihood[:, n] + ratio[:, :n].sum(-1)
+        weights += log_weight.detach().exp()
+    torch.testing.assert_close(bound, weights.view(len(images), particles).mean(-1).log())
+
+
+def test_iw_bound_exceeds_the_elbo_and_rises_with_particles(make_model, images):
+    model = make_model(count_prior=0.4)
+    many = images.repeat(100, 1, 1, 1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        bounds = [iw_bound(model, many, k).mean().item() for k in (1, 4, 16)]
+        rollout = model.rollout(many)
+        log_q = log_count_probs(rollout.logits)
+        elbo = (log_q.exp() * (rollout.log_likelihood + model.count_prior.log_probs - log_q)).sum(-1)
+        for z in rollout.latents.values():
+            elbo = elbo - (log_q.exp()[:, 1:].flip(-1).cumsum(-1).flip(-1) * z.kl()).sum(-1)
+    assert elbo.mean().item() < bounds[0] < bounds[1] < bounds[2]
+
+
+class MeanAndAll(Accumulator[torch.Tensor]):
+    """The values' mean, and all values."""
+
+    def update(self, batch):
+        self.add({"mean": batch})
+        self.append({"all": batch})
+
+    def compute(self):
+        return self.means() | {"all": torch.cat(self.values["all"]).tolist()}
+
+
+def accumulated(*batches):
+    accumulator = MeanAndAll()
+    for batch in batches:
+        accumulator.update(torch.tensor(batch))
+    return accumulator
+
+
+class TestAccumulator:
+    def test_merged_processes_equal_one_process(self):
+        """Sums add up and values follow in the order of the processes, one of which has had no batch."""
+        merged = accumulated([1.0, 2.0])
+        for other in (accumulated(), accumulated([3.0], [6.0, 8.0])):
+            merged.merge(pickle.loads(pickle.dumps(other)))  # as it is sent between processes
+        assert merged.compute() == accumulated([1.0, 2.0], [3.0], [6.0, 8.0]).compute()
+        assert merged.compute() == {"mean": 4.0, "all": [1.0, 2.0, 3.0, 6.0, 8.0]}
+        first = accumulated()
+        first.merge(merged)
+        assert first.compute() == merged.compute()
+
+    def test_sums_are_in_float64(self):
+        assert accumulated([2.0**24], [1.0]).compute()["mean"] == (2**24 + 1) / 2
+
+    def test_a_mean_over_no_scene_is_left_out(self):
+        assert accumulated([]).compute() == {"all": []}
+
+    def test_a_mean_is_over_the_scenes_that_its_values_are_of(self):
+        accumulator = MeanAndAll()
+        accumulator.add({"known": torch.tensor([True]), "all": torch.tensor([[1, 0], [0, 1], [0, 1], [0, 1]])})
+        assert accumulator.means() == {"known": 1.0, "all": [0.25, 0.75]}
+
+
+def counts_batch(count, truth, refined=None):
+    """What `Counts` reads of a batch; q(n) is certain of 1."""
+    count, truth = torch.tensor(count), torch.tensor(truth)
+    return SimpleNamespace(inference=SimpleNamespace(count=count), scenes=SimpleNamespace(counts=truth),
+                           q=torch.tensor([0.0, 1, 0]).repeat(len(count), 1), count_known=truth >= 0,
+                           refined_count=None if refined is None else torch.tensor(refined))
+
+
+def test_counts_of_two_batches():
+    counts = Counts(num_steps=2, max_count=3)
+    counts.update(counts_batch([0, 1, 2], [0, 1, -1], refined=[1, 1, 1]))
+    counts.update(counts_batch([2, 2], [3, 1], refined=[2, 1]))
+    assert counts.compute() == {"counted": [1, 1, 3], "count_accuracy_map": 0.5, "count_accuracy_sampled": 0.5,
+                                "count_accuracy_refined": 0.5,
+                                "confusion": [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]]}
+
+
+def test_counts_without_truth_are_only_counted():
+    counts = Counts(num_steps=2, max_count=-1)
+    counts.update(counts_batch([0, 2], [-1, -1]))
+    assert counts.compute() == {"counted": [1, 0, 1]}
+
+
+def test_failures_are_shares_of_the_scenes(failed):
+    inferred, truth = failed
+    batch = SimpleNamespace(inference=inferred, scenes=SimpleNamespace(boxes=truth),
+                            count_known=torch.tensor([True, True, True, True, False, False]))
+    known, unknown = Failures(boxes_known=True), Failures(boxes_known=False)
+    for accumulator in (known, unknown):
+        accumulator.update(batch)
+    assert known.compute() == {"blank": 1 / 6, "split": 1 / 4, "merged": 1 / 4, "collapsed": 0}
+    assert unknown.compute() == {"blank": 1 / 6}
+
+
+def test_boxes_that_were_missed_have_iou_0():
+    """Two scenes with two true objects each and three inferred ones, one of them in a scene of unknown count."""
+    boxes = Boxes()
+    boxes.update(SimpleNamespace(
+        matched_iou=torch.tensor([[0.8, 0.4], [0.6, 0.0]]), comparable=torch.tensor([[True, True], [False, False]]),
+        rollout=SimpleNamespace(logits=torch.tensor([[3.0, 1.0], [3.0, 1.0]])),
+        scenes=SimpleNamespace(counts=torch.tensor([2, -1])), count_known=torch.tensor([True, False])))
+    assert boxes.compute() == {"box_iou": pytest.approx((0.8 + 0.4) / 2), "box_ap50": 0.5}
+
+
+def test_poses_without_a_match_have_no_metrics():
+    poses = Poses()
+    unused = torch.zeros(1)
+    inferred = Inference(count=unused, count_probs=unused, z_pres=unused, z_where=torch.zeros(1, 1, 4),
+                         z_what=torch.zeros(1, 1, 3), boxes=unused, reconstruction=unused, canvases=unused)
+    none = torch.zeros(1, 1)
+    poses.update(SimpleNamespace(inference=inferred, matched_iou=none, matched=none.long(),
+                                 scenes=SimpleNamespace(labels=none.long(), poses=torch.zeros(1, 1, 4))))
+    assert poses.compute() == {}
+
+
+def test_the_bound_is_averaged_over_the_scenes_it_is_of():
+    bound = ImportanceWeightedBound(particles=7)
+    bound.update(torch.tensor([-1.0, -3.0]))
+    bound.update(torch.tensor([-5.0]))
+    assert bound.compute() == {"iw_bound": -3.0, "iw_particles": 7, "iw_scenes": 3}
