@@ -158,7 +158,23 @@ def worker(process, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
-def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on_from_there(torchrun, tmp_path):
+def test_a_killed_worker_ends_the_run_with_a_message(torchrun, tmp_path):
+    train_and_kill(torchrun, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers by /proc")
+@pytest.mark.slow
+def test_a_run_with_a_killed_worker_is_resumed_from_its_checkpoint(torchrun, tmp_path):
+    parts, reached = train_and_kill(torchrun, tmp_path)
+    resumed = torchrun("--resume", parts)
+    said, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert f"steps {reached} to 60" in said and "in 2 processes" in said and said.count("step 60/60") == 1
+    assert load_checkpoint(parts)[1]["step"] == 60 and (parts / "metrics.json").exists()
+
+
+def train_and_kill(torchrun, tmp_path):
+    """Kill one of two processes after the first checkpoint: the run's folder and the step of its checkpoint."""
     parts = tmp_path / "parts"
     process = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 60, "--run.eval-every", 5,
                        "--run.checkpoint-every", 5, "--out", parts)
@@ -172,12 +188,7 @@ def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on_from_there(torchru
     assert "another process of this run has died" in errors and f"{parts / 'checkpoint.pt'} holds" in errors
     reached = load_checkpoint(parts)[1]["step"]
     assert len(load_checkpoint(parts)[1]["processes"]) == 2 and not (parts / "metrics.json").exists()
-
-    resumed = torchrun("--resume", parts)
-    said, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, errors
-    assert f"steps {reached} to 60" in said and "in 2 processes" in said and said.count("step 60/60") == 1
-    assert load_checkpoint(parts)[1]["step"] == 60 and (parts / "metrics.json").exists()
+    return parts, reached
 
 
 @pytest.mark.slow

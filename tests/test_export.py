@@ -3,9 +3,10 @@ import torch
 
 import air
 
+EVERYTHING = {"guide": "difference", "background": True, "channels": 3}
 
-@pytest.mark.parametrize("options", [{}, {"guide": "difference", "background": True, "channels": 3},
-                                     {"guide": "search"}])
+
+@pytest.mark.parametrize("options", [{}, {"guide": "search"}, pytest.param(EVERYTHING, marks=pytest.mark.slow)])
 def test_the_program_gives_what_infer_gives(make_model, images, tmp_path, options):
     model = make_model(count_prior=0.5, **options).float()
     images = images.float().expand(-1, model.channels, -1, -1)

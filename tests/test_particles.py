@@ -47,6 +47,7 @@ def test_sampled_counts_are_unbiased_while_exploring(toy_images, name):
     assert ((expected - exact_bound_gradient(toy_images, 2)).abs() > 8 * standard_error).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
 def test_variance_is_inversely_proportional_to_the_draws(toy_images, name):
     one, four = (mean_gradient(SAMPLED[name](particles=PARTICLES, draws=draws), toy_images)[1] for draws in (1, 4))

@@ -50,7 +50,8 @@ def test_every_estimator_of_the_count_trains_it(table_images, identity, estimato
     assert {"kl_where", "kl_turn", "kl_what", "kl_pres"} <= set(metrics)
 
 
-@pytest.mark.parametrize("identity", SHAPE_ESTIMATORS)
+@pytest.mark.parametrize("identity", ["local", *(pytest.param(name, marks=pytest.mark.slow)
+                                                 for name in SHAPE_ESTIMATORS if name != "local")])
 def test_compiled_without_graph_breaks_loss_and_gradients_are_the_same(table_images, identity):
     """A graph break would also rule out a CUDA graph: it is where a step waits for the device."""
     results = []
