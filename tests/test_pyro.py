@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import air
-from air.checkpoints import CheckpointError
+from air.files import CheckpointError
 from air.models.spatial import image_to_window
 from tests.conftest import SMALL
 

@@ -1,13 +1,12 @@
 """Read checkpoints of Pyro's examples/air: a `state_dict` saved by its `main.py --save`."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from air.checkpoints import CheckpointError
+from air.files import CheckpointError, load_tensors
 from air.models.air import AIR
 from air.models.guides import RecurrentGuide
 from air.models.networks import RecurrentNet
@@ -37,11 +36,7 @@ def load_pyro_checkpoint(path: str | Path, **keywords: Any) -> AIR:
             imply; the message lists all of them.
         ValueError: another guide than "recurrent".
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is not a checkpoint that can be read: {reason}") from error
+    state = load_tensors(Path(path))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is not a state_dict of Pyro's AIR: expected tensors by name")
     model = AIR(**keywords)
