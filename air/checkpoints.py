@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from air.config import Config, config_from_dict
 from air.files import CheckpointError, atomic_write, load_tensors
@@ -65,6 +66,14 @@ def checkpoint_path(path: str | Path) -> Path:
     return path / FILE_NAME if path.is_dir() else path
 
 
+def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load a state_dict from a checkpoint. Raises CheckpointError: it is not that of this module."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights do not fit the model: {' '.join(str(error).split())}") from None
+
+
 def load(path: str | Path) -> AIR:
     """A trained model of 2D scenes, in eval mode on the CPU.
 
@@ -91,6 +100,6 @@ def _load(path: str | Path) -> CountingModel:
     config, content = load_checkpoint(path)
     model = build_model(config.model)
     prefix = "model."
-    model.load_state_dict({name.removeprefix(prefix): value for name, value in content["objective"].items()
-                           if name.startswith(prefix)})
+    load_weights(model, {name.removeprefix(prefix): value for name, value in content["objective"].items()
+                         if name.startswith(prefix)})
     return model.eval()

@@ -9,6 +9,7 @@ from air.config import with_settings
 from air.files import CheckpointError
 from air.recipe import build_model, build_objective
 from air.settings import to_dict
+from air.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -76,6 +77,16 @@ def test_settings_of_another_version_are_named(make_config, tmp_path):
     torch.save({"format": FORMAT, "config": config}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="settings that this version does not know: .*momentum"):
         load_checkpoint(tmp_path)
+
+
+def test_weights_of_another_model_are_named(saved, dataset, tmp_path):
+    config, state = load_checkpoint(tmp_path)
+    state["objective"]["model.extra"] = state["objective"].pop("model.z_where_init")
+    save_checkpoint(tmp_path / "checkpoint.pt", config, state)
+    with pytest.raises(CheckpointError, match="weights do not fit the model: .*z_where_init.*extra"):
+        air.load(tmp_path)
+    with pytest.raises(CheckpointError, match="weights do not fit the model"):
+        Trainer(config, dataset, tmp_path, state)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from air.checkpoints import FILE_NAME, save_checkpoint
+from air.checkpoints import FILE_NAME, load_weights, save_checkpoint
 from air.config import Config
 from air.data import Dataset, Scenes
 from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
@@ -57,6 +57,7 @@ class Trainer:
             state: of a checkpoint to continue from, as if the run had never stopped.
         Raises:
             ValueError: a setting does not fit the device or the number of processes.
+            CheckpointError: the state is not that of this configuration.
         """
         optim, seed = config.optim, config.run.seed
         self.device = setup(config.run.device)
@@ -226,7 +227,7 @@ class Trainer:
         return f"{saved} holds the last good step" if saved.exists() else "no checkpoint had been written"
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.objective.load_state_dict(state["objective"])
+        load_weights(self.objective, state["objective"])
         self.take_step.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         processes = state["processes"]
