@@ -109,14 +109,13 @@ def fresh_run(arguments: CommandLine) -> Trainer:
     if arguments.out and (Path(arguments.out) / "config.json").exists():
         raise SettingsError(f"--out {arguments.out} already holds a run: name another folder, or continue that run: "
                             f"--resume {arguments.out}")
-    asked = arguments.config
+    asked = on_device(arguments.config)
     if arguments.dataset == "auto":
         assert isinstance(asked.data, MultiMNIST)
         data, reason = rank_zero_first(partial(mnist_or_sprites, asked.data))
         if reason and not rank():
             print(f"train.py: WARNING: training on {data.name}: {reason}", file=sys.stderr)
         asked = replace(asked, data=data)
-    asked = on_device(asked)
     dataset = rank_zero_first(lambda: load_dataset(asked.data))
     config = resolve(asked, dataset)
     before = flat(asked)
@@ -127,8 +126,9 @@ def fresh_run(arguments: CommandLine) -> Trainer:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"runs/{dataset.name}-{config.estimator.name}-seed{config.run.seed}-{stamp}"
     out = gather(Path(arguments.out or name))[0]
-    out.mkdir(parents=True, exist_ok=True)
-    return Trainer(config, dataset, out)
+    trainer = Trainer(config, dataset, out)
+    out.mkdir(parents=True, exist_ok=True)  # not before: a refused run leaves no folder behind
+    return trainer
 
 
 def resumed_run(argv: Sequence[str] | None) -> Trainer:

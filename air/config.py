@@ -8,7 +8,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
@@ -227,6 +227,12 @@ ESTIMATOR_SETTINGS: dict[str, type[AnyEstimatorSettings]] = {
     "nvil": NVILSettings, "enumerate": EnumerateSettings, "vimco": VIMCOSettings}
 
 
+# By group of settings: whose they are, in the words of the command line.
+FAMILIES: dict[str, Mapping[str, Any]] = {
+    "data": DATASETS, "estimator": ESTIMATOR_SETTINGS,
+    "model": {"2D scenes": AIRSettings, "3D scenes": SceneSettings}}
+
+
 @settings
 class Config:
     """All that determines a run, as written to config.json and the checkpoint."""
@@ -304,6 +310,7 @@ def parse(argv: Sequence[str] | None, resumed: Config | None = None) -> CommandL
     else:
         base = CommandLine(default_config(chosen.dataset if chosen.dataset in DATASETS else "multi-mnist",
                                           chosen.estimator if chosen.estimator in ESTIMATOR_SETTINGS else "nvil"))
+    _refuse_settings_of_others(argv, base.config)
     return tyro.cli(CommandLine, args=argv, default=base, prog="train.py",
                     config=(tyro.conf.AvoidSubcommands,))
 
@@ -314,6 +321,18 @@ def peek(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag, default in (("--dataset", "auto"), ("--estimator", "nvil"), ("--resume", None)):
         parser.add_argument(flag, default=default)
     return parser.parse_known_args(argv)[0]
+
+
+def _refuse_settings_of_others(argv: Sequence[str], config: Config) -> None:
+    """End the command if a flag is a setting of another data set, estimator or model, and say of which."""
+    known = flat(config)
+    for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
+        group, _, name = flag.removeprefix("--").replace("-", "_").partition(".")
+        owners = [owner for owner, settings_class in FAMILIES.get(group, {}).items()
+                  if name.removeprefix("no_") in {field.name for field in fields(settings_class)}]
+        if owners and f"{group}.{name.removeprefix('no_')}" not in known:
+            short_flag = {"data": "--dataset ", "estimator": "--estimator "}.get(group, "")
+            fail("train.py", f"{flag} is a setting of {short_flag}{', '.join(owners)}")
 
 
 def fail(program: str, message: object) -> NoReturn:

@@ -33,7 +33,8 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         SettingsError: the settings do not fit each other or the data set.
     """
     if config.optim.batch_size > len(dataset.train):
-        raise SettingsError(f"--batch-size {config.optim.batch_size} exceeds the {len(dataset.train)} training scenes")
+        raise SettingsError(f"--batch-size {config.optim.batch_size} exceeds the {len(dataset.train)} training scenes: "
+                            "use a smaller one")
     model: ModelSettings
     if isinstance(config.model, AIRSettings):
         model, default_steps = _resolve_air(config, config.model, dataset), STEPS[config.estimator.name]

@@ -97,8 +97,6 @@ def said(capsys, arguments):
     (["--guide", "magic"], "invalid choice 'magic'"),
     (["--no-such-flag"], "Unrecognized options: --no-such-flag"),
     (["--optim.lrr", "3"], "Perhaps you meant: --optim.lr"),
-    (["--dataset", "sprites", "--data.noise", "0.1"], "Unrecognized options: --data.noise"),
-    (["--estimator", "enumerate", "--estimator.draws", "3"], "Unrecognized options: --estimator.draws"),
 ])
 def test_what_is_said_of_wrong_arguments(capsys, arguments, message):
     assert message in said(capsys, arguments)

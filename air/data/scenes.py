@@ -90,7 +90,7 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
     if len(pending):
         raise DataError(f"no room for {int(counts[pending].max())} objects on a {image_size} x {image_size} canvas: "
                         f"{len(pending)} of {len(counts)} scenes could not be laid out, {failures} times in a row; "
-                        "use smaller counts or allow them to overlap")
+                        "use smaller counts, smaller objects or, where the data set has it, --data.overlap loose")
 
     present = (member >= 0)[..., None]
     boxes = np.where(present, (tight + np.tile(corners, 2))[member], 0)
