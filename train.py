@@ -28,7 +28,7 @@ try:
     from air.distributed import cleanup, gather, rank, rank_zero_first, setup, world_size
     from air.files import CheckpointError
     from air.recipe import resolve
-    from air.settings import SettingsError, flat
+    from air.settings import SettingsError, changes
     from air.training.trainer import Interrupted, Trainer, TrainingError
 except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
@@ -118,11 +118,10 @@ def fresh_run(arguments: CommandLine) -> Trainer:
         asked = replace(asked, data=data)
     dataset = rank_zero_first(lambda: load_dataset(asked.data))
     config = resolve(asked, dataset)
-    before = flat(asked)
-    chosen = ", ".join(f"{path} {value:g}" if isinstance(value, float) else f"{path} {value}"
-                       for path, value in flat(config).items() if value != before[path])
     if not rank():
-        print(f"chosen for this data set: {chosen}")
+        print("chosen for this data set: " + ", ".join(
+            f"{path} {value:g}" if isinstance(value, float) else f"{path} {value}"
+            for path, value in changes(asked, config).items()))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"runs/{dataset.name}-{config.estimator.name}-seed{config.run.seed}-{stamp}"
     out = gather(Path(arguments.out or name))[0]
@@ -141,8 +140,7 @@ def resumed_run(argv: Sequence[str] | None) -> Trainer:
     path = peek(argv).resume
     own, state = load_checkpoint(path)
     arguments = parse(argv, resumed=own)
-    before, after = flat(own), flat(arguments.config)
-    changed = sorted(name for name in after if after[name] != before[name] and name not in CHANGEABLE)
+    changed = sorted(changes(own, arguments.config).keys() - CHANGEABLE)
     changed += [name for name, same in (("out", not arguments.out), ("dataset", arguments.dataset == own.data.name),
                                         ("estimator", arguments.estimator == own.estimator.name)) if not same]
     if changed:

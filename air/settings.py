@@ -82,6 +82,12 @@ def flat(some: Any, prefix: str = "") -> dict[str, Any]:
     return paths
 
 
+def changes(before: Any, after: Any) -> dict[str, Any]:
+    """The settings of `after` that differ from those of `before`, by path."""
+    old = flat(before)
+    return {path: value for path, value in flat(after).items() if value != old[path]}
+
+
 def sentence(error: ValidationError) -> str:
     """The first thing that is wrong, such as "optim.lr: input should be greater than 0, got -1.0"."""
     first = error.errors(include_url=False)[0]
