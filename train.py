@@ -23,12 +23,13 @@ from typing import Any
 
 try:
     from air.checkpoints import FILE_NAME, checkpoint_path, load_checkpoint
-    from air.config import CommandLine, Config, fail, parse, peek, with_settings
+    from air.config import AIRSettings, Config, with_settings
     from air.data import DataError, Dataset, MultiMNIST, load_dataset, mnist_or_sprites
+    from air.data.settings import SettingsError, changes, flag_names
     from air.distributed import cleanup, gather, rank, rank_zero_first, setup, world_size
     from air.files import CheckpointError
     from air.recipe import resolve
-    from air.settings import SettingsError, changes
+    from air.training.command_line import CommandLine, fail, parse, peek
     from air.training.trainer import Interrupted, Trainer, TrainingError
 except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
@@ -42,9 +43,9 @@ CHANGEABLE = {"run.device", "data.root", "data.file", "optim.steps"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line, and say where the results are."""
     try:
-        trainer = resumed_run(argv) if peek(argv).resume else fresh_run(parse(argv))
+        trainer = fresh_run(parse(argv)) if peek(argv).resume is None else resumed_run(argv)
     except (DataError, CheckpointError, ValueError, OSError) as error:
-        fail("train.py", error)
+        fail(error)
     try:
         with redirect_stdout(None if rank() else sys.stdout):  # only rank 0 prints
             train(trainer)
@@ -91,11 +92,13 @@ def report(config: Config, metrics: dict[str, Any], out: Path) -> None:
         print(f"scenes with {' or '.join(map(str, getattr(config.data, 'unseen_counts')))} objects, which do not occur "
               f"in training: counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")
     offset = metrics.get("scale_offset", 0)
-    if abs(offset) > SCALE_OFFSET:
-        larger, above = ("larger", "above") if offset < 0 else ("smaller", "below")
+    if abs(offset) > SCALE_OFFSET and isinstance(config.model, AIRSettings):
+        larger, above, below = ("larger", "above", "below") if offset < 0 else ("smaller", "below", "above")
+        advice = f"a --model.scale-prior-mean {below} {config.model.scale_prior_mean:.3g}"
+        if "object_size" in flag_names(type(config.data)):
+            advice = f"a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}"
         print(f"train.py: WARNING: the objects found are {larger} than the scale prior says, by {abs(offset):.1f} of "
-              f"its sds on average: try a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}",
-              file=sys.stderr)
+              f"its sds on average: try {advice}", file=sys.stderr)
     print(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
 
 
@@ -139,6 +142,7 @@ def resumed_run(argv: Sequence[str] | None) -> Trainer:
     """
     path = peek(argv).resume
     own, state = load_checkpoint(path)
+    own = with_settings(own, {"run.device": "auto"})  # whatever this machine has, unless --device says otherwise
     arguments = parse(argv, resumed=own)
     changed = sorted(changes(own, arguments.config).keys() - CHANGEABLE)
     changed += [name for name, same in (("out", not arguments.out), ("dataset", arguments.dataset == own.data.name),
@@ -150,7 +154,7 @@ def resumed_run(argv: Sequence[str] | None) -> Trainer:
     if config.optim.steps is not None and config.optim.steps < state["step"]:
         raise SettingsError(f"--steps {config.optim.steps}: the run has already taken {state['step']}")
     dataset: Dataset = rank_zero_first(lambda: load_dataset(config.data))
-    return Trainer(config, dataset, checkpoint_path(path).parent, state)
+    return Trainer(resolve(config, dataset), dataset, checkpoint_path(path).parent, state)
 
 
 def on_device(config: Config) -> Config:

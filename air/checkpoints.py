@@ -7,17 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from air.config import Config, config_from_dict
+from air.data.settings import SettingsError, to_dict
 from air.files import CheckpointError, atomic_write, load_tensors
 from air.models.air import AIR
 from air.models.base import CountingModel
 from air.recipe import build_model
 from air.scenes3d.model import SceneAIR
-from air.settings import SettingsError, to_dict
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = 8
 # Which versions read the formats before this one.
 READERS = {**dict.fromkeys(range(1, 7), "an earlier commit of air 0.1.0"), 7: "air 0.1.0 (commit a34ee63)"}
+
+
+PARTS = ("objective", "optimizer", "step", "seconds", "processes")  # of a run's state
 
 
 def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:
@@ -26,7 +29,7 @@ def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:
     Args:
         path: the file.
         config: the run's.
-        state: plain containers and tensors, with the estimator's state_dict as "objective".
+        state: plain containers and tensors by the names in PARTS; "objective" is the estimator's state_dict.
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
@@ -54,6 +57,8 @@ def load_checkpoint(path: str | Path) -> tuple[Config, dict[str, Any]]:
         reader = READERS.get(found) if isinstance(found, int) else None
         raise CheckpointError(f"{path} has checkpoint format {found}, expected {FORMAT}"
                               + (f": read it with {reader}" if reader else ""))
+    if missing := {"config", *PARTS} - content.keys():
+        raise CheckpointError(f"{path} is incomplete: it holds no {', '.join(sorted(missing))}")
     try:
         return config_from_dict(content["config"]), content
     except SettingsError as error:

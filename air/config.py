@@ -1,22 +1,21 @@
-"""The configuration of a run: every setting, declared once, and the command line that follows from it.
+"""The configuration of a run: every setting, declared once; `air/training/command_line.py` makes flags of them.
 
 A field that is None is chosen by `air.recipe.resolve` from the data set and the other settings. Data sets declare their
 own settings in `air/data/`.
 """
 
-import argparse
 import difflib
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, NoReturn
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import Field
 from tyro.conf import Suppress
 
 from air.data import DATASETS, AnyDataSettings, MultiMNIST
-from air.settings import (
+from air.data.settings import (
+    Finite,
     Fraction,
     LayerSizes,
     NonNegativeInt,
@@ -34,7 +33,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def short(*flags: str) -> Any:
-    """A setting's further flags beside its path."""
+    """Short flags for a setting, in addition to its path."""
     return tyro.conf.arg(aliases=flags)
 
 
@@ -44,7 +43,8 @@ class AIRSettings:
 
     name: Suppress[Literal["air"]] = "air"
     guide: Annotated[GuideName, short("--guide")] = "recurrent"
-    """What proposes the next object: the paper's LSTM, the same at what is left (DAIR), or a convolutional search."""
+    """What proposes the next object. recurrent: an LSTM that reads the image (the paper's AIR); difference: an LSTM
+    that reads the residual (DAIR); search: convolutions over the residual."""
     num_steps: PositiveInt | None = None
     """The most objects an image can hold (None: one more than training shows; 4 where counts are unknown)."""
     window_size: PositiveInt = 28
@@ -65,7 +65,7 @@ class AIRSettings:
     """Hidden layers of nvil's baseline."""
     non_linearity: str = "ReLU"
     """Name of a class in torch.nn."""
-    decoder_output_bias: float | None = None
+    decoder_output_bias: Finite | None = None
     """Added to the decoder's output."""
     decoder_output_use_sigmoid: bool = False
     """Pass the decoder's output through a sigmoid."""
@@ -79,7 +79,7 @@ class AIRSettings:
     """Leave out the KLs of absent objects."""
     use_baselines: bool = True
     """nvil learns an input-dependent baseline."""
-    baseline_scalar: float | None = None
+    baseline_scalar: Finite | None = None
     """Multiplies the baseline's output."""
     count_prior: PositiveFraction = 1e-8
     """k of the count prior p(n) ∝ k^n."""
@@ -87,7 +87,7 @@ class AIRSettings:
     """Mean of the prior of s in z_where (None: 1 / object_size)."""
     scale_prior_sd: Positive | None = None
     """Standard deviation of the prior of s (None: a thirtieth of 1 / object_size)."""
-    pos_prior_mean: float = 0.0
+    pos_prior_mean: Finite = 0.0
     """Mean of the prior of x and y in z_where."""
     pos_prior_sd: Positive = 1.0
     """Standard deviation of the prior of x and y."""
@@ -167,7 +167,7 @@ class NVILSettings(EstimatorSettings):
     """Subtract a running mean from the learning signal."""
     normalise: bool = False
     """Divide the learning signal by a running standard deviation."""
-    signal_scale: float = 1.0
+    signal_scale: Finite = 1.0
     """Multiplies the learning signal."""
 
 
@@ -197,7 +197,7 @@ class OptimSettings:
     baseline_lr: Positive = 1e-2
     """The learning rate of nvil's baseline at the first step."""
     shift: NonNegativeInt = 0
-    """Move each training image at random by up to so many pixels along each axis."""
+    """Move each training image at random by up to this many pixels along each axis."""
     learn_count_prior: bool = False
     """Let the count prior follow the inferred counts from half of the training on."""
     learn_count_prior_from: Suppress[NonNegativeInt | None] = None
@@ -222,15 +222,10 @@ class RunSettings:
 
 
 ModelSettings = AIRSettings | SceneSettings
-AnyEstimatorSettings = EnumerateSettings | NVILSettings | VIMCOSettings
-ESTIMATOR_SETTINGS: dict[str, type[AnyEstimatorSettings]] = {
-    "nvil": NVILSettings, "enumerate": EnumerateSettings, "vimco": VIMCOSettings}
+AnyEstimatorSettings = NVILSettings | EnumerateSettings | VIMCOSettings
+ESTIMATOR_SETTINGS: dict[str, type[AnyEstimatorSettings]] = {kind.name: kind for kind in get_args(AnyEstimatorSettings)}
 
-
-# By group of settings: whose they are, in the words of the command line.
-FAMILIES: dict[str, Mapping[str, Any]] = {
-    "data": DATASETS, "estimator": ESTIMATOR_SETTINGS,
-    "model": {"2D scenes": AIRSettings, "3D scenes": SceneSettings}}
+DEFAULT_ESTIMATOR = "nvil"  # the paper's
 
 
 @settings
@@ -244,15 +239,15 @@ class Config:
     run: RunSettings = RunSettings()
 
 
-def default_config(dataset: str = "multi-mnist", estimator: str = "nvil") -> Config:
+def default_config(dataset: str = "multi-mnist", estimator: str = DEFAULT_ESTIMATOR) -> Config:
     """The recipe's settings for a data set and an estimator, by their names.
 
     Raises:
         SettingsError: there is no such data set or estimator.
     """
-    for name, names in ((dataset, DATASETS), (estimator, ESTIMATOR_SETTINGS)):
+    for kind, name, names in (("data set", dataset, DATASETS), ("estimator", estimator, ESTIMATOR_SETTINGS)):
         if name not in names:
-            raise SettingsError(f"there is no {name!r}; choose from {', '.join(names)}")
+            raise SettingsError(f"there is no {kind} {name!r}; choose from {', '.join(names)}")
     model = SceneSettings() if dataset.startswith("scenes-") else AIRSettings()
     return Config(data=DATASETS[dataset](), model=model, estimator=ESTIMATOR_SETTINGS[estimator]())
 
@@ -276,66 +271,3 @@ def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
         group, _, name = path.partition(".")
         config = replace(config, **{group: replace(getattr(config, group), **{name: value})})
     return config
-
-
-# ---- the command line ------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class CommandLine:
-    """Train Attend, Infer, Repeat."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    dataset: Literal["auto", "multi-mnist", "sprites", "omniglot", "folder", "npz", "scenes-single",
-                     "scenes-table"] = "auto"
-    """auto: multi-mnist where MNIST is there or can be downloaded, else sprites. Its settings: --data.*"""
-    estimator: Literal["nvil", "enumerate", "vimco"] = "nvil"
-    """How the count is learned. Its settings: --estimator.*"""
-    out: str | None = None
-    """The run's folder (None: a new one under runs/)."""
-    resume: str | None = None
-    """Continue the run in this folder, or from this checkpoint, with its own settings."""
-
-
-def parse(argv: Sequence[str] | None, resumed: Config | None = None) -> CommandLine:
-    """Parse the arguments of train.py; exits with code 2 and a message where they are wrong.
-
-    Args:
-        argv: None for the process's own.
-        resumed: the settings of the run that --resume names: what the arguments leave out is as in that run.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    chosen = peek(argv)
-    if resumed is not None:
-        base = CommandLine(resumed, resumed.data.name, resumed.estimator.name)
-    else:
-        base = CommandLine(default_config(chosen.dataset if chosen.dataset in DATASETS else "multi-mnist",
-                                          chosen.estimator if chosen.estimator in ESTIMATOR_SETTINGS else "nvil"))
-    _refuse_settings_of_others(argv, base.config)
-    return tyro.cli(CommandLine, args=argv, default=base, prog="train.py",
-                    config=(tyro.conf.AvoidSubcommands,))
-
-
-def peek(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments that decide which other arguments there are: dataset, estimator and resume."""
-    parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
-    for flag, default in (("--dataset", "auto"), ("--estimator", "nvil"), ("--resume", None)):
-        parser.add_argument(flag, default=default)
-    return parser.parse_known_args(argv)[0]
-
-
-def _refuse_settings_of_others(argv: Sequence[str], config: Config) -> None:
-    """End the command if a flag is a setting of another data set, estimator or model, and say of which."""
-    known = flat(config)
-    for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
-        group, _, name = flag.removeprefix("--").replace("-", "_").partition(".")
-        owners = [owner for owner, settings_class in FAMILIES.get(group, {}).items()
-                  if name.removeprefix("no_") in {field.name for field in fields(settings_class)}]
-        if owners and f"{group}.{name.removeprefix('no_')}" not in known:
-            short_flag = {"data": "--dataset ", "estimator": "--estimator "}.get(group, "")
-            fail("train.py", f"{flag} is a setting of {short_flag}{', '.join(owners)}")
-
-
-def fail(program: str, message: object) -> NoReturn:
-    """End a command because of a user's mistake: one line on stderr, exit code 2."""
-    print(f"{program}: error: {message}", file=sys.stderr)
-    sys.exit(2)

@@ -1,6 +1,7 @@
 """One run in several processes, started by `torchrun`: ranks, and the few collectives that a run needs.
 
-All processes must call `gather`, `mean`, `any_of` and `rank_zero_first`. Without torchrun each is the identity.
+All processes must call `gather`, `mean`, `any_of` and `rank_zero_first`. Without torchrun they act on this process
+alone.
 """
 
 import os

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
 from air.checkpoints import load, load_checkpoint
-from air.config import fail
 from air.data.custom import SUFFIXES, fit, image_files, placement, read
 from air.data.scenes import DataError
 from air.distributed import setup
@@ -198,14 +197,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def fail(message: object) -> NoReturn:
+    """End the command because of a user's mistake: one line on stderr, exit code 2."""
+    print(f"air.predict: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.batch_size < 1:
-        fail("air.predict", f"--batch-size must be at least 1, got {args.batch_size}")
+        fail(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.codes and not args.json:
-        fail("air.predict", "--codes are written to --json: name a file for it")
+        fail("--codes are written to --json: name a file for it")
     broken = 0
     try:
         device, files = setup(args.device), find_images(args.images)
@@ -222,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     output.add(*each)
             output.end()
     except (DataError, CheckpointError, ValueError, OSError) as error:
-        fail("air.predict", error)
+        fail(error)
     if broken:
         sys.exit(1)
 

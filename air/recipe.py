@@ -8,12 +8,12 @@ from typing import Any
 
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
 from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
+from air.data.settings import SettingsError
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
 from air.scenes3d.model import SceneAIR
-from air.settings import SettingsError
 
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 SCENE_STEPS = 3000  # of 3D scenes
@@ -78,6 +78,9 @@ def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Est
 
 def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSettings:
     channels, x_size = dataset.train.images.shape[1:3]
+    if (model.channels or channels, model.x_size or x_size) != (channels, x_size):  # resolved for other data
+        raise SettingsError(f"the model reads images of {model.channels} x {model.x_size} x {model.x_size}, "
+                            f"{dataset.name} has {channels} x {x_size} x {x_size}: use the data of the run")
     most, most_unseen = int(dataset.train.counts.max()), max(getattr(config.data, "unseen_counts", ()), default=0)
     object_size: float = getattr(config.data, "object_size", OBJECT_SIZE)
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
@@ -92,13 +95,15 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
 def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> SceneSettings:
     if dataset.train.poses is None:
         raise SettingsError(f"{dataset.name} has no poses: the model of 3D scenes needs a 3D data set")
+    if not dataset.train.counts.any():
+        raise SettingsError("no scene has an object: add a count above 0 to --data.counts")
     if config.optim.shift:
         raise SettingsError("--optim.shift: 3D scenes cannot be shifted")
     if config.estimator.particles > 1:
         raise SettingsError("the shapes of 3D scenes are learned with one particle: use nvil or enumerate")
     num_steps = max(1, int(dataset.train.counts.max()), *getattr(config.data, "unseen_counts", ()))
     return _fill(model, num_steps=num_steps, object_size=dataset.train.poses[..., 3].max().item(),
-                 guide="search" if num_steps > 1 else "recurrent",  # slow at placing several objects
+                 guide="search" if num_steps > 1 else "recurrent",  # recurrent is slow to place several objects
                  identity="enumerate" if num_steps == 1 else "local")
 
 

@@ -131,13 +131,18 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="a checkout")
     parser.add_argument("after", type=Path, help="another one")
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), metavar="RUN")
     parser.add_argument("--keep", type=Path, help="keep the runs of `before` there, and reuse those that are finished")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the runs in both checkouts and print what differs."""
+    args = build_parser().parse_args(argv)
     different = 0
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.only:

@@ -140,7 +140,7 @@ def dataset(scenes):
 @pytest.fixture
 def few_scenes(monkeypatch):
     """The real commands on a handful of scenes and with small networks."""
-    monkeypatch.setattr("air.config.default_config", few_scenes_config)
+    monkeypatch.setattr("air.training.command_line.default_config", few_scenes_config)
 
 
 def few_scenes_config(dataset="multi-mnist", estimator="nvil"):

@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 
-from air.config import parse
+from air.training.command_line import parse
 from experiments.catalogue import EXPERIMENTS
 from experiments.records import load_results
 

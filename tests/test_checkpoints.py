@@ -5,10 +5,8 @@ import torch
 
 import air
 from air.checkpoints import FORMAT, load_checkpoint, save_checkpoint
-from air.config import with_settings
 from air.files import CheckpointError
 from air.recipe import build_model, build_objective
-from air.settings import to_dict
 from air.training.trainer import Trainer
 
 
@@ -19,7 +17,8 @@ def saved(make_config, tmp_path):
     config = make_config()
     model = build_model(config.model)
     save_checkpoint(tmp_path / "checkpoint.pt", config,
-                    {"objective": build_objective(config.estimator, model).state_dict(), "step": 3})
+                    {"objective": build_objective(config.estimator, model).state_dict(), "step": 3, "optimizer": {},
+                     "seconds": 0.0, "processes": []})
     return config, model
 
 
@@ -71,10 +70,10 @@ def test_another_format_is_named_and_so_is_the_version_that_reads_it(tmp_path, o
         load_checkpoint(tmp_path)
 
 
-def test_settings_of_another_version_are_named(make_config, tmp_path):
-    config = to_dict(with_settings(make_config(), {"optim.steps": 3}))
-    config["optim"]["momentum"] = 0.9
-    torch.save({"format": FORMAT, "config": config}, tmp_path / "checkpoint.pt")
+def test_settings_of_another_version_are_named(saved, tmp_path):
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["config"]["optim"]["momentum"] = 0.9
+    torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="settings that this version does not know: .*momentum"):
         load_checkpoint(tmp_path)
 
@@ -87,6 +86,15 @@ def test_weights_of_another_model_are_named(saved, dataset, tmp_path):
         air.load(tmp_path)
     with pytest.raises(CheckpointError, match="weights do not fit the model"):
         Trainer(config, dataset, tmp_path, state)
+
+
+@pytest.mark.parametrize("part", ["config", "objective", "processes"])
+def test_an_incomplete_checkpoint_is_named(saved, tmp_path, part):
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content[part]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=f"is incomplete: it holds no {part}"):
+        air.load(tmp_path)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):

@@ -42,6 +42,7 @@ def said(capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["--device", "cuda"], "--device cuda: torch sees no CUDA device; use --device cpu, or auto"),
     (["--resume", "nowhere"], "there is no checkpoint at nowhere"),
+    (["--resume", ""], "there is no checkpoint at checkpoint.pt"),
     (["--dataset", "folder", "--data.root", "nowhere"],
      "nowhere is not a folder: name one that holds PNG or JPEG files with --data.root"),
     (["--dataset", "folder"], "--dataset folder: name the folder of images with --data.root"),

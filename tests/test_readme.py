@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import train
-from air import config, predict
+from air import predict
+from air.training.command_line import parse
+from tests import compare_checkouts
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def blocks(page, language):
@@ -65,13 +67,15 @@ def test_commands_are_taken(command, monkeypatch):
     if command[0] == "make":
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.M)
     elif command[:2] == ["python", "train.py"]:
-        config.parse(command[2:])
+        parse(command[2:])
     elif command[:3] == ["python", "-m", "air.predict"]:
         predict.build_parser().parse_args(command[3:])
     elif command[:3] == ["python", "-m", "pytest"]:
-        assert (ROOT / command[3]).exists()
+        assert command[3:] == ["-m", "slow"] or (ROOT / command[3]).exists()
+    elif command[:2] == ["python", "tests/compare_checkouts.py"]:
+        compare_checkouts.build_parser().parse_args(command[2:])
     elif command[:2] in (["python", "-m"], ["python", "benchmarks/bench_step.py"]):
         name, arguments = (command[2], command[3:]) if command[1] == "-m" else ("benchmarks.bench_step", command[2:])
         importlib.import_module(name).build_parser().parse_args(arguments)
     else:
-        assert command[0] in ("tensorboard", "pip", "git")
+        assert command[0] in ("tensorboard", "pip", "git", ".")

@@ -6,8 +6,8 @@ import torch
 from air import AIR, SceneAIR
 from air.config import default_config, with_settings
 from air.data import Dataset
+from air.data.settings import SettingsError
 from air.recipe import STEPS, build_model, build_objective, resolve
-from air.settings import SettingsError
 
 SMALL_BATCH = {"optim.batch_size": 8}
 
@@ -75,6 +75,9 @@ def test_scenes_in_3d(chosen, scenes):
             chosen(changes, estimator, "scenes-table", replace(scenes, poses=poses))
     with pytest.raises(SettingsError, match="toy has no poses"):
         chosen(dataset="scenes-table")
+    empty = replace(scenes, counts=0 * scenes.counts, poses=poses)
+    with pytest.raises(SettingsError, match="no scene has an object"):
+        chosen(dataset="scenes-table", train=empty)
 
 
 @pytest.mark.parametrize("estimator", list(STEPS))
@@ -83,6 +86,12 @@ def test_every_setting_reaches_the_model_and_the_estimator(chosen, estimator):
     objective = build_objective(config.estimator, build_model(config.model))
     assert isinstance(objective.model, AIR) and objective.model.decode.mlp[0].in_features == 7
     assert (objective.revive, objective.particles) == (0.25, config.estimator.particles)
+
+
+def test_other_data_than_the_model_was_resolved_for_is_an_error(chosen, scenes):
+    other = replace(scenes, images=torch.zeros(40, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(SettingsError, match="reads images of 1 x 12 x 12, other has 3 x 16 x 16"):
+        resolve(chosen(), Dataset("other", other, other))
 
 
 def test_a_batch_larger_than_the_data_set_is_an_error(chosen):

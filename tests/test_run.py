@@ -56,7 +56,7 @@ def test_a_run_is_recorded_with_its_command_and_configuration():
     result = run.run(5, arguments)
     assert result["command"] == f"python train.py {' '.join(arguments)} --seed 5 --run.eval-every 100"
     assert (result["seed"], result["config"]["run"]["seed"], result["config"]["data"]["name"]) == (5, 5, "sprites")
-    assert result["config"]["optim"]["steps"] == 2 and 0 <= result["metrics"]["count_accuracy_map"] <= 1
+    assert result["config"]["optim"]["steps"] == 2
     assert json.loads(json.dumps(result)) == result
 
 

@@ -104,8 +104,8 @@ def test_own_images_of_unknown_counts(tmp_path, capsys):
     assert "steps 2 to 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("offset, words", [(-3.0, ["larger than", "by 3.0 of its sds", "object-size above 0.333"]),
-                                           (2.6, ["smaller than", "--data.object-size below 0.333"]), (-2.4, [])])
+@pytest.mark.parametrize("offset, words", [(-3.0, ["larger", "by 3.0 of its sds", "--model.scale-prior-mean below 3"]),
+                                           (2.6, ["smaller than", "--model.scale-prior-mean above 3"]), (-2.4, [])])
 def test_a_scale_prior_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch, offset, words):
     monkeypatch.setattr("air.training.trainer.evaluate", lambda *args, **kwargs: {
         **evaluate(*args, **kwargs), "scale_offset": offset})

@@ -1,7 +1,7 @@
 """Data sets by name: one settings dataclass each, all of which load the same `Scenes`."""
 
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -19,9 +19,7 @@ __all__ = ["DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "DataError", "DataSettings",
 
 DataSettings = MultiMNIST | Sprites | Omniglot | Folder | Npz | SingleObject | Table
 AnyDataSettings = Annotated[DataSettings, Field(discriminator="name")]
-DATASETS: dict[str, type[DataSettings]] = {
-    "multi-mnist": MultiMNIST, "sprites": Sprites, "omniglot": Omniglot, "folder": Folder, "npz": Npz,
-    "scenes-single": SingleObject, "scenes-table": Table}
+DATASETS: dict[str, type[DataSettings]] = {kind.name: kind for kind in get_args(DataSettings)}
 
 
 def load_dataset(settings: DataSettings) -> Dataset:

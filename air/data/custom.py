@@ -15,7 +15,7 @@ from tyro.conf import Suppress
 
 from air.data.dataset import Dataset
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.settings import PositiveFraction, settings
+from air.data.settings import PositiveFraction, settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 COUNTS_FILE = "counts.csv"
@@ -25,7 +25,7 @@ NAMED = 5  # unreadable files named in a message; the others are counted
 
 @settings
 class Folder:
-    """Your own images: a folder of PNG and JPEG files, optionally with counts.csv."""
+    """Custom images: a folder of PNG and JPEG files, optionally with counts.csv."""
 
     name: Suppress[Literal["folder"]] = "folder"
     root: str = ""
@@ -35,7 +35,7 @@ class Folder:
     object_size: PositiveFraction = OBJECT_SIZE
     """An object's side as a share of the image's."""
     invert: bool = False
-    """The objects are dark on a bright ground."""
+    """The objects are dark on a bright background."""
 
     def load(self) -> Dataset:
         """Every tenth image, in the order of names, is held out.
@@ -50,7 +50,7 @@ class Folder:
 
 @settings
 class Npz:
-    """Your own arrays: an .npz file with images and, optionally, counts and boxes."""
+    """Custom arrays: an .npz file with images and, optionally, counts and boxes."""
 
     name: Suppress[Literal["npz"]] = "npz"
     file: str = ""
@@ -58,7 +58,7 @@ class Npz:
     object_size: PositiveFraction = OBJECT_SIZE
     """An object's side as a share of the image's."""
     invert: bool = False
-    """The objects are dark on a bright ground."""
+    """The objects are dark on a bright background."""
 
     def load(self) -> Dataset:
         """Every tenth image is held out.
@@ -84,7 +84,7 @@ def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
     Args:
         size: side of the square in pixels; padding and transparent pixels are black.
         grey: convert to one channel, else to three.
-        invert: dark objects on a bright ground become bright ones on a dark ground.
+        invert: dark objects on a bright background become bright ones on a dark background.
     """
     opaque = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     image = image.convert("L" if grey else "RGB")
@@ -156,14 +156,14 @@ def load_arrays(file: Path, invert: bool) -> Scenes:
         file: holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, uint8 or floats in [0, 1]; and
             optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels, 0 where
             absent.
-        invert: dark objects on a bright ground become bright ones on a dark ground.
+        invert: dark objects on a bright background become bright ones on a dark background.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{file} cannot be read as an .npz file ({' '.join(str(error).split())})") from error
     if "images" not in found:
         raise DataError(f"{file} holds no array named images, only {', '.join(found) or 'none'}")

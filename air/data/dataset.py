@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tyro.conf import Suppress
 
 from air.data.scenes import DataError, Scenes
-from air.settings import Counts, PositiveInt, settings, to_dict
+from air.data.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
 
 HELD_OUT = 10_000  # scenes
 _SPLIT = {"name", "root", "train_scenes", "held_out_scenes", "counts", "unseen_counts"}
@@ -37,7 +37,7 @@ class Generated(ABC):
     """Scenes with a number of objects drawn uniformly from `counts`."""
 
     name: Suppress[str]
-    counts: Counts = (0, 1, 2)
+    counts: SomeCounts = (0, 1, 2)
     """Numbers of objects that occur."""
     unseen_counts: Counts = ()
     """Numbers of objects that do not occur in training: held-out scenes with them are counted at the end."""

@@ -26,11 +26,11 @@ from air.data.scenes import (
     compose,
     draw_counts,
 )
-from air.settings import NonNegative, PositiveFraction, PositiveInt, settings
+from air.data.settings import NonNegative, PositiveFraction, PositiveInt, settings
 
 DIGIT_SIZE = 28
-# A digit's image, whose side it fills to 20/28, has 28/s pixels a side, s ~ Normal(1.3, 0.1), as the reference's
-# generator: that is for the usual object's side, in pixels, and in proportion for any other.
+# MNIST draws a digit 20 pixels high in an image of 28. A scene scales that image to 28/s pixels, s ~ Normal(1.3, 0.1)
+# as the reference's generator, for the default object size and in proportion to it for others.
 SCALE_MEAN, SCALE_SD = 1.3, 0.1
 USUAL_SIDE = IMAGE_SIZE * OBJECT_SIZE
 

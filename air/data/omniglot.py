@@ -14,13 +14,13 @@ from tyro.conf import Suppress
 from air.data.cache import cached
 from air.data.dataset import Dataset, RootField
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.settings import PositiveFraction, settings
+from air.data.settings import PositiveFraction, settings
 
 HELD_OUT_EVERY = 5  # every fifth character is held out, with all its drawings
 
 
 def omniglot_files(root: str | Path) -> list[Path]:
-    """The drawings of Omniglot's background set, downloaded where `root` does not hold them, or some of them.
+    """The drawings of Omniglot's background set, downloaded if its folder is missing.
 
     Raises:
         DataError: there is none, and they cannot be downloaded.

@@ -113,8 +113,8 @@ def add_backdrop(rng: np.random.Generator, scenes: Scenes, kind: Backdrop) -> Sc
     """Put a backdrop behind the objects, which cover it in proportion to their brightness.
 
     Args:
-        kind: "grey": one level all over, uniform in [0.1, 0.5]; "grid": lines at a level like that, one
-            pixel wide and 5 to 8 pixels apart, from anywhere; "noise": each pixel's level uniform in [0, 0.5].
+        kind: "grey": one level all over, uniform in [0.1, 0.5]; "grid": lines at such a level, one pixel
+            wide and 5 to 8 pixels apart, with a random offset; "noise": each pixel's level uniform in [0, 0.5].
     """
     if kind == "black":
         return scenes

@@ -1,4 +1,4 @@
-"""Scenes of shapes on a table, made by the renderer in its sharp limit, with who stands where as the truth."""
+"""Scenes of shapes on a table, made by the renderer in its sharp limit, with the objects' poses as ground truth."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,12 +14,12 @@ from tyro.conf import Suppress
 from air.data.cache import cached
 from air.data.dataset import Generated
 from air.data.scenes import DataError, Scenes, draw_counts
+from air.data.settings import Counts, SomeCounts, settings
 from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
-from air.settings import Counts, settings
 
 SIZE = 0.35  # half of an object's height
 APART = 2 * SIZE * 2**0.5 + 0.05  # between two objects' middles: boxes do not touch however they are turned
-FINER = 2  # pixels are averages of so many a side
+FINER = 2  # supersampling: a pixel averages FINER x FINER rays
 SHARP = 1e4
 CHUNK = 200  # scenes at a time
 MAX_TRIES = 10_000
@@ -30,7 +30,7 @@ class Table(Generated):
     """Spheres, boxes and cylinders that stand apart on a table; shapes and poses are uniform. Needs no data."""
 
     name: Suppress[Literal["scenes-table"]] = "scenes-table"
-    counts: Counts = (0, 1, 2, 3)
+    counts: SomeCounts = (0, 1, 2, 3)
     """Numbers of objects that occur."""
     image_size: Suppress[int] = View().image_size
 

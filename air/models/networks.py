@@ -70,14 +70,18 @@ class _Product(torch.autograd.Function):
 
 
 def non_linearity_class(name: str) -> type[nn.Module]:
-    """Look up a class of torch.nn by name.
+    """Look up a class of torch.nn by name, such as "ReLU".
 
     Raises:
-        ValueError: torch.nn has no such class.
+        ValueError: torch.nn has no such class, or it cannot be built without arguments.
     """
-    if not hasattr(nn, name):
-        raise ValueError(f"torch.nn has no non-linearity named {name!r}")
-    return getattr(nn, name)
+    found = getattr(nn, name, None)
+    try:
+        if isinstance(found, type) and isinstance(found(), nn.Module):
+            return found
+    except TypeError:  # a layer with sizes, such as Linear
+        pass
+    raise ValueError(f"torch.nn has no non-linearity named {name!r}")
 
 
 class MLP(nn.Sequential):

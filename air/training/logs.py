@@ -78,10 +78,10 @@ class NoOpLogger:
     """For processes other than rank 0: writes nothing."""
 
     def step(self, elbo: Tensor) -> None:
-        """See RunLogger."""
+        """Does nothing."""
 
     def evaluation(self, *what: Any) -> None:
-        """See RunLogger."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """See RunLogger."""
+        """Does nothing."""

@@ -23,7 +23,7 @@ Result = tuple[Tensor, Metrics]  # an objective's loss and metrics
 class TrainStep:
     """Takes steps on batches of the images, which stay on the device; owns the optimiser and its learning rates.
 
-    A step is hundreds of small kernels, whose launches on CUDA would take longer than they do. So after a few steps it
+    A step is hundreds of small kernels; on CUDA, launching them takes longer than running them. So after a few steps it
     is captured as a CUDA graph and replayed from then on: what changes from step to step (indices, rates, exploration)
     is written into the same memory, the random numbers go on from replay to replay, and nothing waits for the device.
     Several processes run each step uncaptured.
@@ -72,6 +72,7 @@ class TrainStep:
         """Load what `state_dict` gave, on this or on another device."""
         self.optimizer.load_state_dict(state)
         self._place_lrs()
+        self.taken, self.replay = 0, None  # a graph captured before reads the old state
 
     def __call__(self, indices: Tensor, lr_scale: float = 1.0) -> Result:
         """Take a step on the images at these indices.

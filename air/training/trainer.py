@@ -13,13 +13,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 from air.checkpoints import FILE_NAME, load_weights, save_checkpoint
 from air.config import Config
 from air.data import Dataset, Scenes
+from air.data.settings import to_dict
 from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
 from air.files import atomic_write
 from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
-from air.settings import to_dict
 from air.training.batches import EpochSampler, RunningMeans
 from air.training.interrupts import interrupt_flag
 from air.training.logs import NoOpLogger, RunLogger
@@ -150,7 +150,7 @@ class Trainer:
         self.objective.exploration.fill_(exploration(self.config, self.step))
         loss, metrics = self.take_step(self.sampler.indices(self.step), lr_scale(self.config, self.step))
         follow_from = self.config.optim.learn_count_prior_from
-        if follow_from is not None and self.step >= follow_from:
+        if self.config.optim.learn_count_prior and follow_from is not None and self.step >= follow_from:
             shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
             self.model.count_prior.follow(mean(torch.stack(shares)))
         self.step += 1
@@ -193,7 +193,7 @@ class Trainer:
             pictures["second_view"] = second_view_picture(self.model, scenes[shown])
         if self.dataset.unseen is not None:
             pictures["unseen"] = reconstruction_picture(self.model, self.dataset.unseen[:PICTURE_SCENES])
-        if self.config.optim.learn_count_prior_from is not None:
+        if self.config.optim.learn_count_prior:
             pictures["samples"] = sample_picture(self.model)
         return pictures
 

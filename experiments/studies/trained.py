@@ -1,7 +1,6 @@
 """Trained models shared by the studies: a run is trained once and kept under runs/."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -27,7 +26,8 @@ def trained(kind: str, seed: int, runs: Path, data_root: str) -> air.AIR:
         data_root: the folder that holds MNIST.
     """
     out = run_folder(kind, seed, runs)
-    train_if_missing(out, [*shlex.split(KINDS[kind]), "--seed", str(seed)], AIR_DATA_ROOT=data_root)
+    place = [] if kind == "sprites" else ["--data.root", data_root]
+    train_if_missing(out, [*shlex.split(KINDS[kind]), "--seed", str(seed)], place)
     return air.load(out)
 
 
@@ -41,17 +41,16 @@ def run_folder(kind: str, seed: int, runs: Path) -> Path:
     return runs / f"{kind}-{seed}"
 
 
-def train_if_missing(out: Path, arguments: Sequence[str], **environment: str) -> None:
+def train_if_missing(out: Path, arguments: Sequence[str], place: Sequence[str] = ()) -> None:
     """Train a run into `out` unless it is complete; an interrupted run is resumed.
 
     Args:
-        arguments: of train.py, without --out.
-        environment: environment variables to set.
+        arguments: of train.py for a new run, without --out.
+        place: further arguments that a resumed run needs as well: where the data are.
     Raises:
         subprocess.CalledProcessError: train.py failed.
     """
     if not (out / "metrics.json").exists():
         resume = (out / "checkpoint.pt").exists()
-        subprocess.run([sys.executable, str(ROOT / "train.py"),
-                        *(["--resume", str(out)] if resume else [*arguments, "--out", str(out)])],
-                       env={**os.environ, **environment}, check=True)
+        how = ["--resume", str(out)] if resume else [*arguments, "--out", str(out)]
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *how, *place], check=True)

@@ -11,11 +11,12 @@ marks a field without a flag: it follows from the data or from another setting.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform
+from tyro.conf import Suppress
 
 T = TypeVar("T")
 
@@ -23,11 +24,13 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 LayerSizes = tuple[PositiveInt, ...]
 # Each once, in ascending order: the scenes depend on which counts occur, not on how they were written.
 Counts = Annotated[tuple[NonNegativeInt, ...], AfterValidator(lambda counts: tuple(sorted(set(counts))))]
+SomeCounts = Annotated[Counts, Field(min_length=1)]
 
 
 class SettingsError(ValueError):
@@ -82,6 +85,13 @@ def flat(some: Any, prefix: str = "") -> dict[str, Any]:
     return paths
 
 
+def flag_names(kind: type) -> set[str]:
+    """Names of a class's settings that have a flag: those that are not marked `Suppress`."""
+    hints = get_type_hints(kind, include_extras=True)
+    (suppressed,) = get_args(Suppress[int])[1:]
+    return {field.name for field in dataclasses.fields(kind) if suppressed not in get_args(hints[field.name])[1:]}
+
+
 def changes(before: Any, after: Any) -> dict[str, Any]:
     """The settings of `after` that differ from those of `before`, by path."""
     old = flat(before)
@@ -89,9 +99,8 @@ def changes(before: Any, after: Any) -> dict[str, Any]:
 
 
 def sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, such as "optim.lr: input should be greater than 0, got -1.0"."""
+    """The first error in one sentence, such as "lr: input should be greater than 0, got -1.0"."""
     first = error.errors(include_url=False)[0]
-    # A discriminated union puts the chosen class's name into the path; a name of a setting is a str without dashes.
     path = ".".join(str(part) for part in first["loc"])
     message = first["msg"][:1].lower() + first["msg"][1:]
     return f"{path}: {message}, got {first['input']!r}" if path else message
