@@ -71,7 +71,8 @@ def run_killed_at(step, trainer):
 def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_path, estimator, options, steps, every,
                                                    killed_at, checkpoint_at):
     config = make_config(estimator, {**options, "optim.steps": steps, "run.checkpoint_every": every,
-                                     "optim.learn_count_prior_from": 6 if estimator == "vimco" else None})
+                                     "optim.learn_count_prior": estimator == "vimco",
+                                     "optim.learn_count_prior_from": 6})
     Trainer(config, dataset, tmp_path / "whole").run()
     parts = tmp_path / "parts"
     run_killed_at(killed_at, Trainer(config, dataset, parts))
@@ -155,7 +156,7 @@ def test_the_rate_may_stay_or_fall_in_part(make_config, dataset, tmp_path):
 
 
 def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_config, dataset, tmp_path):
-    config = make_config(changes={"optim.learn_count_prior_from": 3})
+    config = make_config(changes={"optim.learn_count_prior": True, "optim.learn_count_prior_from": 3})
     Trainer(config, dataset, tmp_path / "whole").run()
     assert (tmp_path / "whole" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert EventAccumulator(str(tmp_path / "whole")).Reload().Tags()["images"] == ["reconstructions", "samples"]
