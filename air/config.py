@@ -27,8 +27,8 @@ from air.data.settings import (
     from_dict,
     settings,
 )
+from air.models.guides import GuideName
 
-GuideName = Literal["recurrent", "difference", "search"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
 

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="multi-mnist, sprites (default: both)")
-    parser.add_argument("--data.root", "--data-root", dest="data_root", default=data_root(),
+    parser.add_argument("--data.root", dest="data_root", default=data_root(),
                         help="folder that holds MNIST/raw ($AIR_DATA_ROOT, or data)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--scenes", type=int, default=SCENES, help=f"default: {SCENES}")

@@ -173,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="seconds of training after which to give up (default: 3600)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--data.root", "--data-root", dest="data_root", default=data_root(),
+    parser.add_argument("--data.root", dest="data_root", default=data_root(),
                         help="folder that holds MNIST/raw ($AIR_DATA_ROOT, or data)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return parser

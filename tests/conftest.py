@@ -24,6 +24,10 @@ from air.data.dataset import Generated
 SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_hidden_size": 8, "encoder_net": [7],
          "decoder_net": [7], "bl_predict_net": [5], "likelihood_sd": 0.3}
 
+# Arguments of train.py in a process of its own, on as few scenes and with as small networks as `few_scenes` gives here.
+FEW = ["--data.train-scenes", "64", "--data.held-out-scenes", "24", "--model.rnn-hidden-size", "16",
+       "--model.embed-net", "16"]
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

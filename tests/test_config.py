@@ -126,12 +126,28 @@ def test_settings_cannot_be_changed_and_have_no_other_names():
         config_from_dict({**to_dict(default_config()), "data": {"name": "multi-mnist", "overlap": "tight"}})
 
 
-@pytest.mark.parametrize("settings, built", [
-    (AIRSettings, AIR), (SceneSettings, SceneAIR),
-    *((ESTIMATOR_SETTINGS[name], ESTIMATORS[name]) for name in ESTIMATORS)])
+BUILT = [(AIRSettings, AIR), (SceneSettings, SceneAIR),
+         *((ESTIMATOR_SETTINGS[name], ESTIMATORS[name]) for name in ESTIMATORS)]
+
+
+@pytest.mark.parametrize("settings, built", BUILT)
 def test_settings_have_the_names_of_the_keywords(settings, built):
     keywords = set(inspect.signature(built).parameters)
     names = {field.name for field in dataclasses.fields(settings)} - {"name", "exploration_steps"}
     assert names <= keywords
     not_to_set = {"model", "view", "encoder", "decoder"}
     assert keywords - names <= not_to_set
+
+
+RECIPE = {  # where the recipe departs from the constructors' defaults, which are the paper's or the reference's
+    AIRSettings: {"encoder_net", "decoder_net", "count_prior", "scale_prior_mean", "scale_prior_sd", "likelihood_sd"},
+    SceneSettings: {"guide", "identity", "count_prior"}}
+
+
+@pytest.mark.parametrize("settings, built", BUILT)
+def test_defaults_are_the_constructor_s_unless_the_recipe_departs_from_them(settings, built):
+    parameters = inspect.signature(built).parameters
+    different = {field.name for field in dataclasses.fields(settings)
+                 if field.name in parameters and parameters[field.name].default is not inspect.Parameter.empty
+                 and getattr(settings(), field.name) != parameters[field.name].default}
+    assert different - {"channels"} == RECIPE.get(settings, {"exploration", "revive"})

@@ -19,12 +19,10 @@ from air.config import with_settings
 from air.distributed import any_of, cleanup, gather, mean, rank, rank_zero_first, setup, world_size
 from air.evaluation import evaluate as evaluation
 from air.training.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import FEW, SMALL
 from tests.test_trainer import assert_identical, everything, run_killed_at
 
 ROOT = Path(__file__).parent.parent
-FEW = ["--data.train-scenes", "64", "--data.held-out-scenes", "24", "--model.rnn-hidden-size", "16",
-       "--model.embed-net", "16"]
 
 
 def test_a_process_alone_hears_itself():

@@ -18,14 +18,13 @@ import train
 from air.checkpoints import load_checkpoint
 from air.evaluation.evaluate import evaluate
 from air.scenes3d.guides import SceneSearchGuide
+from tests.conftest import FEW
 
 ROOT = Path(__file__).parent.parent
 SPRITES = ["--dataset", "sprites", "--batch-size", "8"]
 
 
 pytestmark = pytest.mark.usefixtures("few_scenes")
-FEW = ["--data.train-scenes", "64", "--data.held-out-scenes", "24", "--model.rnn-hidden-size", "16",
-       "--model.embed-net", "16"]
 
 
 def start(arguments, output):

@@ -35,6 +35,11 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def has_box(self) -> Tensor:
+        """Which boxes are there, (M, L) bool."""
+        return self.boxes[..., 2] > self.boxes[..., 0]
+
     def __getitem__(self, index: Any) -> "Scenes":
         """Select scenes by a slice, a mask or a tensor of indices."""
         return Scenes(**{name: value[index] for name, value in self.arrays().items()})

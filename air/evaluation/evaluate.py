@@ -111,7 +111,7 @@ def accumulators(model: CountingModel, scenes: Scenes) -> list[Accumulator[Batch
         One new accumulator per topic.
     """
     counts = scenes.counts[scenes.counts >= 0]
-    boxes_known = len(counts) > 0 and bool((scenes.boxes[..., 2] > scenes.boxes[..., 0]).any() or not counts.any())
+    boxes_known = len(counts) > 0 and bool(scenes.has_box.any() or not counts.any())
     chosen: list[tuple[Accumulator[Batch], bool]] = [
         (ElboTerms(), True),
         (SquaredError(), True),
@@ -142,7 +142,7 @@ def run_model(model: CountingModel, scenes: Scenes, refined: bool) -> Batch:
     if refined and isinstance(model, AIR):
         refined_count = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
     comparable = (inference.z_pres > 0) & (scenes.counts >= 0)[:, None]  # (B, N)
-    true_present = scenes.boxes[..., 2] > scenes.boxes[..., 0]  # (B, L)
+    true_present = scenes.has_box  # (B, L)
     matched_iou, matched = match(inference.boxes, comparable, scenes.boxes, true_present)
     return Batch(model, scenes, images, inference, rollout, elbo_terms(model, rollout), comparable, matched_iou,
                  matched, refined_count)

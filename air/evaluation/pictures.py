@@ -93,7 +93,7 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
     """
     device = next(model.parameters()).device
     inferred = model.infer(scenes.images.to(device))
-    true_present = (scenes.boxes[..., 2] > scenes.boxes[..., 0]) & (scenes.counts[:, None] > 0)
+    true_present = scenes.has_box & (scenes.counts[:, None] > 0)
     columns = [draw_boxes(scenes.images, scenes.boxes, true_present, (TRUTH_COLOUR,)),
                draw_boxes(inferred.reconstruction, inferred.boxes, inferred.z_pres, STEP_COLOURS)]
     headings = ["input, true boxes" if true_present.any() else "input", "reconstruction"]

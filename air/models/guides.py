@@ -16,7 +16,7 @@ Source: Eslami et al. (2016), sections 2.2 and 3.2, for the first two.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from air.models.networks import MLP, LSTMState, Product, RecurrentNet, non_linearity_class
 from air.models.spatial import pixel_centres
 
-GUIDES = ("recurrent", "difference", "search")
+GuideName = Literal["recurrent", "difference", "search"]
+GUIDES = get_args(GuideName)
 
 
 class Proposal(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.models.guides import Attention
+from air.models.guides import GUIDES, Attention
 from air.models.networks import MLP, LSTMState, RecurrentNet, fold, non_linearity_class
 from air.models.spatial import image_to_window
 from air.scenes3d.renderer import REACH, View, unproject
@@ -190,9 +190,6 @@ class SceneSearchGuide(SceneGuide):
         where = math.sqrt(2) * place.clamp(-MAX_PLACE, MAX_PLACE).erfinv()
         correction, turn = loc.split((WHERE, TURN), -1)
         return Proposal(logits, what, torch.cat((correction + where.repeat(1, len(SHAPES)), turn), -1), scale)
-
-
-GUIDES = ("recurrent", "difference", "search")
 
 
 def make_guide(name: str, view: View, object_size: float, features: int, rnn_hidden_size: int, hidden: Sequence[int],

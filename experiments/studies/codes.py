@@ -49,7 +49,7 @@ def objects(model: air.AIR, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
     codes, labels, glimpses = [], [], []
     for start in range(0, len(scenes), CHUNK):
         chunk = scenes[start:start + CHUNK]
-        seen, there = model.infer(chunk.images), chunk.boxes[..., 2] > chunk.boxes[..., 0]
+        seen, there = model.infer(chunk.images), chunk.has_box
         iou, truth = match(seen.boxes, seen.z_pres > 0, chunk.boxes, there)
         scene, step = (iou >= 0.5).nonzero(as_tuple=True)
         codes.append(seen.z_what[scene, step])
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.studies.codes", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="multi-mnist", choices=tuple(PROPERTIES))
-    parser.add_argument("--data.root", "--data-root", dest="data_root", default=data_root(),
+    parser.add_argument("--data.root", dest="data_root", default=data_root(),
                         help="folder that holds MNIST/raw ($AIR_DATA_ROOT, or data)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the models' runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))

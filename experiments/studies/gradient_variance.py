@@ -195,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.studies.gradient_variance", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="multi-mnist", choices=("multi-mnist", "sprites"))
-    parser.add_argument("--data.root", "--data-root", dest="data_root", default=data_root(),
+    parser.add_argument("--data.root", dest="data_root", default=data_root(),
                         help="folder that holds MNIST/raw ($AIR_DATA_ROOT, or data)")
     parser.add_argument("--moments", type=int, nargs="+", default=[250, 1000, STEPS["nvil"]],
                         help="steps of the run at which to measure")

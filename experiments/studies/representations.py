@@ -211,7 +211,7 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.studies.representations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data.root", "--data-root", dest="data_root", default=data_root(),
+    parser.add_argument("--data.root", dest="data_root", default=data_root(),
                         help="folder that holds MNIST/raw ($AIR_DATA_ROOT, or data)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs of AIR and DAIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
