@@ -52,7 +52,7 @@ ROBUSTNESS = {
 ABLATIONS = {
     "sprites-no-exploration": Experiment(f"{SPRITES_ENUMERATE} --steps 2000 --estimator.exploration 0", 3),
     "sprites-short-exploration": Experiment(f"{SPRITES_ENUMERATE} --steps 2000 --estimator.exploration-steps 500", 3),
-    "sprites-no-rescue": Experiment(f"{SPRITES_ENUMERATE} --steps 2000 --estimator.revive 0", 3),
+    "sprites-no-revival": Experiment(f"{SPRITES_ENUMERATE} --steps 2000 --estimator.revive 0", 3),
     "sprites-wide-scale-prior": Experiment(f"{SPRITES_ENUMERATE} --steps 2000 --model.scale-prior-sd 0.2", 3),
     "sprites-vimco-short": Experiment(f"{SPRITES} --estimator vimco --steps 2000", 3),
     "strict-short": Experiment(f"{STRICT_ENUMERATE} --steps 2000", 3),
@@ -123,9 +123,9 @@ ONE_OBJECT = {"single": Experiment(SINGLE, 3),
               "single-sharp": Experiment(f"{SINGLE} --model.first-sharpness 40", 3),
               "single-unannealed": Experiment(f"{SINGLE} --model.annealed 0", 3)}
 
-# "overview": the paper's recurrent guide over the whole image. "shapes-X": another gradient of the shapes.
+# "recurrent": the paper's recurrent guide over the whole image. "shapes-X": another gradient of the shapes.
 TABLE = "--dataset scenes-table --estimator enumerate --compile --steps 3000"
-SCENE_GUIDES = {"search": "", "overview": " --guide recurrent", "difference": " --guide difference"}
+SCENE_GUIDES = {"search": "", "recurrent": " --guide recurrent", "difference": " --guide difference"}
 SCENES = {
     **{f"table-{name}": Experiment(f"{TABLE}{guide}", 5 if name == "search" else 3)
        for name, guide in SCENE_GUIDES.items()},
