@@ -252,3 +252,10 @@ def test_infer_takes_arrays_and_names_bad_images(make_model, images):
                          (images[..., :11], r"got \(5, 1, 12, 11\)"), (images / 0, "got nan or infinite")):
         with pytest.raises(ValueError, match=words):
             model.infer(wrong)
+
+
+def test_attend_takes_images_as_rollout_does(make_model, images):
+    model = make_model()
+    raw = (255 * images).to(torch.uint8)
+    for given in (raw[:, 0], raw.double() / 255):
+        assert torch.equal(model.attend(given, at_mean=True).logits, model.attend(raw, at_mean=True).logits)

@@ -214,10 +214,11 @@ class AIR(CountingModel):
         return latent, self.decode_background(value)
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Attended:
-        """Run the guide with z_pres = 1 on images (B, C, H, W) less their background, and paint its objects.
+        """Run the guide with z_pres = 1 on images less their background, and paint its objects.
 
-        Further arguments as in `rollout`.
+        Arguments as in `rollout`.
         """
+        images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
         residual = fold(images, particles)
         batch, sizes = residual.shape[0], (3, self.z_what_init.shape[-1])
         state = self.guide_net.start(images, particles)

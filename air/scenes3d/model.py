@@ -169,10 +169,11 @@ class SceneAIR(CountingModel):
         return torch.cat((place, torch.stack(angles, -2), torch.full_like(place[..., :1], self.object_size)), -1)
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Trace:
-        """Run all N steps of the guide on images (B, 3, H, W) of floats; further arguments as for `rollout`.
+        """Run all N steps of the guide; arguments as for `rollout`.
 
         With `at_mean`, the shapes are the most probable ones.
         """
+        images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
         state = self.guide_net.start(CONTRAST * (images - self.empty), particles)
         images = fold(images, particles)
         noise = images.new_zeros(len(images), self.num_steps, WHERE + TURN)
