@@ -23,7 +23,7 @@ def test_data_are_timed_in_a_temporary_cache(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, word", [(["cifar"], "no data set named cifar"), (["--scenes", "0"], "at least 1"),
-                                             (["multi-mnist", "--data-root", "/nowhere"], "MNIST")])
+                                             (["multi-mnist", "--data.root", "/nowhere"], "MNIST")])
 def test_wrong_arguments_are_explained(arguments, word, capsys):
     with pytest.raises(SystemExit) as ended:
         data.main(arguments)

@@ -44,7 +44,7 @@ def test_the_table_has_every_moment_and_estimator(capsys):
 
 
 @pytest.mark.parametrize("arguments, word", [(["--draws", "5"], "--draws 20"), (["--moments", "0"], "--moments"),
-                                             (["--data-root", "/nowhere"], "MNIST")])
+                                             (["--data.root", "/nowhere"], "MNIST")])
 def test_wrong_arguments_are_explained(arguments, word, capsys):
     with pytest.raises(SystemExit) as ended:
         gradient_variance.main(arguments)
