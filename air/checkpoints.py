@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    with atomic_write(path) as file:
+    with atomic_write(path, regular=True) as file:
         try:
             torch.save({"format": FORMAT, "config": to_dict(config), **state}, file)
         except RuntimeError as error:  # torch's archive, closed after a write that failed

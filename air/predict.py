@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,15 +27,16 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
-from air.checkpoints import load, load_checkpoint
-from air.data.custom import SUFFIXES, fit, image_files, placement, read
+from air.checkpoints import checkpoint_path, load, load_checkpoint
+from air.data.custom import COUNTS_FILE, SUFFIXES, fit, image_files, placement, read
 from air.data.scenes import DataError
 from air.distributed import setup
 from air.evaluation.pictures import STEP_COLOURS
-from air.files import CheckpointError, atomic_write
+from air.files import CheckpointError, atomic_write, check_outputs
 from air.inference.refine import refine
 from air.models.air import AIR
 
+RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl")
 COLUMNS = ("file", "count", "probability", "boxes")
 
 
@@ -113,16 +114,22 @@ def overlay(image: Image.Image, record: Record) -> Image.Image:
 class Output:
     """Writes records as lines, a JSON array, CSV rows or overlays; the files appear once all records are written."""
 
-    def __init__(self, args: argparse.Namespace, files: ExitStack) -> None:
-        self.codes, self.folder, self.written = args.codes, args.overlay, 0
+    def __init__(self, args: argparse.Namespace, overlays: Mapping[str, Path], files: ExitStack) -> None:
+        """Open the files.
+
+        Args:
+            args: json, csv, overlay and codes of the command line.
+            overlays: from `overlay_paths`.
+            files: closes them.
+        """
+        self.codes, self.overlays, self.written = args.codes, overlays, 0
         self.json: IO[bytes] | None = files.enter_context(atomic_write(args.json)) if args.json else None
         self.csv: IO[bytes] | None = files.enter_context(atomic_write(args.csv)) if args.csv else None
         self.lines = not (args.json or args.csv or args.overlay)
-        self.names: set[str] = set()
         if self.csv:
             self._row(COLUMNS)
-        if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if args.overlay:
+            args.overlay.mkdir(parents=True, exist_ok=True)
 
     def add(self, image: Image.Image, record: Record) -> None:
         """Write one image's record."""
@@ -133,8 +140,9 @@ class Output:
             self.json.write((",\n" if self.written else "[\n").encode() + json.dumps(content).encode())
         if self.csv:
             self._row([record.file, record.count, f"{record.probability:.4f}", json.dumps(record.boxes)])
-        if self.folder:
-            overlay(image, record).save(self.folder / self._name(record.file))
+        if self.overlays:
+            with atomic_write(self.overlays[record.file]) as file:
+                overlay(image, record).save(file, "png")
         if self.lines:
             boxes = " ".join("(" + ", ".join(f"{edge:.0f}" for edge in box) + ")" for box in record.boxes)
             tqdm.write(f"{record.file}: {record.count} ({100 * record.probability:.1f}%) {boxes}".rstrip())
@@ -151,15 +159,42 @@ class Output:
         csv.writer(line, lineterminator="\n").writerow(cells)
         self.csv.write(line.getvalue().encode())
 
-    def _name(self, file: str) -> str:
-        """File name of an overlay; images of the same name in several folders get numbers."""
-        stem, number = Path(file).stem, 1
+
+def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[str, Path]:
+    """Where each image's overlay is written; images of the same name in several folders get numbers.
+
+    Raises:
+        ValueError: the folder holds one of the images, which would be overwritten or read again next time.
+    """
+    if folder is None:
+        return {}
+    paths: dict[str, Path] = {}
+    names: set[str] = set()
+    for file in files:
+        if folder.exists() and folder.samefile(file.parent):
+            raise ValueError(f"--overlay {folder} holds the image {file.name}: name another folder")
+        stem, number = file.stem, 1
         name = f"{stem}.png"
-        while name in self.names:
+        while name.casefold() in names:
             number += 1
             name = f"{stem}-{number}.png"
-        self.names.add(name)
-        return name
+        names.add(name.casefold())
+        paths[str(file)] = folder / name
+    return paths
+
+
+def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mapping[str, Path]) -> None:
+    """Refuse outputs that would overwrite an image, its counts.csv, a file of the run, or one another.
+
+    Raises:
+        ValueError: as above.
+    """
+    run = checkpoint_path(args.model)
+    truth = (file.parent / COUNTS_FILE for file in files)
+    protected = [*files, *truth, run, *(run.parent / name for name in RUN_FILES)]
+    outputs = {f"--{name} {getattr(args, name)}": getattr(args, name) for name in ("json", "csv")
+               if getattr(args, name) is not None}
+    check_outputs(outputs | {f"the overlay of {file}": path for file, path in overlays.items()}, protected)
 
 
 def find_images(images: Sequence[str]) -> list[Path]:
@@ -214,10 +249,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     broken = 0
     try:
         device, files = setup(args.device), find_images(args.images)
+        overlays = overlay_paths(files, args.overlay)
+        check_paths(args, files, overlays)
         model, (config, _) = load(args.model).to(device), load_checkpoint(args.model)
         invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
         with ExitStack() as opened:
-            output = Output(args, opened)
+            output = Output(args, overlays, opened)
             found = predict(model, files, invert, args.refine, args.batch_size)
             for each in tqdm(found, total=len(files), unit="image", disable=not sys.stderr.isatty()):
                 if isinstance(each, DataError):

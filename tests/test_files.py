@@ -1,6 +1,10 @@
+import os
+import threading
+from pathlib import Path
+
 import pytest
 
-from air.files import atomic_write
+from air.files import CheckpointError, atomic_write, check_outputs, load_tensors
 
 
 def test_the_new_file_takes_the_old_one_s_place(tmp_path):
@@ -20,3 +24,74 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
             file.write(b"half of the n")
             raise OSError("disk full")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
+def test_an_existing_file_keeps_its_permissions(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with atomic_write(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == mode
+
+
+def test_a_new_file_follows_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"new")
+        assert os.umask(0o077) == 0o077  # which is left as it was
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_target_of_a_link_is_written_and_the_link_stays(tmp_path, exists):
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    if exists:
+        target.write_bytes(b"old")
+    link.symlink_to(target)
+    with atomic_write(link) as file:
+        file.write(b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new"
+
+
+def test_devices_and_fifos_are_written_directly_or_refused(tmp_path):
+    with atomic_write(Path(os.devnull)) as file:
+        file.write(b"gone")
+    assert not Path(os.devnull).is_file()
+    fifo, read = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    reader.start()
+    with atomic_write(fifo) as file:
+        file.write(b"through")
+    reader.join(timeout=10)
+    assert read == [b"through"] and fifo.is_fifo()
+    with pytest.raises(OSError, match="fifo is not a regular file"):
+        with atomic_write(fifo, regular=True):
+            pass
+    with pytest.raises(CheckpointError, match="fifo is not a regular file"):
+        load_tensors(fifo)
+
+
+def test_outputs_may_not_replace_inputs_or_one_another(tmp_path):
+    image, other, link, hard = (tmp_path / name for name in ("a.png", "b.png", "link.json", "hard.csv"))
+    image.write_bytes(b"image")
+    other.write_bytes(b"other")
+    link.symlink_to(image)
+    os.link(other, hard)
+    new = tmp_path / "new.json"
+    check_outputs({"--json": new, "--csv": tmp_path / "new.csv"}, [image, other])
+    for outputs, words in (({"--json": image}, "--json would overwrite the input .*a.png"),
+                           ({"--json": link}, "--json would overwrite the input .*a.png"),
+                           ({"--csv": hard}, "--csv would overwrite the input .*b.png"),
+                           ({"--csv": tmp_path / "A.PNG"}, "--csv would overwrite the input .*a.png"),
+                           ({"--json": new, "--csv": tmp_path / "sub" / ".." / "new.json"},
+                            "--csv would overwrite the output of --json"),
+                           ({"--json": new, "--csv": tmp_path / "NEW.json"}, "--csv would overwrite the output of")):
+        with pytest.raises(ValueError, match=words):
+            check_outputs(outputs, [image, other])

@@ -118,3 +118,29 @@ def test_nothing_but_broken_images_is_an_empty_list(run, tmp_path):
     with pytest.raises(SystemExit):
         predict.main([str(run[0]), str(tmp_path), "--json", str(tmp_path / "d.json"), "--device", "cpu"])
     assert json.loads((tmp_path / "d.json").read_text()) == []
+
+
+def test_nothing_that_is_read_is_overwritten(run, tmp_path, capsys):
+    """An image, its counts.csv, a file of the run, another output: refused before anything is written."""
+    out, folder = run
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", "b.png"):
+        (images / name).write_bytes((folder / "03.png").read_bytes())
+    (images / "counts.csv").write_text("file,count\na.png,1\n")
+    before = {path: path.read_bytes() for place in (images, out) for path in place.iterdir()}
+    new = tmp_path / "new"
+    for flags, words in ((["--overlay", images], "holds the image a.png: name another folder"),
+                         (["--csv", images / "counts.csv"], "would overwrite the input"),
+                         (["--json", images / "B.PNG"], "would overwrite the input"),
+                         (["--json", out / "config.json"], "would overwrite the input"),
+                         (["--csv", out / FILE_NAME], "would overwrite the input"),
+                         (["--csv", new, "--json", new], "would overwrite the output of --json"),
+                         (["--json", tmp_path / "drawn" / "a.png", "--overlay", tmp_path / "drawn"],
+                          "would overwrite the output of --json")):
+        with pytest.raises(SystemExit) as ended:
+            predict.main([str(out), str(images), *map(str, flags), "--device", "cpu"])
+        (message,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2 and words in message
+    assert before == {path: path.read_bytes() for place in (images, out) for path in place.iterdir()}
+    assert not new.exists() and not (tmp_path / "drawn").exists()

@@ -30,7 +30,7 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / f"{name}-{digest}.npz"
-    if path.exists():
+    if path.is_file():
         try:
             return _read(path)
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -38,7 +38,7 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
     scenes = build()
     arrays: dict[str, Any] = {name: value.numpy() for name, value in scenes.arrays().items()}
     try:
-        with atomic_write(path) as file:
+        with atomic_write(path, regular=True) as file:
             np.savez(file, **arrays)
     except OSError as error:
         warnings.warn(f"the scenes are not cached: {path} cannot be written ({error})", stacklevel=2)
