@@ -109,7 +109,7 @@ def fresh_run(arguments: CommandLine) -> Trainer:
         SettingsError: the settings do not go together, or the folder already holds a run.
         DataError: the data set cannot be loaded.
     """
-    if arguments.out and (Path(arguments.out) / "config.json").exists():
+    if arguments.out and (Path(arguments.out) / FILE_NAME).exists():  # without one there is nothing to continue
         raise SettingsError(f"--out {arguments.out} already holds a run: name another folder, or continue that run: "
                             f"--resume {arguments.out}")
     asked = on_device(arguments.config)
@@ -127,10 +127,33 @@ def fresh_run(arguments: CommandLine) -> Trainer:
             for path, value in changes(asked, config).items()))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"runs/{dataset.name}-{config.estimator.name}-seed{config.run.seed}-{stamp}"
-    out = gather(Path(arguments.out or name))[0]
-    trainer = Trainer(config, dataset, out)
-    out.mkdir(parents=True, exist_ok=True)  # not before: a refused run leaves no folder behind
-    return trainer
+    out = gather(None if rank() else claim_folder(arguments.out, name))[0]
+    assert out is not None
+    try:
+        return Trainer(config, dataset, out)
+    except ValueError:
+        if not rank() and not any(out.iterdir()):
+            out.rmdir()  # a refused run leaves no folder behind
+        raise
+
+
+def claim_folder(asked: str | None, name: str) -> Path:
+    """Create a run's folder: the one asked for, which may be there, or a new one that no other run has.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    if asked is not None:
+        Path(asked).mkdir(parents=True, exist_ok=True)
+        return Path(asked)
+    folder, number = Path(name), 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # a run that started in the same second
+            number += 1
+            folder = Path(f"{name}-{number}")
 
 
 def resumed_run(argv: Sequence[str] | None) -> Trainer:

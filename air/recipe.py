@@ -18,7 +18,7 @@ from air.scenes3d.model import SceneAIR
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 SCENE_STEPS = 3000  # of 3D scenes
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
-UNKNOWN_STEPS = 4  # num_steps where no count is known
+UNKNOWN_STEPS = 4  # the least num_steps where counts are unknown
 LIKELIHOOD_SD = 0.3  # for objects of the usual side in pixels and larger ones; in proportion for smaller ones
 BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contrast in front of a background
 SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior
@@ -86,7 +86,9 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = BACKGROUND_CONTRAST if model.background else 1.0
     # One step more than there are objects, so that counting one too many is possible and visible.
-    num_steps = max(most + 1, most_unseen) if most >= 0 else UNKNOWN_STEPS
+    num_steps = max(most + 1, most_unseen)
+    if (dataset.train.counts < 0).any():  # the labels that there are measure; they do not bound the other images
+        num_steps = max(num_steps, UNKNOWN_STEPS)
     return _fill(model, x_size=x_size, channels=channels, num_steps=num_steps, scale_prior_mean=1 / object_size,
                  scale_prior_sd=SCALE_PRIOR_SPREAD / object_size,
                  likelihood_sd=LIKELIHOOD_SD * min(1.0, side) * contrast)

@@ -56,8 +56,11 @@ def test_the_model_can_count_one_too_many_and_all_unseen_counts(chosen, scenes):
     assert chosen().model.num_steps == 3
     assert chosen({"data.unseen_counts": [5, 3]}).model.num_steps == 5
     assert chosen({"data.unseen_counts": [1]}).model.num_steps == 3
-    unknown = replace(scenes, counts=torch.full((40,), -1))
-    assert chosen(train=unknown).model.num_steps == 4
+    unknown = torch.full((40,), -1)
+    assert chosen(train=replace(scenes, counts=unknown)).model.num_steps == 4
+    for count, num_steps in ((0, 4), (6, 7)):  # one image has a label
+        partly = torch.cat((torch.tensor([count]), unknown[1:]))
+        assert chosen(train=replace(scenes, counts=partly)).model.num_steps == num_steps
 
 
 def test_scenes_in_3d(chosen, scenes):

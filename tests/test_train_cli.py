@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_own_images_of_unknown_counts(tmp_path, capsys):
     train.main([*own, "--steps", "1", "--out", str(tmp_path / "other"), "--data.invert"])
     said = capsys.readouterr().out
     assert "counts right" in said and "box IoU" not in said
-    assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["num_steps"] == 2
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["num_steps"] == 4
     train.main(["--resume", str(out), "--steps", "3"])
     assert "steps 2 to 3" in capsys.readouterr().out
 
@@ -135,6 +136,41 @@ def test_the_default_folder_is_a_fresh_one(tmp_path, monkeypatch):
     train.main([*SPRITES, "--steps", "1", "--seed", "7"])
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("sprites-nvil-seed7-") and (folder / "metrics.json").exists()
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    """Sixteen at once: creating the folder is what decides."""
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: train.claim_folder(None, "runs/a"), range(16)))
+    assert {folder.name for folder in folders} == {"a", *(f"a-{number}" for number in range(2, 17))}
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    for _ in range(2):
+        train.main([*SPRITES, "--steps", "1"])
+    name = "sprites-nvil-seed0-now"
+    assert {path.name for path in Path("runs").glob("sprites*")} == {name, f"{name}-2"}
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        train.main([*SPRITES, "--steps", "60", "--optim.lr", "1e30", "--out", str(out)])
+    assert (out / "config.json").exists() and not (out / "checkpoint.pt").exists()
+    train.main([*SPRITES, "--steps", "2", "--out", str(out)])
+    assert json.loads((out / "metrics.json").read_text())["steps"] == 2
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2]
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("mine")
+    for out in ([], ["--out", "new"], ["--out", "kept"]):
+        with pytest.raises(SystemExit):
+            train.main([*SPRITES, "--steps", "1", "--model.non-linearity", "relu", *out])
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("runs/*"))
+    assert (kept / "notes.txt").read_text() == "mine"
 
 
 def test_auto_says_loudly_what_it_fell_back_on(tmp_path, capsys, monkeypatch):
