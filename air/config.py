@@ -46,7 +46,8 @@ class AIRSettings:
     """What proposes the next object. recurrent: an LSTM that reads the image (the paper's AIR); difference: an LSTM
     that reads the residual (DAIR); search: convolutions over the residual."""
     num_steps: PositiveInt | None = None
-    """The most objects an image can hold (None: one more than training shows; 4 where counts are unknown)."""
+    """The most objects an image can hold (None: one more than training shows, or the recipe's where counts are
+    unknown)."""
     window_size: PositiveInt = 28
     """Side of a glimpse in pixels."""
     z_what_size: PositiveInt = 50
@@ -86,13 +87,13 @@ class AIRSettings:
     scale_prior_mean: Positive | None = None
     """Mean of the prior of s in z_where (None: 1 / object_size)."""
     scale_prior_sd: Positive | None = None
-    """Standard deviation of the prior of s (None: a thirtieth of 1 / object_size)."""
+    """Standard deviation of the prior of s (None: in proportion to the mean)."""
     pos_prior_mean: Finite = 0.0
     """Mean of the prior of x and y in z_where."""
     pos_prior_sd: Positive = 1.0
     """Standard deviation of the prior of x and y."""
     likelihood_sd: Positive | None = None
-    """Standard deviation of a pixel, in intensities (None: 0.3, less for small objects)."""
+    """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects)."""
     x_size: Suppress[PositiveInt | None] = None
     channels: Suppress[PositiveInt | None] = None
 
@@ -187,7 +188,7 @@ class OptimSettings:
     """Optimisation."""
 
     steps: Annotated[PositiveInt | None, short("--steps")] = None
-    """Training steps (None: 4000 for nvil, 2000 for enumerate, 3000 for vimco and for 3D scenes)."""
+    """Training steps (None: the recipe's number for the estimator or for 3D scenes)."""
     batch_size: Annotated[PositiveInt, short("--batch-size")] = 64
     """Images a step, of all processes together."""
     lr: Positive = 1e-3

@@ -17,6 +17,7 @@ from air.scenes3d.model import SceneAIR
 
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 SCENE_STEPS = 3000  # of 3D scenes
+EXPLORATION_SHARE = 0.5  # share of the steps after which nothing is explored any more
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 UNKNOWN_STEPS = 4  # the least num_steps where counts are unknown
 LIKELIHOOD_SD = 0.3  # for objects of the usual side in pixels and larger ones; in proportion for smaller ones
@@ -46,7 +47,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         prior_from = round(PRIOR_WARM_UP * steps)
     exploration_steps = config.estimator.exploration_steps
     if exploration_steps is None:
-        exploration_steps = round(0.5 * steps)
+        exploration_steps = round(EXPLORATION_SHARE * steps)
     return replace(config, model=model, optim=replace(config.optim, steps=steps, learn_count_prior_from=prior_from),
                    estimator=replace(config.estimator, exploration_steps=exploration_steps))
 

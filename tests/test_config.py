@@ -102,7 +102,7 @@ def said(capsys, arguments):
     (["--no-such-flag"], "Unrecognized options: --no-such-flag"),
     (["--optim.lrr", "3"], "Unrecognized options: --optim.lrr, 3; did you mean --optim.lr?"),
 ])
-def test_what_is_said_of_wrong_arguments(capsys, arguments, message):
+def test_messages_about_wrong_arguments(capsys, arguments, message):
     assert message in said(capsys, arguments)
 
 

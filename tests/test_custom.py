@@ -37,14 +37,14 @@ class TestFit:
         assert pixels.shape == (3, 8, 8) and (pixels[0] == 255).all() and (pixels[1:] == 0).all()
 
     @pytest.mark.parametrize("invert", [False, True])
-    def test_what_is_transparent_is_ground(self, invert):
+    def test_transparent_pixels_become_black(self, invert):
         pixels = np.full((8, 8, 2), 200, np.uint8)  # grey, and how opaque it is
         pixels[:, :4, 1] = 0
         pixels[:, 4:, 1] = 255
         square = fit(Image.fromarray(pixels, "LA"), 8, grey=True, invert=invert)[0]
         assert (square[:, :4] == 0).all() and (square[:, 4:] == (55 if invert else 200)).all()
 
-    def test_a_palette_s_transparent_colour_is_ground(self, tmp_path):
+    def test_a_transparent_palette_colour_becomes_black(self, tmp_path):
         image = Image.new("P", (8, 8), 1)
         image.putpalette([255, 0, 0, 0, 0, 255])
         image.paste(0, (0, 0, 4, 8))
@@ -61,7 +61,7 @@ class TestRead:
         Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "deeper.tif")
         assert (np.asarray(read(tmp_path / "deeper.tif")) == 255).all()
 
-    def test_a_photograph_stands_upright(self, tmp_path):
+    def test_exif_orientation_is_applied(self, tmp_path):
         """Cameras save what the sensor saw, and which side is up beside it."""
         pixels = np.zeros((10, 20), np.uint8)
         pixels[:, 10:] = 255
@@ -151,7 +151,7 @@ class TestArrays:
         dataset = load_dataset(Npz(file=str(file)))
         assert dataset.held_out.counts.tolist() == [8, 18] and dataset.train.boxes[3, 0].tolist() == [1, 2, 5, 6]
 
-    def test_files_that_are_none(self, tmp_path):
+    def test_files_of_another_kind_are_errors(self, tmp_path):
         (tmp_path / "own.npz").write_bytes(b"no zip file")
         for file in ("own.npz", "elsewhere.npz"):
             with pytest.raises(DataError, match=f"{file} cannot be read"):

@@ -25,7 +25,7 @@ from tests.test_trainer import assert_identical, everything, run_killed_at
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_process_alone_hears_itself():
+def test_collectives_of_a_single_process():
     assert (rank(), world_size()) == (0, 1) and setup("cpu") == torch.device("cpu")
     value = torch.tensor([1.0, 2.0])
     assert gather("word") == ["word"] and mean(value) is value and rank_zero_first(lambda: 3) == 3

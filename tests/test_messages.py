@@ -68,18 +68,18 @@ def said(capsys):
      "the shapes of 3D scenes are learned with one particle: use nvil or enumerate"),
     ([*SPRITES, "--out", "/proc/nowhere"], "[Errno 2] No such file or directory: '/proc/nowhere'"),
 ])
-def test_what_train_says(said, arguments, message):
+def test_messages_of_train(said, arguments, message):
     assert said(train, arguments) == message
 
 
-def test_what_train_says_without_mnist(said, tmp_path):
+def test_message_without_mnist(said, tmp_path):
     message = said(train, ["--dataset", "multi-mnist", "--data.root", "data"])
     assert message.startswith(f"MNIST is not under {tmp_path / 'data'} and cannot be downloaded (")
     assert message.endswith("). Put its four idx files into data/MNIST/raw, name the folder that holds MNIST/raw with "
                             "--data.root or AIR_DATA_ROOT, or use --dataset sprites")
 
 
-def test_what_resume_says(said, tmp_path):
+def test_messages_of_resume(said, tmp_path):
     train.main([*SPRITES, "--batch-size", "8", "--steps", "2", "--out", "run"])
     for arguments, message in (
             (["--optim.lr", "1", "--batch-size", "2", "--out", "x", "--estimator", "vimco"],
@@ -116,7 +116,7 @@ def test_which_models_the_library_loads(tmp_path):
         assert str(error.value) == f"{dataset} is a model of {other}"
 
 
-def test_what_predict_says(said, tmp_path):
+def test_messages_of_predict(said, tmp_path):
     train.main([*SPRITES, "--batch-size", "8", "--steps", "1", "--out", "run"])
     (tmp_path / "empty").mkdir()
     for arguments, message in (
@@ -172,7 +172,7 @@ def test_what_the_library_says(call, message):
      "own.npz: expected counts of shape (3,), whole numbers, -1 where unknown; got float64 (3,)"),
     ({"images": np.zeros((3, 9, 9)), "boxes": np.zeros((3, 4))},
      "own.npz: expected boxes of shape (3, L, 4), finite, got float64 (3, 4)")])
-def test_what_is_said_of_arrays(tmp_path, arrays, message):
+def test_messages_about_arrays(tmp_path, arrays, message):
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(DataError) as error:
         load_arrays((tmp_path / "own.npz").relative_to(tmp_path), invert=False)
@@ -184,14 +184,14 @@ def test_what_is_said_of_arrays(tmp_path, arrays, message):
     ("file,count\na.png,two\n", "data/counts.csv, line 2: 'two' is not a whole number"),
     ("file,count\na.png,-1\n", "data/counts.csv, line 2: a count cannot be -1"),
     ("file,count\na.png,1\nb.png,1\n", "data/counts.csv, line 3: there is no image named 'b.png' beside it")])
-def test_what_is_said_of_counts(said, tmp_path, text, message):
+def test_messages_about_counts(said, tmp_path, text, message):
     (tmp_path / "data").mkdir()
     Image.new("L", (9, 9)).save(tmp_path / "data" / "a.png")
     (tmp_path / "data" / "counts.csv").write_text(text)
     assert said(train, ["--dataset", "folder", "--data.root", "data"]) == message
 
 
-def test_what_is_said_of_too_few_images(tmp_path):
+def test_message_about_too_few_images(tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="^too few images, 1: every 10th is held out$"):
         load_dataset(Folder(root=str(tmp_path)))

@@ -78,7 +78,7 @@ def test_lines_without_a_file_to_write(run, capsys):
     assert first.startswith(f"{folder / '03.png'}: ") and second.startswith(f"{folder / '01.png'}: ") and "%)" in first
 
 
-def test_refine_and_invert_are_heeded(run, tmp_path):
+def test_refine_and_invert_take_effect(run, tmp_path):
     out, folder = run
     file, model = folder / "05.png", load(out)
     for flags, invert, look in ((["--refine"], True, refine), (["--no-invert"], False, lambda m, x: m.infer(x))):
@@ -103,7 +103,7 @@ def test_overlays_have_the_image_s_size_and_the_boxes_colours(run, tmp_path):
     assert drawn[15, 10].tolist() == [100] * 3
 
 
-def test_a_broken_image_costs_a_line_and_the_exit_code(run, tmp_path, capsys):
+def test_a_broken_image_is_reported_and_sets_the_exit_code(run, tmp_path, capsys):
     out, folder = run
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(SystemExit) as ended:

@@ -105,7 +105,7 @@ def test_what_is_replayed_reads_each_step_s_batch_and_rates(make_step, monkeypat
         assert group["lr"] is rate and rate.item() == 0  # written into, not replaced
 
 
-def test_loaded_rates_lie_where_they_are_read(make_step):
+def test_loaded_learning_rates_are_where_the_step_reads_them(make_step):
     some, other = make_step(), make_step()
     take(some, BATCHES[:2], RATES[:2])
     state = copy.deepcopy(some.state_dict())

@@ -82,7 +82,7 @@ def test_three_dimensional_scenes(tmp_path, capsys, monkeypatch):
     assert metrics["held_out_scenes"] == 24 and "kl_turn" in metrics and "count_accuracy_refined" not in metrics
 
 
-def test_own_images_of_unknown_counts(tmp_path, capsys):
+def test_custom_images_with_unknown_counts(tmp_path, capsys):
     """A folder, then the same with some counts, then resumed."""
     images, out = tmp_path / "images", tmp_path / "run"
     images.mkdir()
@@ -173,7 +173,7 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path, monkeypatch):
     assert (kept / "notes.txt").read_text() == "mine"
 
 
-def test_auto_says_loudly_what_it_fell_back_on(tmp_path, capsys, monkeypatch):
+def test_auto_warns_about_its_fallback(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
     out = tmp_path / "run"
     train.main(["--batch-size", "8", "--steps", "1", "--data.root", str(tmp_path / "none"), "--out", str(out)])
@@ -206,7 +206,7 @@ def test_a_compiled_run(tmp_path, estimator):
     assert terms[1] == pytest.approx(terms[0], rel=0.05)
 
 
-def test_as_a_command_it_says_what_is_left_out_in_a_line(tmp_path):
+def test_skipped_images_are_named_in_one_line(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for name in ("1", "2"):
         Image.new("L", (20, 20)).save(tmp_path / f"{name}.png")
@@ -218,7 +218,7 @@ def test_as_a_command_it_says_what_is_left_out_in_a_line(tmp_path):
                        f"(cannot identify image file '{tmp_path / 'broken.png'}')")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_and_prints_how_to_continue(tmp_path):
     """A process of its own, interrupted while it trains, then resumed to the end."""
     out = tmp_path / "run"
     arguments = [*SPRITES, "--steps", "100000", "--run.eval-every", "1", "--out", str(out)]

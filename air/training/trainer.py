@@ -29,6 +29,7 @@ IW_PARTICLES = 100  # of the final evaluation's bound
 QUICK_SCENES = 1000  # held-out scenes of intermediate evaluations; the final one uses all
 PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
 CHECK_EVERY = 50  # steps between checks of a GPU's loss: each waits for the device
+SEED_STRIDE = 10_007  # between the seeds of processes
 ASK_EVERY = 10  # steps between the processes' agreeing whether to stop
 
 
@@ -76,7 +77,7 @@ class Trainer:
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.seconds = 0.0  # spent in training steps
         if rank():
-            torch.manual_seed(seed + 10_007 * rank())  # each process draws its own latents
+            torch.manual_seed(seed + SEED_STRIDE * rank())  # each process draws its own latents
         if state is not None:
             self._restore(state)
 
@@ -234,7 +235,7 @@ class Trainer:
         own = processes[rank() % len(processes)]
         self.means.load_state_dict(own["means"], self.device)
         if rank() >= len(processes):  # more processes than there were: draws that no other process makes
-            torch.manual_seed(self.config.run.seed + 10_007 * rank() + 1_000_003 * self.step)
+            torch.manual_seed(self.config.run.seed + SEED_STRIDE * (rank() + self.step * world_size()))
             return
         torch.set_rng_state(own["rng"])
         if self.device.type == "cuda" and own["cuda_rng"] is not None:
