@@ -109,6 +109,8 @@ def fresh_run(arguments: CommandLine) -> Trainer:
         SettingsError: the settings do not go together, or the folder already holds a run.
         DataError: the data set cannot be loaded.
     """
+    if arguments.out == "":  # an unset variable of the shell
+        raise SettingsError("--out is empty: name a folder, or leave it out")
     if arguments.out and (Path(arguments.out) / FILE_NAME).exists():  # without one there is nothing to continue
         raise SettingsError(f"--out {arguments.out} already holds a run: name another folder, or continue that run: "
                             f"--resume {arguments.out}")

@@ -87,24 +87,29 @@ def load(path: str | Path) -> AIR:
     Raises:
         CheckpointError: the file is missing, damaged, of another version, or holds a model of 3D scenes.
     """
-    model = _load(path)
+    return load_with_config(path)[0]
+
+
+def load_with_config(path: str | Path) -> tuple[AIR, Config]:
+    """A trained model of 2D scenes with its run's configuration; arguments and errors as of `load`."""
+    model, config = _load(path)
     if not isinstance(model, AIR):
         raise CheckpointError(f"{path} is a model of 3D scenes: load it with air.load_scene_model")
-    return model
+    return model, config
 
 
 def load_scene_model(path: str | Path) -> SceneAIR:
     """A trained model of 3D scenes, in eval mode on the CPU; arguments and errors as of `load`."""
-    model = _load(path)
+    model, _ = _load(path)
     if not isinstance(model, SceneAIR):
         raise CheckpointError(f"{path} is a model of 2D scenes: load it with air.load")
     return model
 
 
-def _load(path: str | Path) -> CountingModel:
+def _load(path: str | Path) -> tuple[CountingModel, Config]:
     config, content = load_checkpoint(path)
     model = build_model(config.model)
     prefix = "model."
     load_weights(model, {name.removeprefix(prefix): value for name, value in content["objective"].items()
                          if name.startswith(prefix)})
-    return model.eval()
+    return model.eval(), config

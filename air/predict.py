@@ -27,7 +27,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
-from air.checkpoints import checkpoint_path, load, load_checkpoint
+from air.checkpoints import checkpoint_path, load_with_config
 from air.data.custom import COUNTS_FILE, SUFFIXES, fit, image_files, placement, read
 from air.data.scenes import DataError
 from air.distributed import setup
@@ -232,38 +232,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def fail(message: object) -> NoReturn:
-    """End the command because of a user's mistake: one line on stderr, exit code 2."""
-    print(f"air.predict: error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
+
+    def fail(message: object) -> NoReturn:
+        parser.exit(2, f"{parser.prog}: error: {message}\n")  # parser.error would print the usage as well
+
     if args.batch_size < 1:
         fail(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.codes and not args.json:
         fail("--codes are written to --json: name a file for it")
-    broken = 0
     try:
         device, files = setup(args.device), find_images(args.images)
         overlays = overlay_paths(files, args.overlay)
         check_paths(args, files, overlays)
-        model, (config, _) = load(args.model).to(device), load_checkpoint(args.model)
-        invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
+        model, config = load_with_config(args.model)
+    except (DataError, CheckpointError, ValueError, OSError) as error:
+        fail(error)
+    invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
+    broken = 0
+    try:
         with ExitStack() as opened:
             output = Output(args, overlays, opened)
-            found = predict(model, files, invert, args.refine, args.batch_size)
-            for each in tqdm(found, total=len(files), unit="image", disable=not sys.stderr.isatty()):
+            records = predict(model.to(device), files, invert, args.refine, args.batch_size)
+            for each in tqdm(records, total=len(files), unit="image", disable=not sys.stderr.isatty()):
                 if isinstance(each, DataError):
                     broken += 1
                     print(f"air.predict: skipped, cannot be read: {each}", file=sys.stderr)
                 else:
                     output.add(*each)
             output.end()
-    except (DataError, CheckpointError, ValueError, OSError) as error:
+    except OSError as error:
         fail(error)
     if broken:
         sys.exit(1)

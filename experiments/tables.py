@@ -157,9 +157,3 @@ def summary(results_by_name: ResultsByName, keys: Sequence[str]) -> str:
                          else "-")
         rows.append([f"`{name}`", str(len(results)), *cells])
     return markdown(rows)
-
-
-def brief(results: Sequence[Result]) -> str:
-    """MAP accuracy for running text, such as "99.54% (worst 99.42%)"; aborted runs count as 0."""
-    accuracies = [100 * flat_metrics(result).get(MAP, 0) for result in results]
-    return f"{statistics.mean(accuracies):.2f}% (worst {min(accuracies):.2f}%)"

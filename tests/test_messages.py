@@ -41,6 +41,9 @@ def said(capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--device", "cuda"], "--device cuda: torch sees no CUDA device; use --device cpu, or auto"),
+    (["--out", ""], "--out is empty: name a folder, or leave it out"),
+    (["--dataset", "scenes-single", "--data.counts", "2"],
+     "--data.counts is a setting of --dataset multi-mnist, sprites, scenes-table"),
     (["--resume", "nowhere"], "there is no checkpoint at nowhere"),
     (["--resume", ""], "there is no checkpoint at checkpoint.pt"),
     (["--dataset", "folder", "--data.root", "nowhere"],

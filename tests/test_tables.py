@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.tables import REACHED, SHORT_OVERVIEW, WITH_TRUTH, brief, overview, runs_table, summary
+from experiments.tables import REACHED, SHORT_OVERVIEW, WITH_TRUTH, overview, runs_table, summary
 
 
 @pytest.fixture
@@ -96,8 +96,3 @@ def test_the_overview_counts_aborted_and_failed_runs_as_never_reaching_a_milesto
                    "steps to 98%, median": "300"}
     row = by_row(overview({"a": [result(2, None)]}))["`a`"]
     assert list(row.values())[1:7] == ["0/1", "0.00", "0.00", "-", "-", "-"]
-
-
-def test_text_counts_aborted_runs_as_0(result):
-    assert brief([result(0, 0.99), result(1, 0.5)]) == "74.50% (worst 50.00%)"
-    assert brief([result(0, 0.99), result(1, None)]) == "49.50% (worst 0.00%)"

@@ -24,7 +24,17 @@ NAMED = 5  # unreadable files named in a message; the others are counted
 
 
 @settings
-class Folder:
+class CustomImages:
+    """Settings that a folder of images and an .npz file share."""
+
+    object_size: PositiveFraction = OBJECT_SIZE
+    """An object's side as a share of the image's."""
+    invert: bool = False
+    """The objects are dark on a bright background."""
+
+
+@settings
+class Folder(CustomImages):
     """Custom images: a folder of PNG and JPEG files, optionally with counts.csv."""
 
     name: Suppress[Literal["folder"]] = "folder"
@@ -32,10 +42,6 @@ class Folder:
     """The folder of images."""
     image_size: ImageSize = IMAGE_SIZE
     """Side in pixels of the square that each image is fitted into."""
-    object_size: PositiveFraction = OBJECT_SIZE
-    """An object's side as a share of the image's."""
-    invert: bool = False
-    """The objects are dark on a bright background."""
 
     def load(self) -> Dataset:
         """Every tenth image, in the order of names, is held out.
@@ -49,16 +55,12 @@ class Folder:
 
 
 @settings
-class Npz:
+class Npz(CustomImages):
     """Custom arrays: an .npz file with images and, optionally, counts and boxes."""
 
     name: Suppress[Literal["npz"]] = "npz"
     file: str = ""
     """The .npz file."""
-    object_size: PositiveFraction = OBJECT_SIZE
-    """An object's side as a share of the image's."""
-    invert: bool = False
-    """The objects are dark on a bright background."""
 
     def load(self) -> Dataset:
         """Every tenth image is held out.

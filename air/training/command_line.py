@@ -24,7 +24,7 @@ from air.config import (
     default_config,
 )
 from air.data import DATASETS
-from air.data.settings import flag_names, flat
+from air.data.settings import flag_names
 
 # Owners of each group's settings, for error messages.
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -85,8 +85,10 @@ def one_sentence(box: str) -> str:
     """Condense tyro's box about wrong arguments to its message and the flag that was probably meant."""
     lines = [line.strip(" │") for line in box.splitlines()[1:]]  # without the title
     is_rule = [bool(line) and not line.strip("─-╰╯") for line in lines]
-    first = is_rule.index(False)  # where the terminal cannot draw boxes, the title is underlined
-    message = " ".join(lines[first:is_rule.index(True, first)]).partition(" Got errors:")[0].rstrip(". ")
+    while is_rule and is_rule[0]:  # where the terminal cannot draw boxes, the title is underlined
+        del lines[0], is_rule[0]
+    end = is_rule.index(True) if True in is_rule else len(lines)
+    message = " ".join(lines[:end]).partition(" Got errors:")[0].rstrip(". ")
     # From "Error parsing config.optim: batch_size: ..." to the flag.
     message = re.sub(r"^Error parsing config\.(\w+): (\w+)",
                      lambda found: f"--{found[1]}.{found[2].replace('_', '-')}", message)
@@ -104,13 +106,12 @@ def peek(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _refuse_settings_of_others(argv: Sequence[str], config: Config) -> None:
     """End the command if a flag is a setting of another data set, estimator or model, and say of which."""
-    known = flat(config)
     for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
         group, _, name = flag.removeprefix("--").replace("-", "_").partition(".")
         name = name.removeprefix("no_")
         owners = [owner for owner, settings_class in FAMILIES.get(group, {}).items()
                   if name in flag_names(settings_class)]
-        if owners and f"{group}.{name}" not in known:
+        if owners and name not in flag_names(type(getattr(config, group))):
             short_flag = {"data": "--dataset ", "estimator": "--estimator "}.get(group, "")
             fail(f"{flag} is a setting of {short_flag}{', '.join(owners)}")
 
