@@ -16,7 +16,8 @@ from PIL import Image
 
 import air
 import train
-from air.checkpoints import load_checkpoint
+from air.checkpoints import load_checkpoint, save_checkpoint
+from air.config import with_settings
 from air.evaluation.evaluate import evaluate
 from air.scenes3d.guides import SceneSearchGuide
 from tests.conftest import FEW
@@ -190,6 +191,20 @@ def test_resume_takes_the_run_s_settings_and_may_go_further(tmp_path, capsys):
     assert config["optim"]["lr"] == 5e-4 and config["optim"]["steps"] == 4
     assert json.loads((out / "metrics.json").read_text())["steps"] == 4
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_a_run_from_another_device_is_resumed_on_this_one(tmp_path, capsys, monkeypatch):
+    """A checkpoint of a GPU, on a machine without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "run"
+    train.main([*SPRITES, "--steps", "2", "--out", str(out)])
+    config, state = load_checkpoint(out)
+    save_checkpoint(out / "checkpoint.pt", with_settings(config, {"run.device": "cuda"}), state)
+    train.main(["--resume", str(out), "--steps", "3"])
+    assert "steps 2 to 3 of 8 images on cpu" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train.main(["--resume", str(out), "--steps", "4", "--device", "cuda"])
+    assert "torch sees no CUDA device" in capsys.readouterr().err
 
 
 @pytest.mark.slow
