@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:
     """
     with atomic_write(path, regular=True) as file:
         try:
-            torch.save({"format": FORMAT, "config": to_dict(config), **state}, file)
+            torch.save({**state, "format": FORMAT, "config": to_dict(config)}, file)
         except RuntimeError as error:  # torch's archive, closed after a write that failed
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
@@ -60,7 +60,7 @@ def load_checkpoint(path: str | Path) -> tuple[Config, dict[str, Any]]:
     if missing := {"config", *PARTS} - content.keys():
         raise CheckpointError(f"{path} is incomplete: it holds no {', '.join(sorted(missing))}")
     try:
-        return config_from_dict(content["config"]), content
+        return config_from_dict(content["config"]), {part: content[part] for part in PARTS}
     except SettingsError as error:
         raise CheckpointError(f"{path} holds settings that this version does not know: {error}") from error
 
