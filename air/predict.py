@@ -3,9 +3,10 @@
     python -m air.predict runs/NAME images/ more.png                      # a line an image
     python -m air.predict runs/NAME images/ --json out.json --overlay out # records in a file, boxes drawn on the images
 
-An image's record: its file, the most probable count, that count's probability, the boxes (x0, y0, x1, y1) in the
-image's own pixels and, with --codes, each object's z_what. Exit codes: 2, the arguments are wrong; 1, an image could
-not be read and the others are done.
+An image's record: its file, the most probable count, whether that is the most the model can count, its probability, the
+boxes (x0, y0, x1, y1) in the image's own pixels and, with --codes, each object's z_what. Each page of a TIFF and each
+frame of an animation is an image. Exit codes: 2, the arguments are wrong; 1, an image could not be read and the others
+are done.
 """
 
 import argparse
@@ -13,108 +14,30 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
 from air.checkpoints import checkpoint_path, load_with_config
-from air.data.custom import COUNTS_FILE, SUFFIXES, fit, image_files, placement, read
+from air.data.custom import COUNTS_FILE
+from air.data.images import MAX_MEGAPIXELS, SUFFIXES, Picture, find_images
 from air.data.scenes import DataError
 from air.distributed import setup
-from air.evaluation.pictures import STEP_COLOURS
+from air.evaluation.records import Found, Intensities, infer_files, overlay
 from air.files import CheckpointError, atomic_write, check_outputs
-from air.inference.refine import refine
-from air.models.air import AIR
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl")
-COLUMNS = ("file", "count", "probability", "boxes")
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the model found in one image."""
-
-    file: str
-    count: int  # the most probable one
-    probability: float  # of that count
-    boxes: list[list[float]]  # (x0, y0, x1, y1) of each object, in the image's own pixels
-    z_what: list[list[float]]  # each object's code
-
-
-def predict(model: AIR, files: Sequence[Path], invert: bool = False, refined: bool = False, batch_size: int = 64
-            ) -> Iterator[tuple[Image.Image, Record] | DataError]:
-    """Infer the objects of image files, one after the other; yields the error for a file that cannot be read.
-
-    Args:
-        model: on its device.
-        invert: see `fit`.
-        refined: use `air.refine`, which takes nine times as long.
-        batch_size: how many images are held in memory and inferred at a time.
-    """
-    device = next(model.parameters()).device
-    for start in range(0, len(files), batch_size):
-        batch: list[Image.Image | DataError] = []
-        for file in files[start:start + batch_size]:
-            try:
-                batch.append(read(file))
-            except DataError as error:
-                batch.append(error)
-        images = [image for image in batch if isinstance(image, Image.Image)]
-        if images:
-            pixels = torch.stack([fit(image, model.x_size, model.channels == 1, invert) for image in images]).to(device)
-            found = refine(model, pixels) if refined else model.infer(pixels)
-            rows = zip(found.count.tolist(), found.count_probs.amax(-1).tolist(), found.boxes.cpu(),
-                       found.z_what.cpu())
-        for file, image in zip(files[start:start + batch_size], batch):
-            if isinstance(image, DataError):
-                yield image
-                continue
-            count, probability, boxes, z_what = next(rows)
-            boxes = to_image_pixels(boxes[:count], image.size, model.x_size)
-            yield image, Record(str(file), count, probability, boxes.tolist(), z_what[:count].tolist())
-
-
-def to_image_pixels(boxes: Tensor, size: tuple[int, int], square: int) -> Tensor:
-    """Map boxes from the square that `fit` made of an image to the image's own pixels.
-
-    Args:
-        boxes: (N, 4), (x0, y0, x1, y1) in the square's pixels.
-        size: width and height of the image.
-        square: side of the square in pixels.
-    Returns:
-        (N, 4), clipped to the image.
-    """
-    left, top, width, height = placement(*size, square)
-    corner, fitted = (torch.tensor(pair, dtype=boxes.dtype).repeat(2) for pair in ((left, top), (width, height)))
-    full = torch.tensor(size, dtype=boxes.dtype).repeat(2)
-    return ((boxes - corner) * full / fitted).clamp(min=0).minimum(full)
-
-
-def overlay(image: Image.Image, record: Record) -> Image.Image:
-    """Draw the boxes on a copy of the image, coloured by step."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
-    if record.boxes:
-        colours = [STEP_COLOURS[step % len(STEP_COLOURS)] for step in range(record.count)]
-        edges = torch.tensor(record.boxes).round()
-        edges[:, 2:] = edges[:, 2:].sub(1).maximum(edges[:, :2])  # the outline lies on the outermost pixels
-        pixels = draw_bounding_boxes(pixels, edges, colors=colours, width=max(1, max(image.size) // 200))
-    return to_pil_image(pixels)
+COLUMNS = ("file", "count", "at_limit", "probability", "boxes")
 
 
 class Output:
     """Writes records as lines, a JSON array, CSV rows or overlays; the files appear once all records are written."""
 
-    def __init__(self, args: argparse.Namespace, overlays: Mapping[str, Path], files: ExitStack) -> None:
+    def __init__(self, args: argparse.Namespace, overlays: Mapping[Path, Path], files: ExitStack) -> None:
         """Open the files.
 
         Args:
@@ -131,27 +54,38 @@ class Output:
         if args.overlay:
             args.overlay.mkdir(parents=True, exist_ok=True)
 
-    def add(self, image: Image.Image, record: Record) -> None:
+    def add(self, found: Found) -> None:
         """Write one image's record."""
+        record = found.record
         content = asdict(record)
         if not self.codes:
             del content["z_what"]
         if self.json:
             self.json.write((",\n" if self.written else "[\n").encode() + json.dumps(content).encode())
         if self.csv:
-            self._row([record.file, record.count, f"{record.probability:.4f}", json.dumps(record.boxes)])
+            self._row([record.file, record.count, str(record.at_limit).lower(), f"{record.probability:.4f}",
+                       json.dumps(record.boxes)])
         if self.overlays:
-            with atomic_write(self.overlays[record.file]) as file:
-                overlay(image, record).save(file, "png")
+            with atomic_write(self._overlay_path(found.picture)) as file:
+                overlay(*found).save(file, "png")
         if self.lines:
             boxes = " ".join("(" + ", ".join(f"{edge:.0f}" for edge in box) + ")" for box in record.boxes)
-            tqdm.write(f"{record.file}: {record.count} ({100 * record.probability:.1f}%) {boxes}".rstrip())
+            count = f"at least {record.count}" if record.at_limit else str(record.count)
+            tqdm.write(f"{record.file}: {count} ({100 * record.probability:.1f}%) {boxes}".rstrip())
         self.written += 1
 
     def end(self) -> None:
         """Complete the files: no more records follow."""
         if self.json:
             self.json.write(b"\n]\n" if self.written else b"[]\n")
+
+    def _overlay_path(self, picture: Picture) -> Path:
+        path = self.overlays[picture.file]
+        if picture.name.endswith("]"):  # a page or frame
+            path = path.with_stem(f"{path.stem}[{picture.frame + 1}]")
+            while path in self.overlays.values():
+                path = path.with_stem(f"{path.stem}-2")
+        return path
 
     def _row(self, cells: Sequence[Any]) -> None:
         assert self.csv is not None
@@ -160,7 +94,7 @@ class Output:
         self.csv.write(line.getvalue().encode())
 
 
-def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[str, Path]:
+def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
     """Where each image's overlay is written; images of the same name in several folders get numbers.
 
     Raises:
@@ -168,7 +102,7 @@ def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[str, Path]
     """
     if folder is None:
         return {}
-    paths: dict[str, Path] = {}
+    paths: dict[Path, Path] = {}
     names: set[str] = set()
     for file in files:
         if folder.exists() and folder.samefile(file.parent):
@@ -179,11 +113,11 @@ def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[str, Path]
             number += 1
             name = f"{stem}-{number}.png"
         names.add(name.casefold())
-        paths[str(file)] = folder / name
+        paths[file] = folder / name
     return paths
 
 
-def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mapping[str, Path]) -> None:
+def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mapping[Path, Path]) -> None:
     """Refuse outputs that would overwrite an image, its counts.csv, a file of the run, or one another.
 
     Raises:
@@ -197,20 +131,29 @@ def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mappi
     check_outputs(outputs | {f"the overlay of {file}": path for file, path in overlays.items()}, protected)
 
 
-def find_images(images: Sequence[str]) -> list[Path]:
-    """List files, and the image files of folders. Raises DataError: a path does not exist, or a folder has no image."""
+def files_of(images: Sequence[str], recursive: bool) -> tuple[list[Path], list[str]]:
+    """The files that the arguments name, and the image files of folders among them.
+
+    Returns:
+        The files, and sentences about what is left out.
+    Raises:
+        DataError: a path does not exist, or a folder has no image.
+    """
     files: list[Path] = []
+    said: list[str] = []
     for path in map(Path, images):
         if path.is_dir():
-            found = image_files(path)
+            found, left_out = find_images(path, recursive, known=[COUNTS_FILE])
             if not found:
                 raise DataError(f"{path} holds no file ending in {', '.join(SUFFIXES)}")
             files += found
+            if left_out:
+                said.append(f"left out of {path}: {left_out}" + ("" if recursive else "; --recursive reads folders"))
         elif path.exists():
             files.append(path)
         else:
             raise DataError(f"there is no file or folder {path}")
-    return files
+    return files, said
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -218,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
                                      usage="python -m air.predict RUN IMAGE... [flags]; --help lists them",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN", help="a run's folder, or its checkpoint")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of PNG and JPEG files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records to this file, as an array")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the records to this file, as rows")
     parser.add_argument("--overlay", type=Path, metavar="DIR", help="write images with the boxes drawn to this folder")
@@ -227,6 +170,11 @@ def build_parser() -> argparse.ArgumentParser:
                         help="infer from nine shifted copies: more accurate, nine times the work")
     parser.add_argument("--invert", action=argparse.BooleanOptionalAction, default=None,
                         help="the images are dark on bright (default: as in training)")
+    parser.add_argument("--intensity-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                        help="the intensities that are black and white (default: as in training)")
+    parser.add_argument("--recursive", action="store_true", help="read the sub-folders of folders as well")
+    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, metavar="M",
+                        help="leave out larger images (default: %(default)g)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=64)
     return parser
@@ -245,27 +193,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.codes and not args.json:
         fail("--codes are written to --json: name a file for it")
     try:
-        device, files = setup(args.device), find_images(args.images)
+        device, (files, said) = setup(args.device), files_of(args.images, args.recursive)
         overlays = overlay_paths(files, args.overlay)
         check_paths(args, files, overlays)
         model, config = load_with_config(args.model)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         fail(error)
     invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
-    broken = 0
+    # The data sets that are not custom images have 8 bits.
+    intensities = Intensities(getattr(config.data, "ranges", None) or {"8-bit": (0, 255)},
+                              args.intensity_range or getattr(config.data, "intensity_range", None))
+    broken = limited = 0
     try:
         with ExitStack() as opened:
             output = Output(args, overlays, opened)
-            records = predict(model.to(device), files, invert, args.refine, args.batch_size)
-            for each in tqdm(records, total=len(files), unit="image", disable=not sys.stderr.isatty()):
+            records = infer_files(model.to(device), [(str(file), file) for file in files], intensities, invert,
+                                  args.refine, args.batch_size, args.max_megapixels)
+            for each in tqdm(records, total=len(files), unit="image", disable=None):
                 if isinstance(each, DataError):
                     broken += 1
                     print(f"air.predict: skipped, cannot be read: {each}", file=sys.stderr)
                 else:
-                    output.add(*each)
+                    limited += each.record.at_limit
+                    output.add(each)
             output.end()
     except OSError as error:
         fail(error)
+    if limited:
+        said.append(f"{limited} image{'s have' if limited > 1 else ' has'} at least {model.num_steps} objects, the "
+                    "most that this model can count: train one with a larger --model.num-steps")
+    for sentence in (*said, *intensities.remarks()):
+        print(f"air.predict: {sentence}", file=sys.stderr)
     if broken:
         sys.exit(1)
 

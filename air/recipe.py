@@ -8,6 +8,7 @@ from typing import Any
 
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
 from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
+from air.data.custom import CustomImages
 from air.data.settings import SettingsError
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
@@ -48,7 +49,11 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     exploration_steps = config.estimator.exploration_steps
     if exploration_steps is None:
         exploration_steps = round(EXPLORATION_SHARE * steps)
-    return replace(config, model=model, optim=replace(config.optim, steps=steps, learn_count_prior_from=prior_from),
+    data = config.data
+    if isinstance(data, CustomImages):  # what prediction and a resumed run read images with
+        data = replace(data, ranges=dict(dataset.ranges))
+    optim = replace(config.optim, steps=steps, learn_count_prior_from=prior_from)
+    return replace(config, data=data, model=model, optim=optim,
                    estimator=replace(config.estimator, exploration_steps=exploration_steps))
 
 

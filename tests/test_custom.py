@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from air.data import DataError, Folder, Npz, load_dataset
-from air.data.custom import fit, load_arrays, load_folder, read, split
+from air.data.custom import load_arrays, load_folder, split
 
 
 def save(folder, name, pixels):
@@ -19,62 +19,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-class TestFit:
-    def test_keeps_the_shape_and_pads_with_black(self):
-        wide = Image.fromarray(np.full((10, 40), 200, np.uint8))
-        square = fit(wide, 20, grey=True, invert=False)[0]
-        assert square.shape == (20, 20) and (square[8:12] == 200).all()  # 20 x 5 pixels in the middle
-        assert (square[:7] == 0).all() and (square[13:] == 0).all()
-
-    def test_inverts_the_image_and_not_the_border(self):
-        square = fit(Image.fromarray(np.full((10, 40), 255, np.uint8)), 20, grey=True, invert=True)
-        assert (square == 0).all()
-
-    def test_colours_come_first(self):
-        red = np.zeros((8, 8, 3), np.uint8)
-        red[..., 0] = 255
-        pixels = fit(Image.fromarray(red), 8, grey=False, invert=False)
-        assert pixels.shape == (3, 8, 8) and (pixels[0] == 255).all() and (pixels[1:] == 0).all()
-
-    @pytest.mark.parametrize("invert", [False, True])
-    def test_transparent_pixels_become_black(self, invert):
-        pixels = np.full((8, 8, 2), 200, np.uint8)  # grey, and how opaque it is
-        pixels[:, :4, 1] = 0
-        pixels[:, 4:, 1] = 255
-        square = fit(Image.fromarray(pixels, "LA"), 8, grey=True, invert=invert)[0]
-        assert (square[:, :4] == 0).all() and (square[:, 4:] == (55 if invert else 200)).all()
-
-    def test_a_transparent_palette_colour_becomes_black(self, tmp_path):
-        image = Image.new("P", (8, 8), 1)
-        image.putpalette([255, 0, 0, 0, 0, 255])
-        image.paste(0, (0, 0, 4, 8))
-        image.save(tmp_path / "palette.png", transparency=0)
-        square = fit(read(tmp_path / "palette.png"), 8, grey=False, invert=False)
-        assert (square[..., :4] == 0).all() and (square[2, :, 4:] == 255).all() and (square[:2, :, 4:] == 0).all()
-
-
-class TestRead:
-    def test_sixteen_bits_become_eight(self, tmp_path):
-        levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
-        Image.fromarray(257 * levels).save(tmp_path / "deep.png")
-        assert np.array_equal(read(tmp_path / "deep.png"), levels)
-        Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "deeper.tif")
-        assert (np.asarray(read(tmp_path / "deeper.tif")) == 255).all()
-
-    def test_exif_orientation_is_applied(self, tmp_path):
-        """Cameras save what the sensor saw, and which side is up beside it."""
-        pixels = np.zeros((10, 20), np.uint8)
-        pixels[:, 10:] = 255
-        image = Image.fromarray(pixels)
-        image.getexif()[0x0112] = 6  # to be turned clockwise by a quarter
-        image.save(tmp_path / "turned.png", exif=image.getexif())
-        upright = np.asarray(read(tmp_path / "turned.png"))
-        assert upright.shape == (20, 10) and (upright[:10] == 0).all() and (upright[10:] == 255).all()
-
-
 class TestFolder:
     def test_images_come_in_the_order_of_their_names(self, folder):
-        names, scenes = load_folder(folder, 16, invert=False)
+        names, scenes, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert names == [f"{i:02}.png" for i in range(11)] and scenes.images.shape == (11, 1, 16, 16)
         assert scenes.images[:, 0, 8, 8].tolist() == [20 * i for i in range(11)]
         assert (scenes.counts == -1).all() and scenes.boxes.shape == (11, 0, 4)
@@ -83,63 +30,125 @@ class TestFolder:
 
     def test_one_image_in_colour_makes_all_of_them_so(self, folder):
         save(folder, "colour.jpg", np.full((9, 9, 3), (200, 0, 0)))
-        names, scenes = load_folder(folder, 16, invert=False)
+        names, scenes, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert scenes.images.shape == (12, 3, 16, 16) and names[-1] == "colour.jpg"
 
     def test_grey_images_of_any_depth_have_one_channel(self, folder):
         Image.fromarray(np.full((9, 9), 51 * 257, np.uint16)).save(folder / "deep.png")
-        _, scenes = load_folder(folder, 16, invert=False)
-        assert scenes.images.shape == (12, 1, 16, 16) and (scenes.images[-1] == 51).all()
+        Image.new("RGB", (9, 9), (51, 51, 51)).save(folder / "e.png")
+        _, scenes, ranges = load_folder(Folder(root=str(folder), image_size=16))
+        assert scenes.images.shape == (13, 1, 16, 16) and (scenes.images[-2:] == 51).all()
+        assert ranges == {"8-bit": (0, 255), "16-bit": (0, 65535)}
 
     def test_counts_are_read_where_they_are_given(self, folder):
         (folder / "counts.csv").write_text("file,count,remark\n03.png,2,\n10.png,0,blurred\n")
-        _, scenes = load_folder(folder, 16, invert=False)
+        _, scenes, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert scenes.counts.tolist() == [-1] * 3 + [2] + [-1] * 6 + [0]
 
     def test_bad_files_are_named_and_left_out(self, folder):
         for i in range(6):
             (folder / f"bad{i}.png").write_bytes(b"no image")
         (folder / "notes.txt").write_text("no image either, and none that is asked for")
-        with pytest.warns(UserWarning, match="6 of 17 images cannot be read.*bad0.png.*bad4.png.*and 1 more"):
-            names, _ = load_folder(folder, 16, invert=False)
+        with (pytest.warns(UserWarning, match="6 of 17 images cannot be read.*bad0.png.*bad4.png.*and 1 more"),
+              pytest.warns(UserWarning, match=f"left out of {folder}: 1 other file \\(notes.txt\\)")):
+            names, _, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert len(names) == 11
 
     def test_a_cut_off_file_is_bad(self, folder):
         whole = (folder / "10.png").read_bytes()
         (folder / "10.png").write_bytes(whole[:len(whole) // 2])
         with pytest.warns(UserWarning, match="1 of 11 .*10.png"):
-            assert len(load_folder(folder, 16, invert=False)[0]) == 10
+            assert len(load_folder(Folder(root=str(folder), image_size=16))[0]) == 10
+
+    def test_all_formats_and_sub_folders_are_read_or_named(self, folder):
+        (folder / "sub").mkdir()
+        for name in ("x.tif", "y.bmp", "z.webp", "sub/deep.gif"):
+            Image.new("L", (9, 9), 7).save(folder / name)
+        with pytest.warns(UserWarning, match=r"1 folder \(sub\); --data.recursive reads folders"):
+            names, _, _ = load_folder(Folder(root=str(folder)))
+        assert names[-3:] == ["x.tif", "y.bmp", "z.webp"] and len(names) == 14
+        names, scenes, _ = load_folder(Folder(root=str(folder), recursive=True))
+        assert "sub/deep.gif" in names and len(names) == len(scenes) == 15
+
+    def test_pages_are_images_with_counts_of_their_own(self, folder):
+        pages = [Image.new("L", (9, 9), level) for level in (0, 200)]
+        pages[0].save(folder / "stack.tif", save_all=True, append_images=pages[1:])
+        (folder / "counts.csv").write_text("file,count\nstack.tif[2],1\n")
+        names, scenes, _ = load_folder(Folder(root=str(folder)))
+        assert names[-2:] == ["stack.tif[1]", "stack.tif[2]"] and scenes.counts[-2:].tolist() == [-1, 1]
+
+    def test_the_same_images_have_the_same_digests(self, folder):
+        first, again = (load_dataset(Folder(root=str(folder))).digests for _ in range(2))
+        save(folder, "05.png", np.full((20, 20), 3))
+        changed = load_dataset(Folder(root=str(folder))).digests
+        assert first == again and {name for name in first if changed[name] != first[name]} == {"05.png"}
 
     def test_nothing_to_read_is_an_error(self, tmp_path):
-        with pytest.raises(DataError, match="holds no PNG or JPEG file"):
-            load_folder(tmp_path, 16, invert=False)
+        with pytest.raises(DataError, match="holds no image file"):
+            load_folder(Folder(root=str(tmp_path)))
         (tmp_path / "a.png").write_bytes(b"")
         with pytest.raises(DataError, match="can be read: a.png"):
-            load_folder(tmp_path, 16, invert=False)
+            load_folder(Folder(root=str(tmp_path)))
         with pytest.raises(DataError, match="is not a folder"):
-            load_folder(tmp_path / "a.png", 16, invert=False)
+            load_folder(Folder(root=str(tmp_path / "a.png")))
         save(tmp_path, "a.png", np.zeros((5, 5)))
         with pytest.raises(DataError, match="too few images, 1"):
             load_dataset(Folder(root=str(tmp_path)))
 
 
+class TestIntensities:
+    """12-bit scenes in 16-bit files, which the nominal range of the type would make black."""
+
+    @pytest.fixture
+    def twelve_bit(self, tmp_path):
+        for number in range(20):
+            pixels = np.zeros((20, 20), np.uint16)
+            pixels[4:9, number % 10:number % 10 + 5] = 3440
+            Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+        return tmp_path
+
+    def test_the_range_is_measured_over_the_training_images(self, twelve_bit):
+        Image.fromarray(np.full((20, 20), 65535, np.uint16)).save(twelve_bit / "09.png")  # held out
+        dataset = load_dataset(Folder(root=str(twelve_bit), image_size=20))
+        assert dataset.ranges == {"16-bit": (0, 4095)} and dataset.train.images.max() == 214
+        assert (dataset.held_out.images[0] == 255).all()
+
+    def test_a_given_range_and_the_run_s_own_come_first(self, twelve_bit):
+        for own, of in (({"intensity_range": (0, 6880)}, 6880), ({"ranges": {"16-bit": (0, 10320)}}, 10320)):
+            dataset = load_dataset(Folder(root=str(twelve_bit), image_size=20, **own))
+            assert dataset.ranges == {"16-bit": (0, of)}
+            assert dataset.train.images.max() == pytest.approx(255 * 3440 / of, abs=0.5)
+        with pytest.raises(ValueError, match="the lower intensity must come first, got 5 and 5"):
+            Folder(intensity_range=(5, 5))
+
+    @pytest.mark.parametrize("dtype, top, of", [(np.uint16, 3440, 4095), (np.int64, 215, 255), (np.float64, 215, 255),
+                                                (np.float32, 0.84, 1), (np.uint8, 1, 1), (bool, True, 255)])
+    def test_arrays_too(self, tmp_path, dtype, top, of):
+        pixels = np.zeros((20, 9, 9), dtype)
+        pixels[:, 2:6, 2:6] = top
+        np.savez(tmp_path / "own.npz", images=pixels)
+        dataset = load_dataset(Npz(file=str(tmp_path / "own.npz")))
+        assert list(dataset.ranges.values()) == [(0, of)]
+        assert dataset.train.images.max() == (255 if dtype == bool else round(255 * top / of))
+
+
 class TestArrays:
     def kept(self, tmp_path, **arrays):
         np.savez(tmp_path / "own.npz", **arrays)
-        return tmp_path / "own.npz"
+        return str(tmp_path / "own.npz")
 
     @pytest.mark.parametrize("shape, channels", [((12, 9, 9), 1), ((12, 9, 9, 3), 3), ((12, 3, 9, 9), 3),
                                                  ((12, 1, 9, 9), 1)])
     def test_any_layout_of_the_axes(self, tmp_path, shape, channels):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        scenes = load_arrays(self.kept(tmp_path, images=pixels), invert=False)
+        scenes = load_arrays(Npz(file=self.kept(tmp_path, images=pixels)))[0]
         assert scenes.images.shape == (12, channels, 9, 9)
         first = pixels[0] if shape[1:] != (9, 9, 3) else pixels[0].transpose(2, 0, 1)
         assert torch.equal(scenes.images[0], torch.from_numpy(first).view(channels, 9, 9))
 
     def test_floats_are_intensities(self, tmp_path):
         pixels = np.linspace(0, 1, 256).repeat(2).reshape(2, 16, 16)
-        plain, inverted = (load_arrays(self.kept(tmp_path, images=pixels), invert=invert)
+        plain, inverted = (load_arrays(Npz(file=self.kept(tmp_path, images=pixels), invert=invert))[0]
                            for invert in (False, True))
         assert plain.images.flatten().tolist() == sorted([*range(256)] * 2)
         assert torch.equal(inverted.images, 255 - plain.images)
@@ -148,13 +157,13 @@ class TestArrays:
         boxes = np.zeros((20, 2, 4))
         boxes[3, 0] = (1, 2, 5, 6)
         file = self.kept(tmp_path, images=np.zeros((20, 9, 9), np.uint8), counts=np.arange(20) - 1, boxes=boxes)
-        dataset = load_dataset(Npz(file=str(file)))
+        dataset = load_dataset(Npz(file=file))
         assert dataset.held_out.counts.tolist() == [8, 18] and dataset.train.boxes[3, 0].tolist() == [1, 2, 5, 6]
 
     def test_files_of_another_kind_are_errors(self, tmp_path):
         (tmp_path / "own.npz").write_bytes(b"no zip file")
         for file in ("own.npz", "elsewhere.npz"):
             with pytest.raises(DataError, match=f"{file} cannot be read"):
-                load_arrays(tmp_path / file, invert=False)
+                load_arrays(Npz(file=str(tmp_path / file)))
         with pytest.raises(DataError, match="name the file with --data.file"):
             load_dataset(Npz())

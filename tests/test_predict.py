@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,15 @@ from PIL import Image
 import train
 from air import load, predict
 from air.checkpoints import FILE_NAME, load_checkpoint, save_checkpoint
-from air.data.custom import fit
+from air.data.images import Picture, read_files, square
+from air.evaluation.records import Intensities, Record, overlay, to_image_pixels
 from air.inference.refine import refine
+
+
+def inputs(file, invert):
+    """What the model sees of a file, (1, C, H, W), and its original size."""
+    (picture,) = read_files([(str(file), file)], 24)
+    return square(picture, 24, 1, (0, 255), invert)[None], picture.size
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +49,12 @@ def test_records_are_what_the_model_infers(run, tmp_path):
     model = load(out)
     assert [record["file"] for record in records] == [str(folder / f"{i:02}.png") for i in range(12)]
     for record in records:
-        image = Image.open(record["file"])
-        seen = model.infer(fit(image, 24, grey=True, invert=True)[None])  # inverted, as in training
+        pixels, size = inputs(Path(record["file"]), invert=True)  # as in training
+        seen = model.infer(pixels)
         count = int(seen.count)
         assert record["count"] == count and record["probability"] == pytest.approx(seen.count_probs.max().item())
         torch.testing.assert_close(torch.tensor(record["z_what"]).view(count, 50), seen.z_what[0, :count])
-        boxes = predict.to_image_pixels(seen.boxes[0, :count], image.size, 24)
+        boxes = to_image_pixels(seen.boxes[0, :count], size, 24)
         torch.testing.assert_close(torch.tensor(record["boxes"]).view(count, 4), boxes)
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -56,19 +64,19 @@ def test_records_are_what_the_model_infers(run, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(50, 50), (85, 40), (31, 90), (12, 9)])
-def test_boxes_go_back_to_the_image_s_own_pixels(size):
+def test_boxes_go_back_to_the_image_s_own_pixels(size, tmp_path):
     """A bright rectangle, found again in the square to a pixel of it, and cut off where the image ends."""
     width, height = size
     pixels = np.zeros((height, width), np.uint8)
     box = torch.tensor([width // 4, height // 3, 3 * width // 4, 2 * height // 3])
     pixels[box[1]:box[3], box[0]:box[2]] = 255
-    square = fit(Image.fromarray(pixels), 24, grey=True, invert=False)[0]
-    y, x = (square > 127).nonzero(as_tuple=True)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    y, x = (inputs(tmp_path / "a.png", invert=False)[0][0, 0] > 127).nonzero(as_tuple=True)
     tight = torch.stack((x.min(), y.min(), x.max() + 1, y.max() + 1)).double()[None]
     pixel = max(size) / 24  # of the square, in the image's
-    assert ((predict.to_image_pixels(tight, size, 24)[0] - box).abs() <= max(1, pixel)).all()
+    assert ((to_image_pixels(tight, size, 24)[0] - box).abs() <= max(1, pixel)).all()
     everything = torch.tensor([[-5.0, -5, 30, 30]])
-    assert predict.to_image_pixels(everything, size, 24).tolist() == [[0, 0, width, height]]
+    assert to_image_pixels(everything, size, 24).tolist() == [[0, 0, width, height]]
 
 
 def test_lines_without_a_file_to_write(run, capsys):
@@ -84,7 +92,7 @@ def test_refine_and_invert_take_effect(run, tmp_path):
     for flags, invert, look in ((["--refine"], True, refine), (["--no-invert"], False, lambda m, x: m.infer(x))):
         predict.main([str(out), str(file), "--json", str(tmp_path / "b.json"), "--device", "cpu", *flags])
         (record,) = json.loads((tmp_path / "b.json").read_text())
-        seen = look(model, fit(Image.open(file), 24, grey=True, invert=invert)[None])
+        seen = look(model, inputs(file, invert)[0])
         assert record["probability"] == pytest.approx(seen.count_probs.max().item()) and "z_what" not in record
 
 
@@ -96,8 +104,10 @@ def test_overlays_have_the_image_s_size_and_the_boxes_colours(run, tmp_path):
     predict.main([str(out), str(folder / "11.png"), str(other), "--overlay", str(tmp_path / "drawn"), "--device",
                   "cpu"])
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["11-2.png", "11.png"]
-    record = predict.Record("x", 2, 0.9, [[3.0, 4, 20, 30], [30, 10, 50, 20]], [])
-    drawn = np.array(predict.overlay(Image.new("L", (60, 40), 100), record))
+    Image.new("L", (60, 40), 100).save(tmp_path / "x.png")
+    (picture,) = read_files([("x.png", tmp_path / "x.png")], 24)
+    record = Record("x.png", 2, False, 0.9, [[3.0, 4, 20, 30], [30, 10, 50, 20]], [])
+    drawn = np.array(overlay(picture, (0, 255), record))
     assert drawn.shape == (40, 60, 3)
     assert drawn[4, 10].tolist() == [255, 0, 0] and drawn[10, 40].tolist() == [0, 255, 0]  # red, then lime
     assert drawn[15, 10].tolist() == [100] * 3
@@ -109,7 +119,7 @@ def test_a_broken_image_is_reported_and_sets_the_exit_code(run, tmp_path, capsys
     with pytest.raises(SystemExit) as ended:
         predict.main([str(out), str(tmp_path / "bad.png"), str(folder / "02.png"), "--json", str(tmp_path / "c.json"),
                       "--device", "cpu"])
-    assert ended.value.code == 1 and "skipped, cannot be read: bad.png" in capsys.readouterr().err
+    assert ended.value.code == 1 and f"skipped, cannot be read: {tmp_path / 'bad.png'} (" in capsys.readouterr().err
     assert [record["file"] for record in json.loads((tmp_path / "c.json").read_text())] == [str(folder / "02.png")]
 
 
@@ -144,3 +154,108 @@ def test_nothing_that_is_read_is_overwritten(run, tmp_path, capsys):
         assert ended.value.code == 2 and words in message
     assert before == {path: path.read_bytes() for place in (images, out) for path in place.iterdir()}
     assert not new.exists() and not (tmp_path / "drawn").exists()
+
+
+@pytest.fixture(scope="module")
+def biased(run, tmp_path_factory):
+    """Copies of the run whose model sees an object at every step, or never one."""
+    folders = []
+    for bias in (50.0, -50.0):
+        config, checkpoint = load_checkpoint(run[0])
+        checkpoint["objective"]["model.guide_net.predict.mlp.0.bias"][0] = bias
+        folders.append(tmp_path_factory.mktemp("biased"))
+        save_checkpoint(folders[-1] / FILE_NAME, config, checkpoint)
+    return folders
+
+
+def test_the_largest_count_is_only_a_lower_bound(run, biased, tmp_path, capsys):
+    """Lines, JSON, CSV and a remark say "at least"."""
+    always, never = map(str, biased)
+    file = str(run[1] / "03.png")
+    predict.main([always, file, "--device", "cpu"])
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{file}: at least 4 (100.0%)")
+    assert said.err == ("air.predict: 1 image has at least 4 objects, the most that this model can count: train one "
+                        "with a larger --model.num-steps\n")
+    predict.main([always, file, "--device", "cpu", "--json", str(tmp_path / "a"), "--csv", str(tmp_path / "b")])
+    (record,) = json.loads((tmp_path / "a").read_text())
+    (row,) = csv.DictReader((tmp_path / "b").read_text().splitlines())
+    assert (record["count"], record["at_limit"]) == (4, True) and (row["count"], row["at_limit"]) == ("4", "true")
+    capsys.readouterr()
+    predict.main([never, file, "--device", "cpu", "--csv", str(tmp_path / "b")])
+    (row,) = csv.DictReader((tmp_path / "b").read_text().splitlines())
+    assert (row["count"], row["at_limit"]) == ("0", "false") and not capsys.readouterr().err
+
+
+def test_each_page_has_a_record_and_an_overlay(run, tmp_path):
+    pages = [Image.new("L", (30, 40), level) for level in (255, 0)]
+    (tmp_path / "in").mkdir()
+    pages[0].save(tmp_path / "in" / "a.tif", save_all=True, append_images=pages[1:])
+    predict.main([str(run[0]), str(tmp_path / "in"), "--json", str(tmp_path / "j"), "--overlay",
+                  str(tmp_path / "drawn"), "--device", "cpu"])
+    names = [f"{tmp_path / 'in' / 'a.tif'}[{number}]" for number in (1, 2)]
+    assert [record["file"] for record in json.loads((tmp_path / "j").read_text())] == names
+    drawn = {path.name: np.array(Image.open(path)).max() for path in (tmp_path / "drawn").iterdir()}
+    assert set(drawn) == {"a[1].png", "a[2].png"} and drawn["a[1].png"] == 255
+
+
+def test_what_a_folder_holds_besides_images_is_said(run, biased, tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).write_bytes((run[1] / "03.png").read_bytes())
+    predict.main([str(biased[1]), str(tmp_path), "--device", "cpu"])
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err == f"air.predict: left out of {tmp_path}: 1 folder (sub); --recursive reads folders\n"
+    predict.main([str(biased[1]), str(tmp_path), "--device", "cpu", "--recursive"])
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2 and not said.err
+
+
+class TestIntensities:
+    """Which of an image's numbers are black and white, where training may have had images of another kind."""
+
+    def picture(self, kind, high):
+        pixels = np.zeros((10, 10, 1), np.uint8 if kind == "8-bit" else np.float32)
+        pixels[2:8, 2:8] = high
+        return Picture("a.png", Path("a.png"), 0, (10, 10), kind, pixels, None)
+
+    @pytest.mark.parametrize("ranges, kind, high, used", [
+        ({"8-bit": (0, 255)}, "8-bit", 9, (0, 255)), ({"16-bit": (0, 4095)}, "16-bit", 3440, (0, 4095)),
+        ({"8-bit": (0, 255)}, "16-bit", 3440, (0, 4095)), ({"8-bit": (0, 255)}, "16-bit", 55255, (0, 65535)),
+        ({"8-bit": (0, 255)}, "float", 0.8, (0, 1)), ({"16-bit": (0, 4095)}, "8-bit", 20, (0, 255))])
+    def test_training_s_range_or_the_kind_s_usual_one(self, ranges, kind, high, used):
+        assert Intensities(ranges, None).of(self.picture(kind, high)) == used
+        assert Intensities(ranges, (1, 2)).of(self.picture(kind, high)) == (1, 2)
+
+    @pytest.mark.parametrize("ranges, kind, high, words", [
+        ({"8-bit": (0, 255)}, "16-bit", 3440, "a.png: 16-bit images, training had 8-bit images: 0 to 255; each was"),
+        ({"16-bit": (0, 4095)}, "16-bit", 65535, "a.png: brighter than the range of training and clipped; training"),
+        ({"16-bit": (0, 65535)}, "16-bit", 3440, "no 16-bit image exceeds 3440, so all are black; training had"),
+        ({"16-bit": (0, 4095)}, "16-bit", 3440, None), ({"8-bit": (0, 255)}, "8-bit", 9, None)])
+    def test_what_is_said_of_it(self, ranges, kind, high, words):
+        intensities = Intensities(ranges, None)
+        intensities.of(self.picture(kind, high))
+        said = intensities.remarks()
+        assert said == [] if words is None else said[0].startswith(words) and "--intensity-range LOW HIGH" in said[0]
+
+
+def test_the_run_s_intensities_are_those_of_prediction(tmp_path):
+    """Trained on 12 bits in files of 16: the range is kept with the run, and a given one replaces it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(20):
+        pixels = np.zeros((24, 24), np.uint16)
+        pixels[4:12, number % 10:number % 10 + 8] = 3440
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    out = tmp_path / "run"
+    train.main(["--dataset", "folder", "--data.root", str(folder), "--data.image-size", "24", "--batch-size", "8",
+                "--steps", "1", "--out", str(out), "--device", "cpu"])
+    assert json.loads((out / "config.json").read_text())["data"]["ranges"] == {"16-bit": [0, 4095]}
+    model, file = load(out), folder / "03.png"
+    (picture,) = read_files([("a", file)], 24)
+    for flags, used in (([], (0, 4095)), (["--intensity-range", "0", "65535"], (0, 65535))):
+        predict.main([str(out), str(file), "--json", str(tmp_path / "j"), "--device", "cpu", *flags])
+        (record,) = json.loads((tmp_path / "j").read_text())
+        seen = model.infer(square(picture, 24, 1, used)[None])
+        assert record["probability"] == pytest.approx(seen.count_probs.max().item())

@@ -1,26 +1,41 @@
-"""Custom images: a folder of PNG and JPEG files, or arrays in an .npz file; ground truth is optional."""
+"""Custom images: a folder of image files, or arrays in an .npz file; ground truth is optional."""
 
 import csv
 import warnings
 import zipfile
+import zlib
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from pydantic import AfterValidator
 from torch import Tensor
+from tqdm import tqdm
 from tyro.conf import Suppress
 
 from air.data.dataset import Dataset
+from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_files, square
+from air.data.intensity import Range, extremes, kind_of, measure, to_bytes
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.data.settings import PositiveFraction, settings
+from air.data.settings import Finite, Positive, PositiveFraction, settings
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
-NAMED = 5  # unreadable files named in a message; the others are counted
+LARGEST = 1e30  # intensity, beyond which 32-bit floats overflow
+
+
+def _ascending(given: Range | None) -> Range | None:
+    if given is not None and not given[0] < given[1]:
+        raise ValueError(f"the lower intensity must come first, got {given[0]:g} and {given[1]:g}")
+    return given
+
+
+IntensityRange = Annotated[tuple[Finite, Finite] | None, AfterValidator(_ascending)]
 
 
 @settings
@@ -31,17 +46,33 @@ class CustomImages:
     """An object's side as a share of the image's."""
     invert: bool = False
     """The objects are dark on a bright background."""
+    intensity_range: IntensityRange = None
+    """The intensities that are black and white (None: measured over the training images)."""
+    ranges: Suppress[dict[str, Range]] = field(default_factory=dict)
+
+    def range_of(self, kind: str, lowest_and_highest: NDArray[np.float64]) -> Range:
+        """The range of images of one kind: the one given, the run's, or measured over the training images.
+
+        Args:
+            kind: of their numbers, see `intensity.KINDS`.
+            lowest_and_highest: (M, 2) of the training images, see `intensity.extremes`.
+        """
+        return self.intensity_range or self.ranges.get(kind) or measure(lowest_and_highest, kind)
 
 
 @settings
 class Folder(CustomImages):
-    """Custom images: a folder of PNG and JPEG files, optionally with counts.csv."""
+    """Custom images: a folder of image files, optionally with counts.csv."""
 
     name: Suppress[Literal["folder"]] = "folder"
     root: str = ""
-    """The folder of images."""
+    """The folder of images: PNG, JPEG, TIFF, BMP, WebP and GIF files."""
+    recursive: bool = False
+    """Read sub-folders as well."""
     image_size: ImageSize = IMAGE_SIZE
     """Side in pixels of the square that each image is fitted into."""
+    max_megapixels: Positive = MAX_MEGAPIXELS
+    """Larger pictures are left out before they are unpacked."""
 
     def load(self) -> Dataset:
         """Every tenth image, in the order of names, is held out.
@@ -51,7 +82,9 @@ class Folder(CustomImages):
         """
         if not self.root:
             raise DataError("--dataset folder: name the folder of images with --data.root")
-        return Dataset(self.name, *split(load_folder(Path(self.root), self.image_size, self.invert)[1]))
+        names, scenes, ranges = load_folder(self)
+        digests = {name: zlib.crc32(image.numpy().tobytes()) for name, image in zip(names, scenes.images)}
+        return Dataset(self.name, *split(scenes), ranges=ranges, digests=digests)
 
 
 @settings
@@ -70,98 +103,68 @@ class Npz(CustomImages):
         """
         if not self.file:
             raise DataError("--dataset npz: name the file with --data.file")
-        return Dataset(self.name, *split(load_arrays(Path(self.file), self.invert)))
+        scenes, ranges = load_arrays(self)
+        digests = {"images": zlib.crc32(scenes.images.numpy().tobytes())}
+        return Dataset(self.name, *split(scenes), ranges=ranges, digests=digests)
 
 
-def placement(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Where `fit` puts an image of width x height pixels in its square: (left, top, new width, new height)."""
-    scale = size / max(width, height)
-    new_width, new_height = (max(1, round(side * scale)) for side in (width, height))
-    return (size - new_width) // 2, (size - new_height) // 2, new_width, new_height
-
-
-def fit(image: Image.Image, size: int, grey: bool, invert: bool) -> Tensor:
-    """Scale an image to fit a square, centred, its aspect ratio kept: (C, size, size) uint8.
+def load_folder(own: Folder) -> tuple[list[str], Scenes, dict[str, Range]]:
+    """Read the images of a folder, in the order of their names. What is left out is said in a warning.
 
     Args:
-        size: side of the square in pixels; padding and transparent pixels are black.
-        grey: convert to one channel, else to three.
-        invert: dark objects on a bright background become bright ones on a dark background.
-    """
-    opaque = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    image = image.convert("L" if grey else "RGB")
-    if invert:
-        image = ImageOps.invert(image)
-    if opaque is not None:
-        image = Image.composite(image, Image.new(image.mode, image.size), opaque)
-    left, top, width, height = placement(*image.size, size)
-    square = Image.new(image.mode, (size, size))
-    square.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, top))
-    pixels = torch.from_numpy(np.array(square))  # (size, size), or with channels last
-    return pixels[None] if grey else pixels.movedim(-1, 0)
-
-
-def read(file: Path) -> Image.Image:
-    """Read an image, rotated upright, with eight bits a channel. Raises DataError: it cannot be read."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file.name} ({' '.join(str(error).split())})") from error
-    if upright.mode.startswith("I"):  # 16 bits, which Pillow itself would clip at 255
-        return Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
-    return upright
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, by name."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-
-
-def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str], Scenes]:
-    """Read the images of a folder, in the order of their names; unreadable ones are skipped with a warning.
-
-    Args:
-        folder: holds PNG and JPEG files and, optionally, counts.csv with the columns file and count.
-        image_size: H = W in pixels, see `fit`.
-        invert: see `fit`.
+        own: the folder, which may hold counts.csv with the columns file and count.
     Returns:
-        The files' names, and scenes with one channel if all images are grey, else three.
+        The images' names, relative to the folder; scenes with one channel if all images are grey, else three; and the
+        ranges of intensities, by kind.
     Raises:
         DataError: the folder is missing or holds no readable image, or counts.csv is malformed.
     """
+    folder = Path(own.root)
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: name one that holds PNG or JPEG files with --data.root")
-    files = image_files(folder)
-    images, bad = {}, []
-    for file in files:
-        try:
-            images[file.name] = read(file)
-        except DataError as error:
-            bad.append(str(error))
-    told = "; ".join(bad[:NAMED]) + (f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
-    if not images:
-        raise DataError(f"{folder} holds no PNG or JPEG file that can be read{': ' + told if bad else ''}")
+        raise DataError(f"{folder} is not a folder: name one that holds image files with --data.root")
+    found = find_images(folder, own.recursive, known=[COUNTS_FILE])
+    files = [(str(file.relative_to(folder)), file) for file in found.files]
+    read = list(tqdm(read_files(files, own.image_size, own.max_megapixels), "reading", len(files), unit="image",
+                     disable=None))
+    pictures = [each for each in read if isinstance(each, Picture)]
+    bad = [str(each) for each in read if isinstance(each, DataError)]
+    if found.left_out:
+        deeper = "" if own.recursive else "; --data.recursive reads folders"
+        warnings.warn(f"left out of {folder}: {found.left_out}{deeper}", stacklevel=2)
+    if not pictures:
+        raise DataError(f"{folder} holds no image file that can be read" + (f": {listed(bad, '; ')}" if bad else ""))
     if bad:
-        warnings.warn(f"{len(bad)} of {len(files)} images cannot be read and are skipped: {told}", stacklevel=2)
-    grey = all(image.mode in ("1", "L", "LA", "F") for image in images.values())
-    pixels = torch.stack([fit(image, image_size, grey, invert) for image in images.values()])
-    counts = _read_counts(folder / COUNTS_FILE, {file.name for file in files})
-    return list(images), _scenes(pixels, torch.tensor([counts.get(name, -1) for name in images]))
+        warnings.warn(f"{len(bad)} of {len(read)} images cannot be read and are skipped: {listed(bad, '; ')}",
+                      stacklevel=2)
+    by_kind = defaultdict(list)
+    for place, picture in enumerate(pictures):
+        if not is_held_out(place):
+            by_kind[picture.kind].append(picture.extremes)
+    for picture in pictures:  # a kind that only occurs among those held out
+        if picture.kind not in by_kind:
+            by_kind[picture.kind].append(picture.extremes)
+    ranges = {kind: own.range_of(kind, np.concatenate(each)) for kind, each in sorted(by_kind.items())}
+    channels = max(picture.pixels.shape[-1] for picture in pictures)
+    images = torch.stack([square(picture, own.image_size, channels, ranges[picture.kind], own.invert)
+                          for picture in pictures])
+    names = [picture.name for picture in pictures]
+    counts = _read_counts(folder / COUNTS_FILE, {*names, *(name for name, _ in files)})
+    return names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges
 
 
-def load_arrays(file: Path, invert: bool) -> Scenes:
+def load_arrays(own: Npz) -> tuple[Scenes, dict[str, Range]]:
     """Read the scenes of an .npz file.
 
     Args:
-        file: holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, uint8 or floats in [0, 1]; and
-            optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels, 0 where
-            absent.
-        invert: dark objects on a bright background become bright ones on a dark background.
+        own: the file, which holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, integers or
+            floats; and optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels,
+            0 where absent.
+    Returns:
+        The scenes, and the range of intensities of their kind.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
     """
+    file = Path(own.file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
@@ -169,15 +172,19 @@ def load_arrays(file: Path, invert: bool) -> Scenes:
         raise DataError(f"{file} cannot be read as an .npz file ({' '.join(str(error).split())})") from error
     if "images" not in found:
         raise DataError(f"{file} holds no array named images, only {', '.join(found) or 'none'}")
-    images = _as_uint8(found["images"], file)
-    images = 255 - images if invert else images
+    images, ranges = _as_bytes(_channels_first(found["images"], file), own, file)
     counts, boxes = _truth(found, len(images), file)
-    return _scenes(images, counts, boxes)
+    return _scenes(images, counts, boxes), ranges
+
+
+def is_held_out(place: int) -> bool:
+    """Whether the image at this place, from 0, is held out."""
+    return place % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
 def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
     """Split into training and held-out scenes. Raises DataError: there are too few to hold some out."""
-    held_out = torch.arange(len(scenes)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held_out = torch.tensor([is_held_out(place) for place in range(len(scenes))])
     if not held_out.any():
         raise DataError(f"too few images, {len(scenes)}: every {HELD_OUT_EVERY}th is held out")
     return scenes[~held_out], scenes[held_out]
@@ -211,8 +218,8 @@ def _read_counts(file: Path, names: set[str]) -> Mapping[str, int]:
     return counts
 
 
-def _as_uint8(images: np.ndarray, file: Path) -> Tensor:
-    """(M, H, H), (M, H, H, C) or (M, C, H, H) -> (M, C, H, H) uint8."""
+def _channels_first(images: NDArray[Any], file: Path) -> NDArray[Any]:
+    """(M, H, H), (M, H, H, C) or (M, C, H, H) -> (M, C, H, H)."""
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
@@ -220,13 +227,27 @@ def _as_uint8(images: np.ndarray, file: Path) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3] or not images.size:
         raise DataError(f"{file}: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, "
                         f"got {images.shape}")
-    if images.dtype != np.uint8:
-        if not np.issubdtype(images.dtype, np.floating):
-            raise DataError(f"{file}: images must be uint8 or floats in [0, 1], got {images.dtype}")
-        if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
-            raise DataError(f"{file}: images of floats must lie in [0, 1], got {images.min()} to {images.max()}")
-        images = np.rint(255 * images).astype(np.uint8)
-    return torch.from_numpy(np.ascontiguousarray(images))
+    return images
+
+
+def _as_bytes(images: NDArray[Any], own: Npz, file: Path) -> tuple[Tensor, dict[str, Range]]:
+    """Intensities (M, C, H, H) of any kind as uint8, and the range that was used."""
+    if images.dtype == bool:
+        images = images.astype(np.uint8) * np.uint8(255)
+    try:
+        kind = kind_of(images.dtype)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
+    pixels = images.reshape(len(images), -1)
+    if kind == "float":
+        beyond = ~(np.maximum(pixels.max(-1), -pixels.min(-1)).astype(float) < LARGEST)  # nan compares as false
+        if beyond.any():
+            raise DataError(f"{file}: image {beyond.argmax()} has intensities that are nan, infinite or above "
+                            f"{LARGEST:g}")
+    training = np.array([not is_held_out(place) for place in range(len(images))])
+    used = own.range_of(kind, extremes(pixels[training]))
+    made = to_bytes(images, used)
+    return torch.from_numpy(np.ascontiguousarray(255 - made if own.invert else made)), {kind: used}
 
 
 def _truth(found: Mapping[str, np.ndarray], size: int, file: Path) -> tuple[Tensor, Tensor | None]:

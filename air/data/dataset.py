@@ -2,12 +2,13 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, NamedTuple
 
 from tyro.conf import Suppress
 
+from air.data.intensity import Range
 from air.data.scenes import DataError, Scenes
 from air.data.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
 
@@ -22,6 +23,8 @@ class Dataset(NamedTuple):
     train: Scenes
     held_out: Scenes
     unseen: Scenes | None = None  # held-out scenes with counts that do not occur in training
+    ranges: Mapping[str, Range] = {}  # of custom images: the intensities that became black and white, by kind
+    digests: Mapping[str, int] = {}  # of custom images: by name
 
 
 def data_root() -> str:

@@ -1,0 +1,276 @@
+"""Image files of any kind as the model's input: each is reduced to a small square as it is read.
+
+Training and prediction read through this module, so that both see the same pixels.
+"""
+
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from air.data.intensity import Range, extremes, to_share
+from air.data.scenes import DataError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF")  # Pillow's names
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif")
+MAX_MEGAPIXELS = 180.0  # Pillow's own limit: a small file can claim to hold a huge picture
+FINER = 4  # a JPEG is decoded at least so much finer than needed, instead of at full size
+COLOUR = 4  # levels of 255 by which the channels of a grey image may differ
+WORKERS = 8  # at most: a picture takes up to 100 MB while it is read
+AHEAD = 4  # pictures read ahead, for each worker
+NAMED = 5  # files named in a message; the others are counted
+ORIENTATION, SUBFILE_TYPE = 0x0112, 0x00FE  # Exif and TIFF tags
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # what brings an image of an Exif orientation upright
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, upright and reduced to fit a square, with what its file says about it."""
+
+    name: str  # the file's, with the number of the page or frame in brackets where there are several
+    file: Path
+    frame: int  # of the file's frames, from 0
+    size: tuple[int, int]  # width and height of the original, upright
+    kind: str  # of its intensities, see `intensity.KINDS`
+    pixels: NDArray[np.generic]  # (h, w, C) in the file's own intensities, C of 1 or 3; grey images have one channel
+    opacity: NDArray[np.uint8] | None  # (h, w), 255 where nothing is transparent; pixels are multiplied by it
+
+    @property
+    def extremes(self) -> NDArray[np.float64]:
+        """(1, 2), see `intensity.extremes`."""
+        return extremes(self.pixels.reshape(1, -1))
+
+
+class Found(NamedTuple):
+    """The image files of a folder, and what else it holds."""
+
+    files: list[Path]
+    left_out: str  # in words; empty if nothing is
+
+
+def find_images(folder: Path, recursive: bool = False, known: Sequence[str] = ()) -> Found:
+    """List the image files of a folder by name.
+
+    Args:
+        folder: where to look.
+        recursive: in its sub-folders as well, but not through links.
+        known: names of other files that need no mention.
+    """
+    files: list[Path] = []
+    others: list[str] = []
+    folders: list[str] = []
+    for place, inner, names in os.walk(folder):
+        inner.sort()
+        if not recursive:
+            folders, inner[:] = inner[:], []
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() not in SUFFIXES:
+                others += [name] * (name not in known)
+            elif not path.exists() or path.is_file():  # a link to nothing is reported when it is read
+                files.append(path)
+            else:  # a FIFO or a device, which might never end
+                others.append(name)
+    told = []
+    if others:
+        told.append(f"{len(others)} other file{'s' * (len(others) > 1)} ({listed(sorted(others))})")
+    if folders:
+        told.append(f"{len(folders)} folder{'s' * (len(folders) > 1)} ({listed(folders)})")
+    return Found(sorted(files), " and ".join(told))
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few names, and how many more there are."""
+    return separator.join(names[:NAMED]) + (f"{separator}and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def placement(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Where an image of width x height pixels lies in its square: (left, top, new width, new height)."""
+    scale = size / max(width, height)
+    new_width, new_height = (max(1, round(side * scale)) for side in (width, height))
+    return (size - new_width) // 2, (size - new_height) // 2, new_width, new_height
+
+
+def square(picture: Picture, size: int, channels: int, of: Range, invert: bool = False) -> Tensor:
+    """The model's input: the picture centred in a square, its aspect ratio kept.
+
+    Args:
+        picture: read for this size.
+        size: side of the square in pixels; padding and transparent pixels are black.
+        channels: 1 or 3.
+        of: intensities that become 0 and 255.
+        invert: dark objects on a bright background become bright ones on a dark background.
+    Returns:
+        (channels, size, size) uint8.
+    """
+    pixels, opacity = picture.pixels, np.float32(1)
+    if picture.opacity is not None:
+        opacity = picture.opacity[..., None] / np.float32(255)
+        pixels = pixels.astype(np.float32) + of[0] * (1 - opacity)  # what is transparent is at the range's low end
+    if channels == 1 and pixels.shape[-1] == 3:
+        pixels = pixels @ np.array(((0.299,), (0.587,), (0.114,)), np.float32)  # ITU-R 601, as Pillow
+    share = to_share(pixels, of)
+    if invert:
+        share = np.maximum(opacity - share, 0)
+    height, width = share.shape[:2]
+    left, top = (size - width) // 2, (size - height) // 2
+    made = np.zeros((channels, size, size), np.uint8)
+    made[:, top:top + height, left:left + width] = np.rint(255 * share).transpose(2, 0, 1)
+    return torch.from_numpy(made)
+
+
+def read_files(files: Sequence[tuple[str, Path]], size: int, max_megapixels: float = MAX_MEGAPIXELS
+               ) -> Iterator[Picture | DataError]:
+    """Read image files, several at a time, in order; each page or frame of a file is a picture of its own.
+
+    Args:
+        files: what to call each, and where it is.
+        size: side of the square that pictures are reduced for.
+        max_megapixels: larger pictures are refused before they are unpacked.
+    Yields:
+        Pictures, and for a file or frame that cannot be read a DataError that names it.
+    """
+    workers = min(WORKERS, os.cpu_count() or 1)
+    waiting: deque[Future[list[Picture | DataError]]] = deque()
+    left = iter(files)
+    with _reading(), ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for name, file in left:
+                    waiting.append(pool.submit(_read, name, file, size, max_megapixels))
+                    if len(waiting) == AHEAD * workers:
+                        break
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def read_full(picture: Picture) -> Image.Image:
+    """Read a picture's original again, upright and in its own size: grey, RGB, RGBA or a deep mode. Raises OSError."""
+    with _reading(), Image.open(picture.file, formats=FORMATS) as image:
+        image.seek(picture.frame)
+        image.load()
+        return _upright(image, _plain(image))
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Pillow without its limit, for which there is our own, and without warnings about files that it reads anyway."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _read(name: str, file: Path, size: int, max_megapixels: float) -> list[Picture | DataError]:
+    read: list[Picture | DataError] = []
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise DataError("not a regular file")
+        with Image.open(file, formats=FORMATS) as image:
+            frames = _frames(image)
+            for frame in frames:
+                own = f"{name}[{frame + 1}]" if len(frames) > 1 else name
+                try:
+                    image.seek(frame)
+                    if image.width * image.height > max_megapixels * 1e6:
+                        raise DataError(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} million")
+                    read.append(_reduced(image, own, file, frame, size))
+                except Exception as error:
+                    read.append(_named(own, error))
+    except Exception as error:
+        read.append(_named(name, error))
+    return read
+
+
+def _named(name: str, error: Exception) -> DataError:
+    """What is said of a file that cannot be read. Decoders raise errors of all types where bytes are damaged."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = f"not an image in one of the formats {', '.join(FORMATS)}"
+    return DataError(f"{name} ({reason})")
+
+
+def _frames(image: Image.Image) -> Sequence[int]:
+    """The frames that are images of their own, not a page's thumbnail or a photograph's depth map."""
+    if image.format == "MPO" or getattr(image, "n_frames", 1) == 1:
+        return range(1)
+    frames = range(getattr(image, "n_frames", 1))
+    if image.format != "TIFF":
+        return frames
+    full = []
+    for frame in frames:
+        image.seek(frame)
+        tags: Mapping[int, int] = getattr(image, "tag_v2", {})
+        if not int(tags.get(SUBFILE_TYPE, 0)) & 1:
+            full.append(frame)
+    return full or frames
+
+
+def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int) -> Picture:
+    """Decode one frame and reduce it."""
+    sixteen = any(";16" in str(tile[3]) for tile in getattr(image, "tile"))  # known until the image is loaded
+    width, height = image.size
+    orientation = image.getexif().get(ORIENTATION, 1)
+    upright_size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    if image.format in ("JPEG", "MPO"):
+        image.draft(None, (FINER * size, FINER * size))
+    image.load()
+    _, _, *small = placement(width, height, size)
+    opacity = None
+    if image.mode[0] in "IF":  # intensities of more than eight bits
+        kind = "float" if image.mode == "F" else "16-bit" if sixteen else "integer"
+        deep = image.convert("F") if image.mode != "F" else image
+        reduced = _upright(image, deep.resize(small, Image.Resampling.BILINEAR))
+        pixels: NDArray[np.generic] = np.array(reduced, np.float32)[..., None]
+        if not np.isfinite(pixels).all():
+            raise DataError("nan or infinite intensities")
+    else:
+        kind = "16-bit" if sixteen else "8-bit"
+        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        plain = _plain(image)
+        alpha = plain.getchannel("A") if plain.mode == "RGBA" else None
+        plain = plain.convert(mode)
+        if alpha is not None:
+            plain = Image.composite(plain, Image.new(mode, image.size), alpha)
+            opacity = np.array(_upright(image, alpha.resize(small, Image.Resampling.BILINEAR)))
+        reduced = _upright(image, plain.resize(small, Image.Resampling.BILINEAR))
+        pixels = np.array(reduced)
+        if mode == "RGB" and (pixels.max(-1).astype(int) - pixels.min(-1) <= COLOUR).all():
+            pixels = np.array(reduced.convert("L"))
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if sixteen:  # of which Pillow gives the upper eight
+            pixels = pixels.astype(np.float32) * 257
+    return Picture(name, file, frame, upright_size, kind, pixels, opacity)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """RGBA where something is transparent, else RGB; grey and deep images as they are."""
+    if image.mode[0] in "IF" or image.mode == "L" and not image.has_transparency_data:
+        return image
+    return image.convert("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB")
+
+
+def _upright(original: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn an image as the original's Exif data say."""
+    turn = TURNS.get(original.getexif().get(ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)

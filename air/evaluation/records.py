@@ -1,0 +1,156 @@
+"""Records of what a model finds in image files: counts, and boxes in each image's own pixels."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
+
+from air.data.images import MAX_MEGAPIXELS, Picture, listed, placement, read_files, read_full, square
+from air.data.intensity import Range, describe, to_bytes, usual_top
+from air.data.scenes import DataError
+from air.evaluation.pictures import STEP_COLOURS
+from air.inference.refine import refine
+from air.models.air import AIR
+
+DARK = 8  # images that stay below this part of training's range all look black
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the model found in one image."""
+
+    file: str  # its name as given; a page's or frame's number in brackets where the file has several
+    count: int  # the most probable one
+    at_limit: bool  # the count is the model's largest: there are at least so many objects
+    probability: float  # of that count
+    boxes: list[list[float]]  # (x0, y0, x1, y1) of each object, in the image's own pixels
+    z_what: list[list[float]]  # each object's code
+
+
+class Found(NamedTuple):
+    """An image with its record."""
+
+    picture: Picture
+    used: Range  # the intensities that were black and white
+    record: Record
+
+
+class Intensities:
+    """Which intensities are black and white in each image, and what the user should know about them."""
+
+    def __init__(self, ranges: Mapping[str, Range], given: Range | None) -> None:
+        """Args: ranges: of the images that the run was trained on, by kind; given: for all images instead."""
+        self.ranges, self.given = ranges, given
+        self.highest: dict[str, float] = {}
+        self.beyond: list[str] = []
+        self.other: dict[str, list[str]] = {}
+
+    def of(self, picture: Picture) -> Range:
+        """The range of one image: the one given, the training images' of that kind, or its kind's usual one."""
+        if self.given:
+            return self.given
+        low, high = picture.extremes[0].tolist()
+        if picture.kind not in self.ranges:
+            self.other.setdefault(picture.kind, []).append(picture.name)
+            return min(0.0, low), usual_top(high, picture.kind)
+        self.highest[picture.kind] = max(high, self.highest.get(picture.kind, high))
+        bottom, top = self.ranges[picture.kind]
+        if high > top + (top - bottom) / 2:
+            self.beyond.append(picture.name)
+        return bottom, top
+
+    def remarks(self) -> list[str]:
+        """Sentences about the images so far."""
+        trained = f"training had {describe(self.ranges)}"
+        said = [f"{listed(names)}: {kind} images, {trained}; each was taken at the usual range that holds it"
+                for kind, names in self.other.items()]
+        if self.beyond:
+            said.append(f"{listed(self.beyond)}: brighter than the range of training and clipped; {trained}")
+        for kind, high in self.highest.items():
+            low, top = self.ranges[kind]
+            if kind != "8-bit" and high < low + (top - low) / DARK:
+                said.append(f"no {kind} image exceeds {high:g}, so all are black; {trained}")
+        return [f"{each}; --intensity-range LOW HIGH sets another" for each in said]
+
+
+def infer_files(model: AIR, files: Sequence[tuple[str, Path]], intensities: Intensities, invert: bool = False,
+                refined: bool = False, batch_size: int = 64, max_megapixels: float = MAX_MEGAPIXELS
+                ) -> Iterator[Found | DataError]:
+    """Infer the objects of image files, one after the other; yields the error for a file that cannot be read.
+
+    Args:
+        model: on its device.
+        files: what to call each, and where it is.
+        intensities: of the run.
+        invert: see `images.square`.
+        refined: use `air.refine`, which takes nine times as long.
+        batch_size: how many images are inferred at a time.
+        max_megapixels: see `read_files`.
+    """
+    device = next(model.parameters()).device
+    for batch in in_batches(read_files(files, model.x_size, max_megapixels), batch_size):
+        pictures = [each for each in batch if isinstance(each, Picture)]
+        if pictures:
+            ranges = [intensities.of(picture) for picture in pictures]
+            pixels = torch.stack([square(picture, model.x_size, model.channels, used, invert)
+                                  for picture, used in zip(pictures, ranges)]).to(device)
+            seen = refine(model, pixels) if refined else model.infer(pixels)
+            found = zip(ranges, seen.count.tolist(), seen.count_probs.amax(-1).tolist(), seen.boxes.cpu(),
+                        seen.z_what.cpu())
+        for each in batch:
+            if isinstance(each, DataError):
+                yield each
+                continue
+            used, count, probability, boxes, z_what = next(found)
+            boxes = to_image_pixels(boxes[:count], each.size, model.x_size)
+            yield Found(each, used, Record(each.name, count, count == model.num_steps, probability, boxes.tolist(),
+                                           z_what[:count].tolist()))
+
+
+def in_batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Lists of so many items; the last may be shorter."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def to_image_pixels(boxes: Tensor, size: tuple[int, int], square: int) -> Tensor:
+    """Map boxes from the square that `fit` made of an image to the image's own pixels.
+
+    Args:
+        boxes: (N, 4), (x0, y0, x1, y1) in the square's pixels.
+        size: width and height of the image.
+        square: side of the square in pixels.
+    Returns:
+        (N, 4), clipped to the image.
+    """
+    left, top, width, height = placement(*size, square)
+    corner, fitted = (torch.tensor(pair, dtype=boxes.dtype).repeat(2) for pair in ((left, top), (width, height)))
+    full = torch.tensor(size, dtype=boxes.dtype).repeat(2)
+    return ((boxes - corner) * full / fitted).clamp(min=0).minimum(full)
+
+
+def overlay(picture: Picture, used: Range, record: Record) -> Image.Image:
+    """Draw the boxes on a copy of the original, coloured by step.
+
+    Raises:
+        OSError: the original cannot be read again.
+    """
+    image = read_full(picture)
+    if image.mode[0] in "IF":
+        image = Image.fromarray(to_bytes(np.asarray(image), used))
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
+    if record.boxes:
+        colours = [STEP_COLOURS[step % len(STEP_COLOURS)] for step in range(record.count)]
+        edges = torch.tensor(record.boxes).round()
+        edges[:, 2:] = edges[:, 2:].sub(1).maximum(edges[:, :2])  # the outline lies on the outermost pixels
+        pixels = draw_bounding_boxes(pixels, edges, colors=colours, width=max(1, max(image.size) // 200))
+    return to_pil_image(pixels)
