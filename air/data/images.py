@@ -249,7 +249,7 @@ def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int) -
         mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
         plain = _plain(image)
         alpha = plain.getchannel("A") if plain.mode == "RGBA" else None
-        plain = plain.convert(mode)
+        plain = plain if plain.mode == mode else plain.convert(mode)  # which would copy it
         if alpha is not None:
             plain = Image.composite(plain, Image.new(mode, image.size), alpha)
             opacity = np.array(_upright(image, alpha.resize(small, Image.Resampling.BILINEAR)))
@@ -264,10 +264,11 @@ def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int) -
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """RGBA where something is transparent, else RGB; grey and deep images as they are."""
-    if image.mode[0] in "IF" or image.mode == "L" and not image.has_transparency_data:
+    """RGBA where something is transparent, else grey or RGB; deep images as they are."""
+    if image.mode[0] in "IF":
         return image
-    return image.convert("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def _upright(original: Image.Image, image: Image.Image) -> Image.Image:
