@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 class TestFolder:
     def test_images_come_in_the_order_of_their_names(self, folder):
-        names, scenes, _ = load_folder(Folder(root=str(folder), image_size=16))
+        names, scenes, _, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert names == [f"{i:02}.png" for i in range(11)] and scenes.images.shape == (11, 1, 16, 16)
         assert scenes.images[:, 0, 8, 8].tolist() == [20 * i for i in range(11)]
         assert (scenes.counts == -1).all() and scenes.boxes.shape == (11, 0, 4)
@@ -30,19 +30,19 @@ class TestFolder:
 
     def test_one_image_in_colour_makes_all_of_them_so(self, folder):
         save(folder, "colour.jpg", np.full((9, 9, 3), (200, 0, 0)))
-        names, scenes, _ = load_folder(Folder(root=str(folder), image_size=16))
+        names, scenes, _, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert scenes.images.shape == (12, 3, 16, 16) and names[-1] == "colour.jpg"
 
     def test_grey_images_of_any_depth_have_one_channel(self, folder):
         Image.fromarray(np.full((9, 9), 51 * 257, np.uint16)).save(folder / "deep.png")
         Image.new("RGB", (9, 9), (51, 51, 51)).save(folder / "e.png")
-        _, scenes, ranges = load_folder(Folder(root=str(folder), image_size=16))
+        _, scenes, ranges, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert scenes.images.shape == (13, 1, 16, 16) and (scenes.images[-2:] == 51).all()
         assert ranges == {"8-bit": (0, 255), "16-bit": (0, 65535)}
 
     def test_counts_are_read_where_they_are_given(self, folder):
         (folder / "counts.csv").write_text("file,count,remark\n03.png,2,\n10.png,0,blurred\n")
-        _, scenes, _ = load_folder(Folder(root=str(folder), image_size=16))
+        _, scenes, _, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert scenes.counts.tolist() == [-1] * 3 + [2] + [-1] * 6 + [0]
 
     def test_bad_files_are_named_and_left_out(self, folder):
@@ -51,7 +51,7 @@ class TestFolder:
         (folder / "notes.txt").write_text("no image either, and none that is asked for")
         with (pytest.warns(UserWarning, match="6 of 17 images cannot be read.*bad0.png.*bad4.png.*and 1 more"),
               pytest.warns(UserWarning, match=f"left out of {folder}: 1 other file \\(notes.txt\\)")):
-            names, _, _ = load_folder(Folder(root=str(folder), image_size=16))
+            names, _, _, _ = load_folder(Folder(root=str(folder), image_size=16))
         assert len(names) == 11
 
     def test_a_cut_off_file_is_bad(self, folder):
@@ -65,16 +65,16 @@ class TestFolder:
         for name in ("x.tif", "y.bmp", "z.webp", "sub/deep.gif"):
             Image.new("L", (9, 9), 7).save(folder / name)
         with pytest.warns(UserWarning, match=r"1 folder \(sub\); --data.recursive reads folders"):
-            names, _, _ = load_folder(Folder(root=str(folder)))
+            names, _, _, _ = load_folder(Folder(root=str(folder)))
         assert names[-3:] == ["x.tif", "y.bmp", "z.webp"] and len(names) == 14
-        names, scenes, _ = load_folder(Folder(root=str(folder), recursive=True))
+        names, scenes, _, _ = load_folder(Folder(root=str(folder), recursive=True))
         assert "sub/deep.gif" in names and len(names) == len(scenes) == 15
 
     def test_pages_are_images_with_counts_of_their_own(self, folder):
         pages = [Image.new("L", (9, 9), level) for level in (0, 200)]
         pages[0].save(folder / "stack.tif", save_all=True, append_images=pages[1:])
         (folder / "counts.csv").write_text("file,count\nstack.tif[2],1\n")
-        names, scenes, _ = load_folder(Folder(root=str(folder)))
+        names, scenes, _, _ = load_folder(Folder(root=str(folder)))
         assert names[-2:] == ["stack.tif[1]", "stack.tif[2]"] and scenes.counts[-2:].tolist() == [-1, 1]
 
     def test_the_same_images_have_the_same_digests(self, folder):
@@ -141,14 +141,14 @@ class TestArrays:
                                                  ((12, 1, 9, 9), 1)])
     def test_any_layout_of_the_axes(self, tmp_path, shape, channels):
         pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        scenes = load_arrays(Npz(file=self.kept(tmp_path, images=pixels)))[0]
+        scenes = load_arrays(Npz(file=self.kept(tmp_path, images=pixels))).scenes
         assert scenes.images.shape == (12, channels, 9, 9)
         first = pixels[0] if shape[1:] != (9, 9, 3) else pixels[0].transpose(2, 0, 1)
         assert torch.equal(scenes.images[0], torch.from_numpy(first).view(channels, 9, 9))
 
     def test_floats_are_intensities(self, tmp_path):
         pixels = np.linspace(0, 1, 256).repeat(2).reshape(2, 16, 16)
-        plain, inverted = (load_arrays(Npz(file=self.kept(tmp_path, images=pixels), invert=invert))[0]
+        plain, inverted = (load_arrays(Npz(file=self.kept(tmp_path, images=pixels), invert=invert)).scenes
                            for invert in (False, True))
         assert plain.images.flatten().tolist() == sorted([*range(256)] * 2)
         assert torch.equal(inverted.images, 255 - plain.images)

@@ -4,11 +4,10 @@ import csv
 import warnings
 import zipfile
 import zlib
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +18,15 @@ from tqdm import tqdm
 from tyro.conf import Suppress
 
 from air.data.dataset import Dataset
-from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_files, square
-from air.data.intensity import Range, extremes, kind_of, measure, to_bytes
+from air.data.ground import Ground, ground_of
+from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_files, shares, square
+from air.data.intensity import Range, extremes, kind_of, measure, to_bytes, to_share
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
 from air.data.settings import Finite, Positive, PositiveFraction, settings
 
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
+LOOKED_AT = 500  # training images whose ground is judged
 LARGEST = 1e30  # intensity, beyond which 32-bit floats overflow
 
 
@@ -82,9 +83,9 @@ class Folder(CustomImages):
         """
         if not self.root:
             raise DataError("--dataset folder: name the folder of images with --data.root")
-        names, scenes, ranges = load_folder(self)
-        digests = {name: zlib.crc32(image.numpy().tobytes()) for name, image in zip(names, scenes.images)}
-        return Dataset(self.name, *split(scenes), ranges=ranges, digests=digests)
+        names, scenes, ranges, ground = load_folder(self)
+        digests = {name: _digest(image) for name, image in zip(names, scenes.images)}
+        return Dataset(self.name, *split(scenes), None, ranges, digests, ground)
 
 
 @settings
@@ -103,19 +104,26 @@ class Npz(CustomImages):
         """
         if not self.file:
             raise DataError("--dataset npz: name the file with --data.file")
-        scenes, ranges = load_arrays(self)
-        digests = {"images": zlib.crc32(scenes.images.numpy().tobytes())}
-        return Dataset(self.name, *split(scenes), ranges=ranges, digests=digests)
+        names, scenes, ranges, ground = load_arrays(self)
+        return Dataset(self.name, *split(scenes), None, ranges, {names[0]: _digest(scenes.images)}, ground)
 
 
-def load_folder(own: Folder) -> tuple[list[str], Scenes, dict[str, Range]]:
+class Loaded(NamedTuple):
+    """Custom images, training and held-out ones together."""
+
+    names: Sequence[str]  # of the images; of an .npz file, the array's
+    scenes: Scenes
+    ranges: Mapping[str, Range]  # of intensities, by kind
+    ground: Ground  # of the training images
+
+
+def load_folder(own: Folder) -> Loaded:
     """Read the images of a folder, in the order of their names. What is left out is said in a warning.
 
     Args:
         own: the folder, which may hold counts.csv with the columns file and count.
     Returns:
-        The images' names, relative to the folder; scenes with one channel if all images are grey, else three; and the
-        ranges of intensities, by kind.
+        Names relative to the folder, and scenes with one channel if all images are grey, else three.
     Raises:
         DataError: the folder is missing or holds no readable image, or counts.csv is malformed.
     """
@@ -136,31 +144,28 @@ def load_folder(own: Folder) -> tuple[list[str], Scenes, dict[str, Range]]:
     if bad:
         warnings.warn(f"{len(bad)} of {len(read)} images cannot be read and are skipped: {listed(bad, '; ')}",
                       stacklevel=2)
-    by_kind = defaultdict(list)
-    for place, picture in enumerate(pictures):
-        if not is_held_out(place):
-            by_kind[picture.kind].append(picture.extremes)
-    for picture in pictures:  # a kind that only occurs among those held out
-        if picture.kind not in by_kind:
-            by_kind[picture.kind].append(picture.extremes)
-    ranges = {kind: own.range_of(kind, np.concatenate(each)) for kind, each in sorted(by_kind.items())}
+    training = [picture for place, picture in enumerate(pictures) if not is_held_out(place)]
+    ranges = {}
+    for kind in sorted({picture.kind for picture in pictures}):
+        of_kind = [picture.extremes for picture in training if picture.kind == kind]
+        of_kind = of_kind or [picture.extremes for picture in pictures if picture.kind == kind]
+        ranges[kind] = own.range_of(kind, np.concatenate(of_kind))
     channels = max(picture.pixels.shape[-1] for picture in pictures)
     images = torch.stack([square(picture, own.image_size, channels, ranges[picture.kind], own.invert)
                           for picture in pictures])
+    ground = ground_of(shares(picture, channels, ranges[picture.kind], own.invert) for picture in training[:LOOKED_AT])
     names = [picture.name for picture in pictures]
     counts = _read_counts(folder / COUNTS_FILE, {*names, *(name for name, _ in files)})
-    return names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges
+    return Loaded(names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges, ground)
 
 
-def load_arrays(own: Npz) -> tuple[Scenes, dict[str, Range]]:
+def load_arrays(own: Npz) -> Loaded:
     """Read the scenes of an .npz file.
 
     Args:
         own: the file, which holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, integers or
             floats; and optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels,
             0 where absent.
-    Returns:
-        The scenes, and the range of intensities of their kind.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
     """
@@ -174,7 +179,21 @@ def load_arrays(own: Npz) -> tuple[Scenes, dict[str, Range]]:
         raise DataError(f"{file} holds no array named images, only {', '.join(found) or 'none'}")
     images, ranges = _as_bytes(_channels_first(found["images"], file), own, file)
     counts, boxes = _truth(found, len(images), file)
-    return _scenes(images, counts, boxes), ranges
+    training = (image.numpy() for place, image in enumerate(images[:LOOKED_AT]) if not is_held_out(place))
+    ground = ground_of(to_share(image.transpose(1, 2, 0), (0, 255)) for image in training)
+    return Loaded(["images"], _scenes(images, counts, boxes), ranges, ground)
+
+
+def changed_images(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """What has become of the images of a run, in words; empty if they are the same.
+
+    Args:
+        before, now: `Dataset.digests`.
+    """
+    kinds = (("new", [name for name in now if name not in before]),
+             ("missing", [name for name in before if name not in now]),
+             ("changed", [name for name in before if now.get(name, before[name]) != before[name]]))
+    return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)
 
 
 def is_held_out(place: int) -> bool:
@@ -188,6 +207,10 @@ def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
     if not held_out.any():
         raise DataError(f"too few images, {len(scenes)}: every {HELD_OUT_EVERY}th is held out")
     return scenes[~held_out], scenes[held_out]
+
+
+def _digest(images: Tensor) -> int:
+    return zlib.crc32(images.numpy().tobytes())
 
 
 def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None) -> Scenes:

@@ -105,17 +105,14 @@ def placement(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     return (size - new_width) // 2, (size - new_height) // 2, new_width, new_height
 
 
-def square(picture: Picture, size: int, channels: int, of: Range, invert: bool = False) -> Tensor:
-    """The model's input: the picture centred in a square, its aspect ratio kept.
+def shares(picture: Picture, channels: int, of: Range, invert: bool = False) -> NDArray[np.float32]:
+    """A picture's intensities as the model sees them, from 0, black, to 1: (h, w, channels).
 
     Args:
-        picture: read for this size.
-        size: side of the square in pixels; padding and transparent pixels are black.
+        picture: grey ones fill any number of channels, coloured ones become grey for a single channel.
         channels: 1 or 3.
-        of: intensities that become 0 and 255.
+        of: intensities that become 0 and 1.
         invert: dark objects on a bright background become bright ones on a dark background.
-    Returns:
-        (channels, size, size) uint8.
     """
     pixels, opacity = picture.pixels, np.float32(1)
     if picture.opacity is not None:
@@ -126,6 +123,20 @@ def square(picture: Picture, size: int, channels: int, of: Range, invert: bool =
     share = to_share(pixels, of)
     if invert:
         share = np.maximum(opacity - share, 0)
+    return np.broadcast_to(share, (*share.shape[:2], channels))
+
+
+def square(picture: Picture, size: int, channels: int, of: Range, invert: bool = False) -> Tensor:
+    """The model's input: the picture centred in a square, its aspect ratio kept.
+
+    Args:
+        picture: read for this size.
+        size: side of the square in pixels; padding and transparent pixels are black.
+        channels, of, invert: see `shares`.
+    Returns:
+        (channels, size, size) uint8.
+    """
+    share = shares(picture, channels, of, invert)
     height, width = share.shape[:2]
     left, top = (size - width) // 2, (size - height) // 2
     made = np.zeros((channels, size, size), np.uint8)

@@ -1,0 +1,52 @@
+"""Which setting does not fit the data: from a look at the images before training, and from what came out after it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from air.config import AIRSettings, Config
+from air.data import Dataset
+from air.data.settings import flag_names
+
+SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
+ENOUGH = 10  # held-out images, below which equal counts may be chance
+
+
+def before_training(config: Config, dataset: Dataset) -> list[str]:
+    """Sentences about a ground that the model cannot explain; empty if it is black, or not known."""
+    ground, model = dataset.ground, config.model
+    if ground is None or not isinstance(model, AIRSettings):
+        return []
+    if ground.is_brighter:
+        seen = f"the objects look darker than what is behind them, {ground.level:.2f} of white at the border"
+        return [f"{seen}: {'leave out' if getattr(config.data, 'invert') else 'add'} --data.invert"]
+    if not ground.is_black and not model.background:
+        return [f"the ground is not black, {ground.level:.2f} of white at the border and varying by "
+                f"{ground.spread:.2f}: add --model.background, or "
+                "make an even ground black with --data.intensity-range"]
+    return []
+
+
+def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence[str]) -> list[str]:
+    """Sentences about counts that are all equal, or objects of another size than configured.
+
+    Args:
+        config: of the run.
+        metrics: of the final evaluation.
+        earlier: what `before_training` said: a wrong ground makes every other symptom unreliable.
+    """
+    counted = {count: images for count, images in enumerate(metrics["counted"]) if images}
+    known = {count for count, row in enumerate(metrics.get("confusion", [])) if sum(row)}
+    if len(counted) == 1 and metrics["held_out_scenes"] >= ENOUGH and known != set(counted):
+        (count,) = counted
+        causes = "; ".join(earlier) or ("the usual causes are --data.object-size, dark objects without --data.invert, "
+                                        "a ground without --model.background, and too few steps")
+        return [f"all {metrics['held_out_scenes']} held-out images were counted as {count}: {causes}"]
+    offset = metrics.get("scale_offset", 0)
+    if earlier or abs(offset) <= SCALE_OFFSET or not isinstance(config.model, AIRSettings):
+        return []
+    larger, above, below = ("larger", "above", "below") if offset < 0 else ("smaller", "below", "above")
+    advice = f"a --model.scale-prior-mean {below} {config.model.scale_prior_mean:.3g}"
+    if "object_size" in flag_names(type(config.data)):
+        advice = f"a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}"
+    return [f"the objects found are {larger} than the scale prior says, by {abs(offset):.1f} of its sds on average: "
+            f"try {advice}"]

@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+import pytest
+
+from air.config import default_config, with_settings
+from air.data import Dataset
+from air.data.ground import Ground
+from air.training.advice import after_training, before_training
+
+BLACK, WHITE = Ground(0, 0.01, 0, 0.8), Ground(0.97, 0.02, 0.8, 0.01)
+GREY, GRID = Ground(0.3, 0.02, 0.01, 0.6), Ground(0, 0.35, 0, 0.9)
+
+
+@pytest.fixture
+def config():
+    return with_settings(default_config("folder", "enumerate"), {"model.scale_prior_mean": 3.0})
+
+
+@pytest.mark.parametrize("ground, changes, said", [
+    (BLACK, {}, None), (None, {}, None), (GREY, {"model.background": True}, None),
+    (WHITE, {}, "the objects look darker than what is behind them, 0.97 of white at the border: add --data.invert"),
+    (WHITE, {"data.invert": True},
+     "the objects look darker than what is behind them, 0.97 of white at the border: leave out --data.invert"),
+    (GREY, {}, "the ground is not black, 0.30 of white at the border and varying by 0.02: add --model.background, or "
+               "make an even ground black with --data.intensity-range"),
+    (GRID, {}, "the ground is not black, 0.00 of white at the border and varying by 0.35: add --model.background, or "
+               "make an even ground black with --data.intensity-range")])
+def test_the_ground_is_looked_at_before_training(config, scenes, ground, changes, said):
+    dataset = Dataset("folder", scenes, scenes, ground=ground)
+    assert before_training(with_settings(config, changes), dataset) == ([said] if said else [])
+
+
+def metrics(counted, offset=0.0, confusion=None):
+    known = {} if confusion is None else {"confusion": confusion}
+    return {"counted": counted, "held_out_scenes": sum(counted), "scale_offset": offset, **known}
+
+
+class TestAfterTraining:
+    def test_nothing_is_said_where_nothing_is_wrong(self, config):
+        assert after_training(config, metrics([10, 20, 5], 1.0), []) == []
+
+    def test_equal_counts_are_said_with_their_usual_causes(self, config):
+        (said,) = after_training(config, metrics([0, 30, 0], -4.0), [])
+        assert said.startswith("all 30 held-out images were counted as 1: the usual causes are --data.object-size, ")
+
+    def test_what_was_seen_before_is_the_cause(self, config):
+        """The size of the objects found is no symptom where the ground is wrong."""
+        assert after_training(config, metrics([0, 30, 0], -4.0), ["the ground is grey"]) == [
+            "all 30 held-out images were counted as 1: the ground is grey"]
+        assert after_training(config, metrics([5, 30, 0], -4.0), ["the ground is grey"]) == []
+
+    def test_equal_counts_may_be_right_or_too_few_to_tell(self, config):
+        assert after_training(config, metrics([0, 30], 0.0, [[0, 0], [0, 30]]), []) == []
+        assert after_training(config, metrics([0, 9], 0.0), []) == []
+        assert after_training(config, metrics([0, 30], 0.0, [[0, 2], [0, 28]]), [])
+
+    @pytest.mark.parametrize("offset, said", [(-3.0, "larger than the scale prior says, by 3.0"),
+                                              (2.6, "smaller than")])
+    def test_objects_of_another_size(self, config, offset, said):
+        (sentence,) = after_training(config, metrics([3, 30], offset), [])
+        assert said in sentence and ("above 0.333" if offset < 0 else "below 0.333") in sentence
+        other = replace(config, data=default_config("sprites").data)
+        assert "--model.scale-prior-mean" in after_training(other, metrics([3, 30], offset), [])[0]
