@@ -45,11 +45,17 @@ def load(folder: Path, source: Path, count: int) -> dict[str, float]:
     return measured
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="default: %(default)s")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure and print a line."""
+    args = build_parser().parse_args()
     with tempfile.TemporaryDirectory() as place:
         source = Path(place, f"photo.{args.format}")
         photograph(source, args.format)
