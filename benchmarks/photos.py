@@ -60,9 +60,9 @@ def main() -> None:
         source = Path(place, f"photo.{args.format}")
         photograph(source, args.format)
         few, many = (load(Path(place, str(count)), source, count) for count in (FEW, args.photos))
+    more = many["peak_bytes"] - few["peak_bytes"]
     print(f"{many['images']} photographs of {WIDTH} x {HEIGHT} pixels as {args.format}: {many['seconds']:.0f} s, peak "
-          f"memory {many['peak_bytes'] / 1e6:.0f} MB, {(many['peak_bytes'] - few['peak_bytes']) / 1e6:.0f} MB more than "
-          f"for {FEW}")
+          f"memory {many['peak_bytes'] / 1e6:.0f} MB, {more / 1e6:.0f} MB more than for {FEW}")
 
 
 if __name__ == "__main__":

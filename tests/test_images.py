@@ -207,5 +207,16 @@ class TestFindImages:
                                                                              "sub/x/deeper.jpg"])
         assert left_out == "2 other files (counts.csv, notes.txt)"
 
+    def test_hidden_folders_are_left_out_and_links_are_followed_once(self, tmp_path):
+        for name in ("in/a.png", "in/.ipynb_checkpoints/a.png", "in/sub/counts.csv", "elsewhere/b.png"):
+            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / name).write_bytes(b"")
+        (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "in")
+        (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere")
+        files, left_out = find_images(tmp_path / "in", recursive=True, known=["counts.csv"])
+        assert [str(file.relative_to(tmp_path / "in")) for file in files] == ["a.png", "gone.png", "link/b.png"]
+        assert left_out == "1 other file (sub/counts.csv) and 1 folder (.ipynb_checkpoints)"
+
     def test_long_lists_are_cut(self):
         assert listed(["a", "b"]) == "a, b" and listed(list("abcdefg"), "; ") == "a; b; c; d; e; and 2 more"

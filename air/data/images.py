@@ -30,6 +30,7 @@ FINER = 4  # a JPEG is decoded at least so much finer than needed, instead of at
 COLOUR = 4  # levels of 255 by which the channels of a grey image may differ
 WORKERS = 8  # at most: a picture takes up to 100 MB while it is read
 AHEAD = 4  # pictures read ahead, for each worker
+HIDDEN = (".", "__MACOSX")  # how the names of folders begin that programs keep copies in
 NAMED = 5  # files named in a message; the others are counted
 ORIENTATION, SUBFILE_TYPE = 0x0112, 0x00FE  # Exif and TIFF tags
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,29 +68,26 @@ def find_images(folder: Path, recursive: bool = False, known: Sequence[str] = ()
 
     Args:
         folder: where to look.
-        recursive: in its sub-folders as well, but not through links.
-        known: names of other files that need no mention.
+        recursive: in its sub-folders as well, but for hidden ones.
+        known: names of other files in the folder that need no mention.
     """
     files: list[Path] = []
     others: list[str] = []
     folders: list[str] = []
-    for place, inner, names in os.walk(folder):
-        inner.sort()
-        if not recursive:
-            folders, inner[:] = inner[:], []
+    visited = {os.path.realpath(folder)}  # links between folders may go round in circles
+    for place, inner, names in os.walk(folder, followlinks=True, onerror=lambda error: folders.append(error.filename)):
+        deeper = [name for name in inner if recursive and not name.startswith(HIDDEN)]
+        folders += [os.path.relpath(os.path.join(place, name), folder) for name in inner if name not in deeper]
+        inner[:] = [name for name in sorted(deeper) if os.path.realpath(os.path.join(place, name)) not in visited]
+        visited |= {os.path.realpath(os.path.join(place, name)) for name in inner}
         for name in names:
             path = Path(place, name)
-            if path.suffix.lower() not in SUFFIXES:
-                others += [name] * (name not in known)
-            elif not path.exists() or path.is_file():  # a link to nothing is reported when it is read
-                files.append(path)
-            else:  # a FIFO or a device, which might never end
-                others.append(name)
-    told = []
-    if others:
-        told.append(f"{len(others)} other file{'s' * (len(others) > 1)} ({listed(sorted(others))})")
-    if folders:
-        told.append(f"{len(folders)} folder{'s' * (len(folders) > 1)} ({listed(folders)})")
+            if path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists()):
+                files.append(path)  # a link to nothing is reported when it is read
+            elif path.parent != folder or name not in known:
+                others.append(str(path.relative_to(folder)))
+    told = [f"{len(which)} {kind}{'s' * (len(which) > 1)} ({listed(sorted(which))})"
+            for which, kind in ((others, "other file"), (folders, "folder")) if which]
     return Found(sorted(files), " and ".join(told))
 
 
