@@ -1,9 +1,7 @@
 """Custom images: a folder of PNG and JPEG files, or arrays in an .npz file; ground truth is optional."""
 
-import csv
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +11,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tyro.conf import Suppress
 
+from air.data.arrays import read_arrays
+from air.data.boxes import check_boxes
 from air.data.dataset import Dataset
-from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
+from air.data.labels import check_counts, read_counts, warn_of_outliers
+from air.data.scenes import IMAGE_SIZE, MIN_SIDE, OBJECT_SIZE, DataError, ImageSize, Scenes
 from air.data.settings import PositiveFraction, settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -51,7 +52,8 @@ class Folder(CustomImages):
         """
         if not self.root:
             raise DataError("--dataset folder: name the folder of images with --data.root")
-        return Dataset(self.name, *split(load_folder(Path(self.root), self.image_size, self.invert)[1]))
+        names, scenes = load_folder(Path(self.root), self.image_size, self.invert)
+        return _dataset(self.name, scenes, names.__getitem__)
 
 
 @settings
@@ -70,7 +72,7 @@ class Npz(CustomImages):
         """
         if not self.file:
             raise DataError("--dataset npz: name the file with --data.file")
-        return Dataset(self.name, *split(load_arrays(Path(self.file), self.invert)))
+        return _dataset(self.name, load_arrays(Path(self.file), self.invert), "images[{}]".format)
 
 
 def placement(width: int, height: int, size: int) -> tuple[int, int, int, int]:
@@ -147,7 +149,7 @@ def load_folder(folder: Path, image_size: int, invert: bool) -> tuple[list[str],
         warnings.warn(f"{len(bad)} of {len(files)} images cannot be read and are skipped: {told}", stacklevel=2)
     grey = all(image.mode in ("1", "L", "LA", "F") for image in images.values())
     pixels = torch.stack([fit(image, image_size, grey, invert) for image in images.values()])
-    counts = _read_counts(folder / COUNTS_FILE, {file.name for file in files})
+    counts = read_counts(folder / COUNTS_FILE, [file.name for file in files])
     return list(images), _scenes(pixels, torch.tensor([counts.get(name, -1) for name in images]))
 
 
@@ -156,22 +158,19 @@ def load_arrays(file: Path, invert: bool) -> Scenes:
 
     Args:
         file: holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, uint8 or floats in [0, 1]; and
-            optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels, 0 where
-            absent.
+            optionally `counts`, see `check_counts`, and `boxes`, see `check_boxes`. Other arrays are not read.
         invert: dark objects on a bright background become bright ones on a dark background.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
     """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = dict(arrays)
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{file} cannot be read as an .npz file ({' '.join(str(error).split())})") from error
-    if "images" not in found:
-        raise DataError(f"{file} holds no array named images, only {', '.join(found) or 'none'}")
+    found = read_arrays(file, required=("images",), optional=("counts", "boxes"))
     images = _as_uint8(found["images"], file)
     images = 255 - images if invert else images
-    counts, boxes = _truth(found, len(images), file)
+    if images.shape[-1] < MIN_SIDE:
+        raise DataError(f"{file}: images of {images.shape[-1]} x {images.shape[-1]} pixels are too small, expected "
+                        f"{MIN_SIDE} x {MIN_SIDE} at least")
+    counts = check_counts(found["counts"], len(images), file) if "counts" in found else torch.full((len(images),), -1)
+    boxes = check_boxes(found["boxes"], images, counts, file) if "boxes" in found else None
     return _scenes(images, counts, boxes)
 
 
@@ -183,32 +182,17 @@ def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
     return scenes[~held_out], scenes[held_out]
 
 
+def _dataset(kind: str, scenes: Scenes, name: Callable[[int], str]) -> Dataset:
+    """Split scenes, and warn of outliers among their counts; `name` gives an image's name by its place."""
+    train, held_out = split(scenes)
+    warn_of_outliers(scenes.counts, train.counts, name)
+    return Dataset(kind, train, held_out)
+
+
 def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None) -> Scenes:
     if boxes is None:
         boxes = torch.zeros(len(images), 0, 4)
     return Scenes(images, counts, boxes, torch.full(boxes.shape[:2], -1))
-
-
-def _read_counts(file: Path, names: set[str]) -> Mapping[str, int]:
-    """Map file names to counts; empty if there is no such file."""
-    if not file.exists():
-        return {}
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if rows.fieldnames is None or not {"file", "count"} <= set(rows.fieldnames):
-            raise DataError(f"{file}: expected the columns file and count, found {rows.fieldnames}")
-        counts = {}
-        for row in rows:
-            where = f"{file}, line {rows.line_num}"
-            try:
-                counts[row["file"]] = int(row["count"])
-            except (TypeError, ValueError):
-                raise DataError(f"{where}: {row['count']!r} is not a whole number") from None
-            if counts[row["file"]] < 0:
-                raise DataError(f"{where}: a count cannot be {row['count']}")
-            if row["file"] not in names:
-                raise DataError(f"{where}: there is no image named {row['file']!r} beside it")
-    return counts
 
 
 def _as_uint8(images: np.ndarray, file: Path) -> Tensor:
@@ -227,20 +211,3 @@ def _as_uint8(images: np.ndarray, file: Path) -> Tensor:
             raise DataError(f"{file}: images of floats must lie in [0, 1], got {images.min()} to {images.max()}")
         images = np.rint(255 * images).astype(np.uint8)
     return torch.from_numpy(np.ascontiguousarray(images))
-
-
-def _truth(found: Mapping[str, np.ndarray], size: int, file: Path) -> tuple[Tensor, Tensor | None]:
-    """Counts (M,), -1 where unknown, and boxes (M, L, 4), if given."""
-    counts, boxes = torch.full((size,), -1), None
-    if "counts" in found:
-        given = found["counts"]
-        if given.shape != (size,) or not np.issubdtype(given.dtype, np.integer) or given.min() < -1:
-            raise DataError(f"{file}: expected counts of shape ({size},), whole numbers, -1 where unknown; "
-                            f"got {given.dtype} {given.shape}")
-        counts = torch.from_numpy(given.astype(np.int64))
-    if "boxes" in found:
-        given = found["boxes"]
-        if given.ndim != 3 or given.shape[0] != size or given.shape[2] != 4 or not np.isfinite(given).all():
-            raise DataError(f"{file}: expected boxes of shape ({size}, L, 4), finite, got {given.dtype} {given.shape}")
-        boxes = torch.from_numpy(given.astype(np.float32))
-    return counts, boxes
