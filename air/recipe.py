@@ -9,6 +9,8 @@ from typing import Any
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
 from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
 from air.data.custom import CustomImages
+from air.data.dataset import Generated
+from air.data.labels import largest_followed
 from air.data.settings import SettingsError
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
@@ -87,13 +89,15 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     if (model.channels or channels, model.x_size or x_size) != (channels, x_size):  # resolved for other data
         raise SettingsError(f"the model reads images of {model.channels} x {model.x_size} x {model.x_size}, "
                             f"{dataset.name} has {channels} x {x_size} x {x_size}: use the data of the run")
-    most, most_unseen = int(dataset.train.counts.max()), max(getattr(config.data, "unseen_counts", ()), default=0)
+    counts = dataset.train.counts
+    most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
+    most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
     object_size: float = getattr(config.data, "object_size", OBJECT_SIZE)
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = BACKGROUND_CONTRAST if model.background else 1.0
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
-    if (dataset.train.counts < 0).any():  # the labels that there are measure; they do not bound the other images
+    if (counts < 0).any():  # the labels that there are measure; they do not bound the other images
         num_steps = max(num_steps, UNKNOWN_STEPS)
     return _fill(model, x_size=x_size, channels=channels, num_steps=num_steps, scale_prior_mean=1 / object_size,
                  scale_prior_sd=SCALE_PRIOR_SPREAD / object_size,

@@ -167,13 +167,33 @@ def test_what_the_library_says(call, message):
      "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 9, 9, 2)"),
     ({"images": np.zeros((0, 9, 9))},
      "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (0, 1, 9, 9)"),
-    ({"images": np.zeros((3, 9, 9), complex)}, "own.npz: images must be integers or floats, got complex128"),
+    ({"images": np.zeros((3, 9, 9), complex)}, "own.npz: images holds complex128 where real numbers are expected"),
     ({"images": np.full((3, 9, 9), np.nan)},
      "own.npz: image 0 has intensities that are nan, infinite or above 1e+30"),
     ({"images": np.zeros((3, 9, 9)), "counts": np.zeros(2, np.int64)},
      "own.npz: expected counts of shape (3,), whole numbers, -1 where unknown; got int64 (2,)"),
-    ({"images": np.zeros((3, 9, 9)), "counts": np.zeros(3)},
-     "own.npz: expected counts of shape (3,), whole numbers, -1 where unknown; got float64 (3,)"),
+    ({"images": np.zeros((3, 1, 1))}, "own.npz: images of 1 x 1 pixels are too small, expected 8 x 8 at least"),
+    ({"images": np.zeros((3, 9, 9)), "counts": np.array([0, 1.5, np.nan])},
+     "own.npz: counts[1] is 1.5, expected a whole number"),
+    ({"images": np.zeros((3, 9, 9)), "counts": np.array([0, 1, 2**64 - 1], np.uint64)},
+     "own.npz: counts[2] is 18446744073709551615, a count is at most 10000"),
+    ({"images": np.zeros((3, 9, 9)), "counts": np.array([0, 1, None])},
+     "own.npz: counts holds Python objects, pickled, where real numbers are expected"),
+    ({"images": np.zeros((3, 9, 9)), "boxes": np.full((3, 1, 4), "9")},
+     "own.npz: boxes holds <U1 where real numbers are expected"),
+    ({"images": np.zeros((3, 9, 9)), "boxes": np.array([[[0] * 4], [[1, 2, 3, np.nan]], [[0] * 4]])},
+     "own.npz: boxes[1, 0] = (1, 2, 3, nan) is not finite: expected (x0, y0, x1, y1) in pixels with x0 < x1 and "
+     "y0 < y1, all 0 where absent"),
+    ({"images": np.zeros((3, 9, 9)), "boxes": np.array([[[0] * 4], [[4, 5, 3, 2]], [[1, 2, 5, 5]]])},
+     "own.npz: boxes[1, 0] = (4, 5, 3, 2) ends before it begins: expected (x0, y0, x1, y1) in pixels with x0 < x1 and "
+     "y0 < y1, all 0 where absent; these look like (x, y, width, height)"),
+    ({"images": np.zeros((3, 9, 9)), "boxes": np.array([[[0] * 4], [[4, 5, 1e300, 9]], [[1, 2, 5, 5]]])},
+     "own.npz: boxes[1, 0] = (4, 5, 1e+300, 9) leaves its image of 9 x 9 pixels: expected (x0, y0, x1, y1) in pixels "
+     "with x0 < x1 and y0 < y1, all 0 where absent"),
+    ({"images": np.zeros((3, 9, 9)), "boxes": np.array([[[0] * 4], [[0.1, 0.1, 0.5, 0.5]], [[0] * 4]])},
+     "own.npz: the boxes look normalised to [0, 1]: multiply them by the image's side, 9"),
+    ({"images": np.zeros((3, 9, 9)), "counts": np.array([-1, 1, 2]), "boxes": np.array(3 * [2 * [[1, 2, 5, 5]]])},
+     "own.npz: boxes[1] has 2 boxes, but counts[1] is 1"),
     ({"images": np.zeros((3, 9, 9)), "boxes": np.zeros((3, 4))},
      "own.npz: expected boxes of shape (3, L, 4), finite, got float64 (3, 4)")])
 def test_messages_about_arrays(tmp_path, arrays, message):
@@ -186,7 +206,8 @@ def test_messages_about_arrays(tmp_path, arrays, message):
 @pytest.mark.parametrize("text, message", [
     ("name,count\na.png,2\n", "data/counts.csv: expected the columns file and count, found ['name', 'count']"),
     ("file,count\na.png,two\n", "data/counts.csv, line 2: 'two' is not a whole number"),
-    ("file,count\na.png,-1\n", "data/counts.csv, line 2: a count cannot be -1"),
+    ("file,count\na.png,-2\n",
+     "data/counts.csv, line 2: a count cannot be '-2'; only -1 stands for an unknown one"),
     ("file,count\na.png,1\nb.png,1\n", "data/counts.csv, line 3: there is no image named 'b.png' beside it")])
 def test_messages_about_counts(said, tmp_path, text, message):
     (tmp_path / "data").mkdir()
