@@ -1,16 +1,13 @@
-"""Files that are whole or absent, what torch saved read without running code, and the memory that there is."""
+"""Files that are whole or absent, and the memory that there is."""
 
 import os
-import pickle
 import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import BinaryIO
 
 
 class CheckpointError(Exception):
@@ -82,23 +79,6 @@ def _identities(path: Path) -> set[object]:
     if path.exists() and stat.S_ISREG(path.stat().st_mode):
         known.add((path.stat().st_dev, path.stat().st_ino))
     return known
-
-
-def load_tensors(path: Path) -> Any:
-    """Read plain containers and tensors that torch.save wrote, onto the CPU; code in the file is not run.
-
-    Raises:
-        CheckpointError: the file is not there, damaged, or holds something else.
-    """
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file")  # reading a FIFO would wait for ever
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def memory_limit() -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from air.files import CheckpointError, _cgroup_limits, atomic_write, check_outputs, load_tensors, memory_limit
+from air.files import _cgroup_limits, atomic_write, check_outputs, memory_limit
 
 
 def test_the_new_file_takes_the_old_one_s_place(tmp_path):
@@ -74,8 +74,6 @@ def test_devices_and_fifos_are_written_directly_or_refused(tmp_path):
     with pytest.raises(OSError, match="fifo is not a regular file"):
         with atomic_write(fifo, regular=True):
             pass
-    with pytest.raises(CheckpointError, match="fifo is not a regular file"):
-        load_tensors(fifo)
 
 
 def test_outputs_may_not_replace_inputs_or_one_another(tmp_path):

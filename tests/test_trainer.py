@@ -301,3 +301,14 @@ def test_it_learns_to_count_real_digits(mnist_root, tmp_path):
     assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.6
     again = evaluate(air.load(tmp_path), dataset.held_out)
     assert again["count_accuracy_map"] == metrics["count_accuracy_map"]
+
+
+def test_means_of_other_metrics_start_anew_with_a_warning(make_config, dataset, tmp_path):
+    run_killed_at(7, Trainer(make_config(), dataset, tmp_path))
+    config, checkpoint = load_checkpoint(tmp_path)
+    means = checkpoint["processes"][0]["means"]
+    means["names"], means["sums"] = means["names"][:1], means["sums"][:1]
+    trainer = Trainer(config, dataset, tmp_path, checkpoint)
+    with pytest.warns(UserWarning, match="are not those of this run: their means start anew"):
+        metrics = trainer.train_step()
+    assert trainer.means.pop()["elbo"] == metrics["elbo"].item()

@@ -91,7 +91,7 @@ class MultiMNIST(Generated):
 
         key = {"version": 3, "train": train, "size": size, "counts": list(counts), "seed": seed,
                "digits": zlib.crc32(digits.numpy()), **self.appearance()}
-        return cached("multi-mnist", key, build)
+        return cached("multi-mnist", key, build, (size, 1, self.image_size))
 
 
 def _draw_digits(rng: np.random.Generator, digits: torch.Tensor, labels: torch.Tensor, size: int, side: float,

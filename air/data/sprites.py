@@ -34,7 +34,7 @@ class Sprites(Generated):
             return compose(rng, _draw_sprites(rng, int(drawn.sum())), drawn, IMAGE_SIZE, "none")
 
         key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **self.appearance()}
-        return cached("sprites", key, build)
+        return cached("sprites", key, build, (size, len(COLOURS), IMAGE_SIZE))
 
 
 def _draw_sprites(rng: np.random.Generator, size: int) -> Objects:

@@ -54,7 +54,7 @@ class Table(Generated):
             return Scenes(images, torch.from_numpy(drawn), boxes, torch.where(present, shapes, -1),
                           poses * present[..., None])
 
-        return cached("table", key, build)
+        return cached("table", key, build, (size, 3, self.image_size), posed=True)
 
 
 @settings

@@ -124,8 +124,8 @@ class SceneAIR(CountingModel):
         self.first_sharpness, self.annealed = first_sharpness, annealed
         self.register_buffer("sharpness", torch.tensor(view.sharpness))
         self.register_buffer("exploration", torch.tensor(0.0))
-        no_objects = torch.zeros(1, 0)
-        self.register_buffer("empty", render(no_objects.long(), torch.zeros(1, 0, 4), no_objects, view))
+        no_objects = torch.zeros(1, 0, view.image_size**2)
+        self.register_buffer("empty", compose_stages(Layers(no_objects, no_objects, no_objects), view)[:, -1])
         self._baseline = (3 * view.image_size**2, bl_embed_net, LATENTS, rnn_hidden_size, non_linearity)
         self._baseline_predict = (rnn_hidden_size, bl_predict_net, non_linearity, None)
 

@@ -69,8 +69,8 @@ class TrainStep:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, on this or on another device."""
-        self.optimizer.load_state_dict(state)
+        """Load the moments of what `state_dict` gave, on this or on another device; the settings are this step's."""
+        self.optimizer.load_state_dict({**state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._place_lrs()
         self.taken, self.replay = 0, None  # a graph captured before reads the old state
 
