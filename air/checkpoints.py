@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from air.config import Config, config_from_dict
-from air.data.settings import SettingsError, to_dict
 from air.files import CheckpointError, atomic_write, load_tensors
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.settings import SettingsError, to_dict
 from air.recipe import build_model
 from air.scenes3d.model import SceneAIR
 

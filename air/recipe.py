@@ -8,11 +8,11 @@ from typing import Any
 
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
 from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
-from air.data.settings import SettingsError
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.settings import SettingsError
 from air.scenes3d.model import SceneAIR
 
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}

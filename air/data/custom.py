@@ -15,7 +15,7 @@ from tyro.conf import Suppress
 
 from air.data.dataset import Dataset
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.data.settings import PositiveFraction, settings
+from air.models.settings import PositiveFraction, Text, settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 COUNTS_FILE = "counts.csv"
@@ -38,7 +38,7 @@ class Folder(CustomImages):
     """Custom images: a folder of PNG and JPEG files, optionally with counts.csv."""
 
     name: Suppress[Literal["folder"]] = "folder"
-    root: str = ""
+    root: Text = ""
     """The folder of images."""
     image_size: ImageSize = IMAGE_SIZE
     """Side in pixels of the square that each image is fitted into."""
@@ -59,7 +59,7 @@ class Npz(CustomImages):
     """Custom arrays: an .npz file with images and, optionally, counts and boxes."""
 
     name: Suppress[Literal["npz"]] = "npz"
-    file: str = ""
+    file: Text = ""
     """The .npz file."""
 
     def load(self) -> Dataset:
