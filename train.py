@@ -25,9 +25,9 @@ try:
     from air.checkpoints import FILE_NAME, checkpoint_path, load_checkpoint
     from air.config import AIRSettings, Config, with_settings
     from air.data import DataError, Dataset, MultiMNIST, load_dataset, mnist_or_sprites
-    from air.data.settings import SettingsError, changes, flag_names
     from air.distributed import cleanup, gather, rank, rank_zero_first, setup, world_size
     from air.files import CheckpointError
+    from air.models.settings import SettingsError, changes, flag_names
     from air.recipe import resolve
     from air.training.command_line import CommandLine, fail, parse, peek
     from air.training.trainer import Interrupted, Trainer, TrainingError

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from air.config import Config, config_from_dict
-from air.data.settings import NonNegative, NonNegativeInt, SettingsError, to_dict
 from air.files import CheckpointError, atomic_write
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.archive import NAMED, load_tensors, mismatches, not_finite, printable
 from air.models.base import CountingModel
+from air.models.settings import NonNegative, NonNegativeInt, SettingsError, to_dict
 from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
 

@@ -11,11 +11,11 @@ from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
 from air.data.custom import CustomImages
 from air.data.dataset import Generated
 from air.data.labels import largest_followed
-from air.data.settings import SettingsError
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.settings import SettingsError
 from air.scenes3d.model import SceneAIR
 
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}

@@ -16,7 +16,7 @@ from air.config import (
     with_settings,
 )
 from air.data import DATASETS, MultiMNIST
-from air.data.settings import SettingsError, flag_names, to_dict
+from air.models.settings import SettingsError, flag_names, to_dict
 from air.training.command_line import parse, peek
 
 
@@ -82,7 +82,7 @@ def said(capsys, arguments):
     (["--batch-size", "-4"], "--optim.batch-size: input should be greater than 0, got -4"),
     (["--batch-size", "x"], "Error parsing --batch-size/--optim.batch-size: invalid literal for int"),
     (["--optim.lr", "0"], "--optim.lr: input should be greater than 0, got 0.0"),
-    (["--optim.lr", "nan"], "lr: input should be a finite number, got nan"),
+    (["--optim.lr", "nan"], "--optim.lr: input should be a finite number, got nan"),
     (["--data.noise", "-1"], "noise: input should be greater than or equal to 0, got -1.0"),
     (["--data.object-size", "1.5"], "--data.object-size: input should be less than or equal to 1, got 1.5"),
     (["--data.counts", "-1"], "counts.0: input should be greater than or equal to 0, got -1"),

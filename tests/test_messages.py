@@ -64,8 +64,8 @@ def said(capsys):
     ([*SPRITES, "--estimator", "enumerate", "--estimator.particles", "9"],
      "enumerate sums over (N+1)^K = 4^9 = 262144 combinations of counts, at most 100000: use fewer particles, or "
      "vimco"),
-    ([*SPRITES, "--model.non-linearity", "relu"], "torch.nn has no non-linearity named 'relu'"),
-    ([*SPRITES, "--guide", "search", "--model.non-linearity", "relu"], "torch.nn has no non-linearity named 'relu'"),
+    ([*SPRITES, "--model.non-linearity", "relu"],
+     "--model.non-linearity: input should be the name of a non-linearity in torch.nn, got 'relu'"),
     (["--dataset", "scenes-single", "--optim.shift", "1"], "--optim.shift: 3D scenes cannot be shifted"),
     (["--dataset", "scenes-single", "--estimator", "vimco"],
      "the shapes of 3D scenes are learned with one particle: use nvil or enumerate"),
@@ -137,7 +137,7 @@ def test_messages_of_predict(said, tmp_path):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: air.AIR(**{**SMALL, "num_steps": 0}), "num_steps must be positive, got 0"),
+    (lambda: air.AIR(**{**SMALL, "num_steps": 0}), "num_steps: input should be greater than 0, got 0"),
     (lambda: air.AIR(**SMALL).infer(np.zeros((2, 12, 13))),
      "expected images of shape (B, 1, 12, 12) or (B, 12, 12), got (2, 12, 13)"),
     (lambda: air.AIR(**SMALL, channels=3).infer(torch.zeros(2, 12, 12)),
@@ -150,7 +150,7 @@ def test_messages_of_predict(said, tmp_path):
      "batch_size must lie in 1..2, the number of images; got 3"),
     (lambda: air.refine(air.AIR(**SMALL), torch.zeros(2, 12, 12), 12),
      "a look is shifted by at least 1 pixel and less than 12, the image's side; got 12"),
-    (lambda: air.Enumerate(air.AIR(**SMALL), particles=0), "an estimator needs at least one particle, got 0"),
+    (lambda: air.Enumerate(air.AIR(**SMALL), particles=0), "particles: input should be greater than 0, got 0"),
     (lambda: air.load("nowhere"), "there is no checkpoint at nowhere"),
 ])
 def test_what_the_library_says(call, message):

@@ -6,7 +6,7 @@ import torch
 
 from air.config import default_config
 from air.data import DataError, MultiMNIST, Sprites, load_dataset, mnist_or_sprites
-from air.data.settings import SettingsError
+from air.models.settings import SettingsError
 
 
 def assert_equal(one, other):

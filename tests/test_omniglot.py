@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from air.data import DataError, Omniglot, load_dataset
-from air.data.settings import SettingsError
+from air.models.settings import SettingsError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from air import AIR, SceneAIR
 from air.config import default_config, with_settings
 from air.data import Dataset
-from air.data.settings import SettingsError
+from air.models.settings import SettingsError
 from air.recipe import STEPS, build_model, build_objective, resolve
 
 SMALL_BATCH = {"optim.batch_size": 8}

@@ -14,9 +14,9 @@ import air
 from air.checkpoints import load_checkpoint
 from air.config import config_from_dict, default_config, with_settings
 from air.data import MultiMNIST
-from air.data.settings import to_dict
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
+from air.models.settings import to_dict
 from air.recipe import resolve
 from air.training.interrupts import interrupt_flag
 from air.training.trainer import Interrupted, Trainer, TrainingError

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Suppress
@@ -23,7 +23,7 @@ from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_f
 from air.data.intensity import Range, extremes, kind_of, measure, to_bytes, to_share
 from air.data.labels import check_counts, read_counts, warn_of_outliers
 from air.data.scenes import IMAGE_SIZE, MIN_SIDE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.data.settings import Finite, Positive, PositiveFraction, settings
+from air.models.settings import Positive, PositiveFraction, Text, settings
 
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
@@ -37,7 +37,8 @@ def _ascending(given: Range | None) -> Range | None:
     return given
 
 
-IntensityRange = Annotated[tuple[Finite, Finite] | None, AfterValidator(_ascending)]
+Intensity = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+IntensityRange = Annotated[tuple[Intensity, Intensity] | None, AfterValidator(_ascending)]
 
 
 @settings
@@ -67,7 +68,7 @@ class Folder(CustomImages):
     """Custom images: a folder of image files, optionally with counts.csv."""
 
     name: Suppress[Literal["folder"]] = "folder"
-    root: str = ""
+    root: Text = ""
     """The folder of images: PNG, JPEG, TIFF, BMP, WebP and GIF files."""
     recursive: bool = False
     """Read sub-folders as well."""
@@ -92,7 +93,7 @@ class Npz(CustomImages):
     """Custom arrays: an .npz file with images and, optionally, counts and boxes."""
 
     name: Suppress[Literal["npz"]] = "npz"
-    file: str = ""
+    file: Text = ""
     """The .npz file."""
 
     def load(self) -> Dataset:

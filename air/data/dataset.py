@@ -11,7 +11,7 @@ from tyro.conf import Suppress
 from air.data.ground import Ground
 from air.data.intensity import Range
 from air.data.scenes import DataError, Scenes
-from air.data.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
+from air.models.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
 
 HELD_OUT = 10_000  # scenes
 _SPLIT = {"name", "root", "train_scenes", "held_out_scenes", "counts", "unseen_counts"}

@@ -26,7 +26,7 @@ from air.data.scenes import (
     compose,
     draw_counts,
 )
-from air.data.settings import NonNegative, PositiveFraction, PositiveInt, settings
+from air.models.settings import NonNegative, PositiveFraction, PositiveInt, Text, settings
 
 DIGIT_SIZE = 28
 # MNIST draws a digit 20 pixels high in an image of 28. A scene scales that image to 28/s pixels, s ~ Normal(1.3, 0.1)
@@ -63,7 +63,7 @@ class MultiMNIST(Generated):
     name: Suppress[Literal["multi-mnist"]] = "multi-mnist"
     train_scenes: PositiveInt = 60_000
     """Number of training scenes."""
-    root: str = RootField
+    root: Text = RootField
     """Folder that holds MNIST/raw, or to download MNIST to ($AIR_DATA_ROOT sets the default)."""
     overlap: Literal["none", "loose"] = "none"
     """none: the digits' boxes do not touch; loose: digits may touch."""

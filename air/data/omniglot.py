@@ -14,7 +14,7 @@ from tyro.conf import Suppress
 from air.data.cache import cached
 from air.data.dataset import Dataset, RootField
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.data.settings import PositiveFraction, settings
+from air.models.settings import PositiveFraction, Text, settings
 
 HELD_OUT_EVERY = 5  # every fifth character is held out, with all its drawings
 
@@ -44,7 +44,7 @@ class Omniglot:
     """One hand-drawn character an image, bright strokes on black; how many strokes there are is not known."""
 
     name: Suppress[Literal["omniglot"]] = "omniglot"
-    root: str = RootField
+    root: Text = RootField
     """Folder that holds omniglot-py, or to download Omniglot to ($AIR_DATA_ROOT sets the default)."""
     image_size: ImageSize = IMAGE_SIZE
     """Side of the image in pixels, to which the drawings of 105 x 105 are reduced."""

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from air.models.settings import Side
+
 # Scenes whose objects do not fit are laid out anew; after this many failures in a row, give up.
 MAX_FAILURES = 20_000
 Backdrop = Literal["black", "grey", "grid", "noise"]
 MIN_SIDE = 8  # pixels, of an image
-ImageSize = Annotated[int, Field(ge=MIN_SIDE)]  # pixels
+ImageSize = Annotated[Side, Field(ge=MIN_SIDE)]
 IMAGE_SIZE = 50  # pixels, of a canvas's side
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
 

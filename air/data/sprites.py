@@ -11,7 +11,7 @@ from tyro.conf import Suppress
 from air.data.cache import cached
 from air.data.dataset import Generated
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, Objects, Scenes, compose, draw_counts
-from air.data.settings import settings
+from air.models.settings import settings
 
 SIDES = (12, 16)  # pixels, both ends included
 SHAPES = ("circle", "square", "triangle")

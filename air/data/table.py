@@ -14,7 +14,7 @@ from tyro.conf import Suppress
 from air.data.cache import cached
 from air.data.dataset import Generated
 from air.data.scenes import DataError, Scenes, draw_counts
-from air.data.settings import Counts, SomeCounts, settings
+from air.models.settings import Counts, SomeCounts, settings
 from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
 
 SIZE = 0.35  # half of an object's height

@@ -34,7 +34,8 @@ class Enumerate(Estimator):
         Args:
             model, exploration, particles, revive: see `Estimator`.
         Raises:
-            ValueError: an argument is out of range, or there are more than MAX_COMBINATIONS combinations of counts.
+            ValueError: a keyword fails the check that `EstimatorSettings` declares, or there are more than
+                MAX_COMBINATIONS combinations of counts.
         """
         super().__init__(model, exploration, particles, revive)
         combinations = (model.num_steps + 1)**particles
@@ -44,7 +45,7 @@ class Enumerate(Estimator):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
-        _, terms = self._rollout(images)
+        _, terms = self._rollout(self._images(images))
         bound = self._mean_bound(terms)
         return -bound.mean(), self._metrics(terms, bound)
 

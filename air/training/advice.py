@@ -5,7 +5,7 @@ from typing import Any
 
 from air.config import AIRSettings, Config
 from air.data import Dataset
-from air.data.settings import flag_names
+from air.models.settings import flag_names
 
 SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
 ENOUGH = 10  # held-out images, below which equal counts may be chance

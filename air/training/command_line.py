@@ -24,7 +24,7 @@ from air.config import (
     default_config,
 )
 from air.data import DATASETS
-from air.data.settings import flag_names
+from air.models.settings import flag_names
 
 # Owners of each group's settings, for error messages.
 FAMILIES: dict[str, Mapping[str, Any]] = {

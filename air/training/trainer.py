@@ -13,11 +13,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 from air.checkpoints import FILE_NAME, load_weights, save_checkpoint
 from air.config import Config
 from air.data import Dataset, Scenes
-from air.data.settings import to_dict
 from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
 from air.files import atomic_write
+from air.models.settings import to_dict
 from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
 from air.training.batches import EpochSampler, RunningMeans
