@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import numpy as np
 
 from air.config import default_config, with_settings
-from air.data.settings import SettingsError, flag_names
+from air.models.settings import SettingsError, flag_names
 from tests.fuzzing.base import FEW, NETWORKS, SMALL, Base, Verdict, first_lines
 from tests.fuzzing.sandbox import Sandbox, faults, not_finite
 
