@@ -1,8 +1,9 @@
-"""Files that are whole or absent, and reading what torch saved without running code from it."""
+"""Files that are whole or absent, what torch saved read without running code, and the memory that there is."""
 
 import os
 import pickle
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,3 +99,34 @@ def load_tensors(path: Path) -> Any:
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process can have: the machine's, or less where a cgroup (a container's) says so.
+
+    The value is sys.maxsize where the system does not tell.
+    """
+    limits = [sys.maxsize, *_cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits)
+
+
+def _cgroup_limits(groups: Path, mount: Path) -> Iterator[int]:
+    """The limits of the process's cgroup and of those that it lies in, in both versions of cgroups."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, limit = (mount / "memory", "memory.limit_in_bytes") if controllers else (mount, "memory.max")
+        folder = root / name.lstrip("/")
+        for each in (folder, *folder.parents):  # a container sees its own group as the root, under a name from outside
+            if each.is_relative_to(root):
+                try:
+                    yield int((each / limit).read_text())
+                except (OSError, ValueError):  # there is none, or it is "max"
+                    pass

@@ -57,7 +57,7 @@ def said(capsys):
      "--estimator.draws is a setting of --estimator nvil, vimco"),
     (["--dataset", "scenes-table", "--model.no-background"], "--model.no-background is a setting of 2D scenes"),
     ([*SPRITES, "--data.counts", "9"],
-     "no room for 9 objects on a 50 x 50 canvas: 64 of 64 scenes could not be laid out, 20032 times in a row; use "
+     "no room for 9 objects on a 50 x 50 canvas: 55 of 55 scenes could not be laid out, 20020 times in a row; use "
      "smaller counts, smaller objects or, where the data set has it, --data.overlap loose"),
     ([*SPRITES, "--data.counts", "1", "2", "--data.unseen-counts", "2"],
      "scenes with 2 objects occur in training: leave them out of --data.unseen-counts"),
