@@ -32,7 +32,7 @@ def check(config: Config) -> None:
     """Check how the settings fit each other, as far as that is known before the data are loaded.
 
     Raises:
-        SettingsError: they do not.
+        ValueError: they do not.
     """
     data, model = config.data, config.model
     if isinstance(data, Generated):

@@ -45,8 +45,8 @@ class Table(Generated):
         key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
 
         def build() -> Scenes:
-            pixels = self.image_size**2
-            check_memory(f"{size} scenes of {pixels} pixels", size * 3 * pixels, memory_limit(), SCENE_SETTINGS)
+            side = self.image_size
+            check_memory(f"{size} scenes of {side} x {side} pixels", size * 3 * side**2, memory_limit(), SCENE_SETTINGS)
             _stand_apart(np.random.default_rng(0), np.full(probes(size, max(counts)), max(counts)), enough=1)
             rng = np.random.default_rng((seed, train))
             drawn = draw_counts(rng, counts, size)

@@ -179,6 +179,11 @@ def _checks(kind: type) -> dict[str, TypeAdapter[Any]]:
             for name, hint in get_type_hints(kind, include_extras=True).items()}
 
 
+def power_exceeds(base: int, exponent: int, most: int) -> bool:
+    """Whether base ** exponent > most, for a base of at least 2; the power itself may have millions of digits."""
+    return exponent > most.bit_length() or base**exponent > most
+
+
 def check_memory(what: str, needed: float, limit: int, advice: str) -> None:
     """Refuse what needs more memory than there is.
 
