@@ -57,22 +57,36 @@ def said(capsys):
      "--estimator.draws is a setting of --estimator nvil, vimco"),
     (["--dataset", "scenes-table", "--model.no-background"], "--model.no-background is a setting of 2D scenes"),
     ([*SPRITES, "--data.counts", "9"],
-     "no room for 9 objects on a 50 x 50 canvas: 64 of 64 scenes could not be laid out, 20032 times in a row; use "
+     "no room for 9 objects on a 50 x 50 canvas: 55 of 55 scenes could not be laid out, 20020 times in a row; use "
      "smaller counts, smaller objects or, where the data set has it, --data.overlap loose"),
     ([*SPRITES, "--data.counts", "1", "2", "--data.unseen-counts", "2"],
      "scenes with 2 objects occur in training: leave them out of --data.unseen-counts"),
     ([*SPRITES, "--estimator", "enumerate", "--estimator.particles", "9"],
-     "enumerate sums over (N+1)^K = 4^9 = 262144 combinations of counts, at most 100000: use fewer particles, or "
-     "vimco"),
+     "enumerate sums over (N+1)^K = 4^9 combinations of counts, at most 100000: use fewer particles, or vimco"),
+    ([*SPRITES, "--estimator", "enumerate", "--estimator.particles", "9999"],
+     "enumerate sums over (N+1)^K = 4^9999 combinations of counts, at most 100000: use fewer particles, or vimco"),
     ([*SPRITES, "--model.non-linearity", "relu"],
      "--model.non-linearity: input should be the name of a non-linearity in torch.nn, got 'relu'"),
     (["--dataset", "scenes-single", "--optim.shift", "1"], "--optim.shift: 3D scenes cannot be shifted"),
     (["--dataset", "scenes-single", "--estimator", "vimco"],
      "the shapes of 3D scenes are learned with one particle: use nvil or enumerate"),
+    ([*SPRITES, "--optim.shift", "50"],
+     "--optim.shift 50 moves all of an image away: it must be less than 50, the image's side"),
+    (["--dataset", "omniglot", "--data.object-size", "1e-9"],
+     "--data.object-size 1e-09 of 50 pixels is less than one pixel: it must be at least 0.02"),
     ([*SPRITES, "--out", "/proc/nowhere"], "[Errno 2] No such file or directory: '/proc/nowhere'"),
 ])
 def test_messages_of_train(said, arguments, message):
     assert said(train, arguments) == message
+
+
+def test_message_about_memory(said, monkeypatch, tmp_path):
+    monkeypatch.setattr("air.training.memory.memory_limit", lambda: 16 * 10**9)
+    message = said(train, [*SPRITES, "--estimator.particles", "9999", "--out", "run"])
+    assert message.startswith("the weights and steps of this run need about ")
+    assert message.endswith(" GB of memory, and there are 16.0 GB: lower --estimator.particles, --optim.batch-size, "
+                            "--model.num-steps, the side of the images or that of the windows")
+    assert not (tmp_path / "run").exists()
 
 
 def test_message_without_mnist(said, tmp_path):
@@ -146,6 +160,22 @@ def test_messages_of_predict(said, tmp_path):
      "expected images of uint8 or floats, got torch.int64"),
     (lambda: air.AIR(**SMALL).infer(torch.full((2, 12, 12), float("nan"))),
      "expected finite images, got nan or infinite intensities"),
+    (lambda: air.AIR(**SMALL).infer(np.full((2, 12, 12), 255.0)),
+     "expected intensities in [0, 1], got 255.0 to 255.0: divide by 255"),
+    (lambda: air.refine(air.AIR(**SMALL), np.full((2, 12, 12), -3.0)),
+     "expected intensities in [0, 1], got -3.0 to -3.0: rescale them"),
+    (lambda: air.NVIL(air.AIR(**SMALL))(torch.zeros(0, 12, 12)),
+     "expected at least one image: an empty batch has no loss"),
+    (lambda: air.AIR(**SMALL).prior(-1), "the number of scenes must be at least 0, got -1"),
+    (lambda: air.AIR(**SMALL, scale_prior_mean=float("nan")),
+     "scale_prior_mean: input should be a finite number, got nan"),
+    (lambda: air.AIR(**SMALL, predict_net="7"), "predict_net: input should be a valid tuple, got '7'"),
+    (lambda: air.AIR(**SMALL, non_linearity="Softmax"),
+     "non_linearity: input should be the name of a non-linearity in torch.nn, got 'Softmax'"),
+    (lambda: air.AIR(**SMALL, decoder=torch.nn.Linear(4, 36)),
+     "decoder: expected windows of shape (2, 1, 6, 6) for z_what (2, 4), got shape (2, 36)"),
+    (lambda: air.VIMCO(air.AIR(**SMALL), particles=1),
+     "particles: input should be greater than or equal to 2, got 1"),
     (lambda: air.AIR(**SMALL).guide(torch.zeros(2, 12, 12), batch_size=3),
      "batch_size must lie in 1..2, the number of images; got 3"),
     (lambda: air.refine(air.AIR(**SMALL), torch.zeros(2, 12, 12), 12),

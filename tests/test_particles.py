@@ -216,7 +216,7 @@ def test_bad_particles_are_named(make_model):
     for name, least in (("nvil", 1), ("enumerate", 1), ("vimco", 2)):
         with pytest.raises(ValueError, match=f"particles: input should be greater than .* got {least - 1}"):
             ESTIMATORS[name](model, particles=least - 1)
-    with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 = 262144 combinations"):
+    with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 combinations"):
         Enumerate(model, particles=9)
 
 

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from tyro.conf import Suppress
 
 from air.data.cache import cached
-from air.data.dataset import Generated, RootField
+from air.data.dataset import Generated, RootField, download
 from air.data.scenes import (
     IMAGE_SIZE,
     OBJECT_SIZE,
@@ -23,6 +24,7 @@ from air.data.scenes import (
     Scenes,
     add_backdrop,
     add_noise,
+    check_scenes,
     compose,
     draw_counts,
 )
@@ -48,7 +50,8 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
             raise DataError(f"the MNIST files under {Path(root) / 'MNIST' / 'raw'} cannot be read "
                             f"({' '.join(str(error).split())}): replace them") from error
     try:
-        return MNIST(str(root), train=train, download=True)
+        download(partial(MNIST, download=True), root)
+        return MNIST(str(root), train=train)
     except (RuntimeError, OSError) as error:
         raise DataError(f"MNIST is not under {Path(root).resolve()} and cannot be downloaded "
                         f"({' '.join(str(error).split())}). Put its four idx files into "
@@ -82,11 +85,13 @@ class MultiMNIST(Generated):
         digits, labels = mnist.data, mnist.targets
 
         def build() -> Scenes:
+            def draw(rng: np.random.Generator, size: int) -> Objects:
+                return _draw_digits(rng, digits, labels, size, self.image_size * self.object_size, self.image_size)
+
+            check_scenes(draw, counts, size, self.image_size, self.overlap)
             rng = np.random.default_rng((seed, train))
             drawn = draw_counts(rng, counts, size)
-            side = self.image_size * self.object_size
-            patches = _draw_digits(rng, digits, labels, int(drawn.sum()), side, self.image_size)
-            scenes = compose(rng, patches, drawn, self.image_size, self.overlap)
+            scenes = compose(rng, draw(rng, int(drawn.sum())), drawn, self.image_size, self.overlap)
             return add_noise(rng, add_backdrop(rng, scenes, self.backdrop), self.noise)
 
         key = {"version": 3, "train": train, "size": size, "counts": list(counts), "seed": seed,

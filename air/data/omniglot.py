@@ -1,6 +1,7 @@
 """Omniglot: hand-drawn characters of many alphabets, one an image, to be decomposed into strokes."""
 
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from tyro.conf import Suppress
 
 from air.data.cache import cached
-from air.data.dataset import Dataset, RootField
+from air.data.dataset import Dataset, RootField, download
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
 from air.models.settings import PositiveFraction, Text, settings
 
@@ -28,7 +29,7 @@ def omniglot_files(root: str | Path) -> list[Path]:
     folder = Path(root) / datasets.Omniglot.folder / "images_background"
     if not folder.is_dir():
         try:
-            datasets.Omniglot(str(root), background=True, download=True)
+            download(partial(datasets.Omniglot, background=True, download=True), root)
         except (RuntimeError, OSError) as error:
             raise DataError(f"Omniglot is not under {Path(root).resolve()} and cannot be downloaded "
                             f"({' '.join(str(error).split())}). Put its alphabets' folders into {folder}, or name the "

@@ -10,7 +10,7 @@ from tyro.conf import Suppress
 
 from air.data.cache import cached
 from air.data.dataset import Generated
-from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, Objects, Scenes, compose, draw_counts
+from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, Objects, Scenes, check_scenes, compose, draw_counts
 from air.models.settings import settings
 
 SIDES = (12, 16)  # pixels, both ends included
@@ -29,6 +29,7 @@ class Sprites(Generated):
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes; their labels are 3 * shape + colour, indices into SHAPES and COLOURS."""
         def build() -> Scenes:
+            check_scenes(_draw_sprites, counts, size, IMAGE_SIZE, "none")
             rng = np.random.default_rng((seed, train))
             drawn = draw_counts(rng, counts, size)
             return compose(rng, _draw_sprites(rng, int(drawn.sum())), drawn, IMAGE_SIZE, "none")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from air.models.air_settings import AIRSettings
 from air.models.base import CountingModel, Inference, Rollout, check_number
-from air.models.custom import check_decoder, check_encoder
+from air.models.custom_networks import check_decoder, check_encoder
 from air.models.distributions import CountPrior, NormalLatent, log_count_probs
 from air.models.guides import GuideName, make_guide
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, RecurrentNet, fold

@@ -7,7 +7,17 @@ from tyro.conf import Suppress
 from air.models.distributions import GeometricFactor
 from air.models.guides import GuideName
 from air.models.networks import NonLinearity
-from air.models.settings import Finite, LayerSizes, PositiveInt, Scale, Side, SomeLayerSizes, settings, short
+from air.models.settings import (
+    Finite,
+    HiddenSize,
+    LayerSizes,
+    PositiveInt,
+    Scale,
+    Side,
+    SomeLayerSizes,
+    settings,
+    short,
+)
 
 
 @settings
@@ -25,7 +35,7 @@ class AIRSettings:
     """Side of a glimpse in pixels."""
     z_what_size: PositiveInt = 50
     """Size of an object's code."""
-    rnn_hidden_size: PositiveInt = 256
+    rnn_hidden_size: HiddenSize = 256
     """Hidden size of the LSTM and of the baseline's."""
     encoder_net: LayerSizes = (200,)
     """Hidden layers of the encoder."""

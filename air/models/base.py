@@ -103,8 +103,8 @@ class CountingModel(nn.Module, ABC):
         Args:
             images: (B, H, W) or (B, C, H, W), intensities, a tensor or a NumPy array; uint8 is divided by 255.
         Raises:
-            ValueError: the images do not have the model's size, are neither uint8 nor floats, or are no intensities (as
-                `check_intensities` says).
+            ValueError: the images do not have the model's size, are neither uint8 nor floats, or are no intensities
+                (see `check_intensities`).
         """
 
     @abstractmethod

@@ -41,7 +41,8 @@ def shared_products(weight: Tensor, rows: Sequence[int]) -> list[Product]:
         One function per entry of `rows`. F.linear itself where the trick does not apply: while compiling, under
         autocast, and without gradients.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type) or not torch.is_grad_enabled():
+    autocast = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
+    if torch.compiler.is_compiling() or autocast or not torch.is_grad_enabled():
         return [partial(F.linear, weight=weight)] * len(rows)
     return [partial(_Product.apply, token, weight.detach()) for token in _Shared.apply(weight, *rows)]
 

@@ -65,6 +65,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValida
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
 PositiveInt = Annotated[int, Field(gt=0, le=10**9), BeforeValidator(_number)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=10**9), BeforeValidator(_number)]
+HiddenSize = Annotated[PositiveInt, Field(le=10**8)]  # of an LSTM, whose weights grow with its square
 Draws = Annotated[PositiveInt, Field(le=10**4)]  # of particles and of counts
 Side = Annotated[PositiveInt, Field(le=10**4)]  # of an image or a window, in pixels
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_number)]
@@ -176,6 +177,26 @@ def _checks(kind: type) -> dict[str, TypeAdapter[Any]]:
     """The check of each field, by name."""
     return {name: TypeAdapter(hint, config=ConfigDict(str_max_length=LONGEST))
             for name, hint in get_type_hints(kind, include_extras=True).items()}
+
+
+def power_exceeds(base: int, exponent: int, most: int) -> bool:
+    """Whether base ** exponent > most, for a base of at least 2; the power itself may have millions of digits."""
+    return exponent > most.bit_length() or base**exponent > most
+
+
+def check_memory(what: str, needed: float, limit: int, advice: str) -> None:
+    """Refuse what needs more memory than there is.
+
+    Args:
+        what: needs the memory; the subject of the message, in the plural.
+        needed, limit: bytes.
+        advice: which settings to lower.
+    Raises:
+        SettingsError: needed > limit.
+    """
+    if needed > limit:
+        raise SettingsError(f"{what} need about {needed / 1e9:,.1f} GB of memory, and there are {limit / 1e9:,.1f} GB: "
+                            f"{advice}")
 
 
 def sentence(error: ValidationError, name: str = "") -> str:

@@ -7,7 +7,7 @@ from tyro.conf import Suppress
 from air.models.distributions import GeometricFactor
 from air.models.guides import GuideName
 from air.models.networks import NonLinearity
-from air.models.settings import Fraction, LayerSizes, PositiveInt, Scale, SomeLayerSizes, settings, short
+from air.models.settings import Fraction, HiddenSize, LayerSizes, PositiveInt, Scale, SomeLayerSizes, settings, short
 
 
 @settings
@@ -19,7 +19,7 @@ class SceneSettings:
     """What proposes the next object (None: search for several objects, recurrent for one)."""
     num_steps: PositiveInt | None = None
     """The most objects a scene can hold (None: as many as there are)."""
-    rnn_hidden_size: PositiveInt = 256
+    rnn_hidden_size: HiddenSize = 256
     """Hidden size of the LSTM and of the baseline's."""
     features: PositiveInt = 256
     """Size of the code of an image or a glimpse."""

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from air.models.distributions import CategoricalLatent
+from air.models.settings import power_exceeds
 from air.scenes3d.renderer import Layers
 from air.scenes3d.shapes import SHAPES
 
@@ -152,7 +153,7 @@ def shape_estimator(name: str, num_steps: int) -> ShapeEstimator:
     Raises:
         ValueError: it would have to render too many combinations of shapes.
     """
-    if name == "enumerate" and len(SHAPES)**num_steps > MAX_COMBINATIONS:
+    if name == "enumerate" and power_exceeds(len(SHAPES), num_steps, MAX_COMBINATIONS):
         raise ValueError(f"identity='enumerate' renders {len(SHAPES)}^{num_steps} combinations of shapes, at most "
                          f"{MAX_COMBINATIONS} are allowed: use 'local'")
     return SHAPE_ESTIMATORS[name]

@@ -23,6 +23,7 @@ from air.scenes3d.model import SceneAIR
 from air.training.batches import EpochSampler, RunningMeans
 from air.training.interrupts import interrupt_flag
 from air.training.logs import NoOpLogger, RunLogger
+from air.training.memory import check_run
 from air.training.step import TrainStep
 
 IW_PARTICLES = 100  # of the final evaluation's bound
@@ -65,6 +66,7 @@ class Trainer:
         if optim.batch_size % world_size():
             raise ValueError(f"a batch of {optim.batch_size} images cannot be divided equally among {world_size()} "
                              "processes")
+        check_run(config, dataset, self.device)
         torch.manual_seed(seed)
         self.config, self.dataset, self.out = config, dataset, out
         self.model = build_model(config.model)
