@@ -15,12 +15,13 @@ from air.recipe import build_model
 from air.scenes3d.model import SceneAIR
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 8
+FORMAT = 9
 # Which versions read the formats before this one.
-READERS = {**dict.fromkeys(range(1, 7), "an earlier commit of air 0.1.0"), 7: "air 0.1.0 (commit a34ee63)"}
+READERS = {**dict.fromkeys(range(1, 7), "an earlier commit of air 0.1.0"), 7: "air 0.1.0 (commit a34ee63)",
+           8: "commit 3f59a48"}
 
 
-PARTS = ("objective", "optimizer", "step", "seconds", "processes")  # of a run's state
+PARTS = ("objective", "optimizer", "step", "seconds", "gradient_norms", "processes")  # of a run's state
 
 
 def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:

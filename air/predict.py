@@ -5,18 +5,23 @@
 
 An image's record: its file, the most probable count, that count's probability, the boxes (x0, y0, x1, y1) in the
 image's own pixels and, with --codes, each object's z_what. Exit codes: 2, the arguments are wrong; 1, an image could
-not be read and the others are done.
+not be read and the others are done; 130, stopped by a signal, and what was done until then is written.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" or Path(sys.argv[0]).stem == "air-predict":  # the console script imports this module
+    from air.files.startup import begin
+    begin("air.predict")
 
 import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -32,7 +37,10 @@ from air.data.custom import COUNTS_FILE, SUFFIXES, fit, image_files, placement, 
 from air.data.scenes import DataError
 from air.distributed import setup
 from air.evaluation.pictures import STEP_COLOURS
-from air.files import CheckpointError, atomic_write, check_outputs
+from air.files import CheckpointError, atomic_write, check_outputs, clear_stale
+from air.files.console import Console, printable, say
+from air.files.signals import INTERRUPTED, interrupt_flag
+from air.files.startup import running
 from air.inference.refine import refine
 from air.models.air import AIR
 
@@ -111,6 +119,10 @@ def overlay(image: Image.Image, record: Record) -> Image.Image:
     return to_pil_image(pixels)
 
 
+class StandardOutputError(Exception):
+    """Standard output takes no more lines; the cause says why."""
+
+
 class Output:
     """Writes records as lines, a JSON array, CSV rows or overlays; the files appear once all records are written."""
 
@@ -123,6 +135,9 @@ class Output:
             files: closes them.
         """
         self.codes, self.overlays, self.written = args.codes, overlays, 0
+        for path in (args.json, args.csv):
+            if path:
+                clear_stale(path.resolve().parent)
         self.json: IO[bytes] | None = files.enter_context(atomic_write(args.json)) if args.json else None
         self.csv: IO[bytes] | None = files.enter_context(atomic_write(args.csv)) if args.csv else None
         self.lines = not (args.json or args.csv or args.overlay)
@@ -130,9 +145,10 @@ class Output:
             self._row(COLUMNS)
         if args.overlay:
             args.overlay.mkdir(parents=True, exist_ok=True)
+            clear_stale(args.overlay)
 
     def add(self, image: Image.Image, record: Record) -> None:
-        """Write one image's record."""
+        """Write one image's record. Raises StandardOutputError: its line cannot be printed."""
         content = asdict(record)
         if not self.codes:
             del content["z_what"]
@@ -145,7 +161,9 @@ class Output:
                 overlay(image, record).save(file, "png")
         if self.lines:
             boxes = " ".join("(" + ", ".join(f"{edge:.0f}" for edge in box) + ")" for box in record.boxes)
-            tqdm.write(f"{record.file}: {record.count} ({100 * record.probability:.1f}%) {boxes}".rstrip())
+            tqdm.write(printable(f"{record.file}: {record.count} ({100 * record.probability:.1f}%) {boxes}".rstrip()))
+            if isinstance(sys.stdout, Console) and sys.stdout.error:
+                raise StandardOutputError from sys.stdout.error
         self.written += 1
 
     def end(self) -> None:
@@ -157,7 +175,7 @@ class Output:
         assert self.csv is not None
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        self.csv.write(line.getvalue().encode())
+        self.csv.write(line.getvalue().encode(errors="surrogateescape"))  # a file name's own bytes
 
 
 def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[str, Path]:
@@ -213,10 +231,19 @@ def find_images(images: Sequence[str]) -> list[Path]:
     return files
 
 
+class Parser(argparse.ArgumentParser):
+    """Escapes what it quotes of the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with the usage and what is wrong."""
+        self.print_usage(sys.stderr)
+        fail(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="air.predict", description=__doc__,
-                                     usage="python -m air.predict RUN IMAGE... [flags]; --help lists them",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="air.predict", description=__doc__,
+                    usage="python -m air.predict RUN IMAGE... [flags]; --help lists them",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of PNG and JPEG files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records to this file, as an array")
@@ -234,12 +261,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    with running("air.predict"):
+        run(build_parser().parse_args(argv))
 
-    def fail(message: object) -> NoReturn:
-        parser.exit(2, f"{parser.prog}: error: {message}\n")  # parser.error would print the usage as well
 
+def run(args: argparse.Namespace) -> None:
+    """Count in the images that the arguments name, and write what was asked for."""
     if args.batch_size < 1:
         fail(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.codes and not args.json:
@@ -254,20 +281,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
     broken = 0
     try:
-        with ExitStack() as opened:
+        with interrupt_flag() as interrupted, ExitStack() as opened:
             output = Output(args, overlays, opened)
             records = predict(model.to(device), files, invert, args.refine, args.batch_size)
             for each in tqdm(records, total=len(files), unit="image", disable=not sys.stderr.isatty()):
                 if isinstance(each, DataError):
                     broken += 1
-                    print(f"air.predict: skipped, cannot be read: {each}", file=sys.stderr)
+                    say(f"air.predict: skipped, cannot be read: {each}", error=True)
                 else:
                     output.add(*each)
+                if interrupted.is_set():
+                    break
             output.end()
+    except StandardOutputError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
+            fail(f"standard output cannot be written ({error.__cause__})")
     except OSError as error:
         fail(error)
+    if interrupted.is_set():
+        say(f"air.predict: interrupted: {output.written + broken} of {len(files)} images are done", error=True)
+        sys.exit(INTERRUPTED)
     if broken:
         sys.exit(1)
+
+
+def fail(message: object) -> NoReturn:
+    """End the command because of a user's mistake: one line on stderr, exit code 2."""
+    say(f"air.predict: error: {message}", error=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from air.data.scenes import Scenes
-from air.files import atomic_write
+from air.files import atomic_write, clear_stale
 
 
 def cache_dir() -> Path:
@@ -35,6 +35,7 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
             return _read(path)
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             warnings.warn(f"the cached scenes {path} are damaged ({error}); building them again", stacklevel=2)
+    clear_stale(path.parent)
     scenes = build()
     arrays: dict[str, Any] = {name: value.numpy() for name, value in scenes.arrays().items()}
     try:

@@ -25,6 +25,7 @@ from air.config import (
 )
 from air.data import DATASETS
 from air.data.settings import flag_names
+from air.files.console import say
 
 # Owners of each group's settings, for error messages.
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -118,5 +119,5 @@ def _refuse_settings_of_others(argv: Sequence[str], config: Config) -> None:
 
 def fail(message: object) -> NoReturn:
     """End the command because of a user's mistake: one line on stderr, exit code 2."""
-    print(f"train.py: error: {message}", file=sys.stderr)
+    say(f"train.py: error: {message}", error=True)
     sys.exit(2)
