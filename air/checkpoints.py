@@ -20,10 +20,11 @@ from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 8
+FORMAT = 9
 MAX_PROCESSES = 2**12  # of one run
 # Which versions read the formats before this one.
-READERS = {**dict.fromkeys(range(1, 7), "an earlier commit of air 0.1.0"), 7: "air 0.1.0 (commit a34ee63)"}
+READERS = {**dict.fromkeys(range(1, 7), "an earlier commit of air 0.1.0"), 7: "air 0.1.0 (commit a34ee63)",
+           8: "commit 3f59a48"}
 
 
 def _floats(value: Tensor) -> Tensor:
@@ -101,6 +102,7 @@ class State(TypedDict):
     optimizer: Optimizer
     step: NonNegativeInt
     seconds: NonNegative
+    gradient_norms: dict[str, float]  # of the last step, by network
     processes: Annotated[list[Process], Field(min_length=1, max_length=MAX_PROCESSES)]
 
 

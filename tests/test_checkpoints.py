@@ -67,12 +67,13 @@ def test_a_truncated_checkpoint_is_named(saved, tmp_path):
 
 
 @pytest.mark.parametrize("other, message", [
-    ({"format": 99}, "has checkpoint format 99, expected 8$"),
-    ({"format": 7}, r"format 7, expected 8: read it with air 0.1.0 \(commit a34ee63\)"),
-    ({"format": 3}, "format 3, expected 8: read it with an earlier commit of air 0.1.0"),
-    ({"weights": torch.zeros(2)}, "format None, expected 8"), ([1, 2], "format None, expected 8")])
+    ({"format": 99}, "has checkpoint format 99, expected 9$"),
+    ({"format": 8}, "format 8, expected 9: read it with commit 3f59a48"),
+    ({"format": 7}, r"format 7, expected 9: read it with air 0.1.0 \(commit a34ee63\)"),
+    ({"format": 3}, "format 3, expected 9: read it with an earlier commit of air 0.1.0"),
+    ({"weights": torch.zeros(2)}, "format None, expected 9"), ([1, 2], "format None, expected 9")])
 def test_another_format_is_named_and_so_is_the_version_that_reads_it(tmp_path, other, message):
-    assert FORMAT == 8
+    assert FORMAT == 9
     torch.save(other, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)

@@ -74,7 +74,11 @@ def said(capsys):
      "--optim.shift 50 moves all of an image away: it must be less than 50, the image's side"),
     (["--dataset", "omniglot", "--data.object-size", "1e-9"],
      "--data.object-size 1e-09 of 50 pixels is less than one pixel: it must be at least 0.02"),
-    ([*SPRITES, "--out", "/proc/nowhere"], "[Errno 2] No such file or directory: '/proc/nowhere'"),
+    ([*SPRITES, "--out", "/proc/nowhere"], "--out /proc/nowhere cannot be created (No such file or directory)"),
+    ([*SPRITES, "--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
+    ([*SPRITES, "--out", "/dev/null/run"], "--out /dev/null/run cannot be created (Not a directory)"),
+    ([*SPRITES, "--out", "a\0b"], "--out a\\x00b cannot be created (embedded null byte)"),
+    (["--resume", "\x1b[2J\n"], "there is no checkpoint at \\x1b[2J\\n"),
 ])
 def test_messages_of_train(said, arguments, message):
     assert said(train, arguments) == message
@@ -109,17 +113,19 @@ def test_messages_of_resume(said, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     torch.save({"format": 1}, checkpoint)
     assert said(train, ["--resume", "run"]) == (
-        "run/checkpoint.pt has checkpoint format 1, expected 8: read it with an earlier commit of air 0.1.0")
+        "run/checkpoint.pt has checkpoint format 1, expected 9: read it with an earlier commit of air 0.1.0")
     checkpoint.write_bytes(b"damage")
     assert said(train, ["--resume", "run"]).startswith("run/checkpoint.pt cannot be read as a checkpoint: ")
     checkpoint.unlink()
     assert said(train, ["--resume", "run"]) == "there is no checkpoint at run/checkpoint.pt"
 
 
-def test_a_loss_that_is_not_finite_ends_the_command_in_words(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_command_in_words(capsys):
     with pytest.raises(SystemExit) as ended:
         train.main([*SPRITES, "--batch-size", "8", "--steps", "60", "--optim.lr", "1e30", "--out", "run"])
-    head, _, tail = str(ended.value.code).partition(" at step ")
+    (message,) = capsys.readouterr().err.splitlines()
+    head, _, tail = message.partition(" at step ")
+    assert ended.value.code == 1
     assert head in ("train.py: the loss is nan", "train.py: the loss is inf")
     assert tail.partition("; ")[2] == "no checkpoint had been written. Try a lower --optim.lr, or --precision fp32"
 

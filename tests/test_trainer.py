@@ -16,9 +16,9 @@ from air.config import config_from_dict, default_config, with_settings
 from air.data import MultiMNIST
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
+from air.files.signals import SIGNALS
 from air.models.settings import to_dict
 from air.recipe import resolve
-from air.training.interrupts import interrupt_flag
 from air.training.trainer import Interrupted, Trainer, TrainingError
 
 
@@ -235,8 +235,8 @@ def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_p
     assert load_checkpoint(tmp_path)[1]["step"] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_the_step_they_interrupt(make_config, dataset, tmp_path, number):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_saves_the_step_it_interrupts(make_config, dataset, tmp_path, number):
     trainer = Trainer(make_config(), dataset, tmp_path)
     train_step = trainer.train_step
 
@@ -249,19 +249,6 @@ def test_ctrl_c_and_sigterm_save_the_step_they_interrupt(make_config, dataset, t
     with pytest.raises(Interrupted):
         trainer.run()
     assert load_checkpoint(tmp_path)[1]["step"] == 3 and not (tmp_path / "metrics.json").exists()
-
-
-def test_a_second_ctrl_c_interrupts_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without one
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            with interrupt_flag() as flag:
-                signal.raise_signal(signal.SIGINT)
-                assert flag.is_set()
-                signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_it_trains_outside_the_main_thread(make_config, dataset, tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from air.data.arrays import read_arrays
 from air.data.scenes import DataError, Scenes
-from air.files import atomic_write
+from air.files import atomic_write, clear_stale
 
 
 def cache_dir() -> Path:
@@ -39,6 +39,7 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
             return _read(path, shape, posed)
     except (DataError, OSError) as error:
         warnings.warn(f"the cached scenes {path} are damaged ({error}); building them again", stacklevel=2)
+    clear_stale(path.parent)
     scenes = build()
     arrays: dict[str, Any] = {name: value.numpy() for name, value in scenes.arrays().items()}
     try:

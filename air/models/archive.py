@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from air.files import CheckpointError
+from air.files import CheckpointError, console
 
 MAX_PICKLE = 2**21  # bytes; that of a run has some 15,000, and 1,500 more for each further process
 NAMED = 10  # names in a message
@@ -238,5 +238,4 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def printable(text: str, most: int = 200) -> str:
     """Text of a file as a message may quote it: control characters escaped, and not too long."""
-    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:most])
-    return escaped + ("..." if len(text) > most else "")
+    return console.printable(text[:most]) + ("..." if len(text) > most else "")

@@ -24,6 +24,7 @@ from air.config import (
     default_config,
 )
 from air.data import DATASETS
+from air.files.console import say
 from air.models.settings import flag_names, shortened
 from air.recipe import check
 
@@ -125,5 +126,5 @@ def _refuse_settings_of_others(argv: Sequence[str], config: Config) -> None:
 
 def fail(message: object) -> NoReturn:
     """End the command because of a user's mistake: one line on stderr, exit code 2."""
-    print(f"train.py: error: {message}", file=sys.stderr)
+    say(f"train.py: error: {message}", error=True)
     sys.exit(2)

@@ -1,59 +1,22 @@
-"""Files that are whole or absent, and the memory that there is."""
+"""What a process shares with the system it runs on: files, locks, signals, memory, and the streams it prints to.
+
+Here: which files may be written, and how much memory there is.
+"""
 
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+
+from air.files.atomic import atomic_write, clear_stale
+from air.files.locks import FolderLock
+
+__all__ = ["CheckpointError", "FolderLock", "atomic_write", "check_outputs", "clear_stale", "memory_limit"]
 
 
 class CheckpointError(Exception):
     """A checkpoint is missing, damaged or of another kind or version; the message says which."""
-
-
-@contextmanager
-def atomic_write(path: Path, regular: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` once it has been written whole; until then `path` stays as it was.
-
-    Of a symbolic link the target is replaced. An existing file keeps its permissions, a new one gets those that the
-    umask allows. A device or a FIFO is written to directly.
-
-    Args:
-        path: the file.
-        regular: refuse devices and FIFOs, for files that are read again.
-    Raises:
-        OSError: the folder cannot be written, the disk is full, or the path is not a file of the kind required.
-    """
-    mode = path.stat().st_mode if path.exists() else None
-    if mode is not None and not stat.S_ISREG(mode) or path.parts[:2] == ("/", "dev"):  # such as /dev/stdout
-        if regular:
-            raise OSError(f"{path} is not a regular file")
-        with path.open("wb") as file:
-            yield file
-        return
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))  # mkstemp's are 0600
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path]) -> None:
