@@ -28,15 +28,18 @@ from typing import Any
 
 try:
     from air.checkpoints import FILE_NAME, checkpoint_path, load_checkpoint
-    from air.config import AIRSettings, Config, with_settings
+    from air.config import Config, with_settings
     from air.data import DataError, Dataset, MultiMNIST, load_dataset, mnist_or_sprites
+    from air.data.custom import changed_images
+    from air.data.intensity import describe
     from air.distributed import cleanup, gather, rank, rank_zero_first, setup, world_size
     from air.files import CheckpointError, FolderLock
     from air.files.console import say
     from air.files.signals import INTERRUPTED, is_first_process
     from air.files.startup import running
-    from air.models.settings import SettingsError, changes, flag_names
+    from air.models.settings import SettingsError, changes
     from air.recipe import resolve
+    from air.training.advice import after_training, before_training
     from air.training.command_line import CommandLine, fail, parse, peek
     from air.training.step import CompileError, check_compiler
     from air.training.trainer import Interrupted, Trainer, TrainingError
@@ -44,7 +47,6 @@ except ImportError as error:
     print(f"train.py: {error}", file=sys.stderr)
     sys.exit(2)
 
-SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
 # What may change when a run is resumed: where it runs and how long it goes on.
 CHANGEABLE = {"run.device", "data.root", "data.file", "optim.steps"}
 
@@ -68,6 +70,10 @@ def train(trainer: Trainer) -> None:
     """Train to the end, or until something stops the run, and report it."""
     config, out = trainer.config, trainer.out
     say(f"{trainer.dataset.name}: {len(trainer.dataset.train)} training scenes")
+    if trainer.dataset.ranges:
+        say(f"black to white in {describe(trainer.dataset.ranges)}")
+    doubts = before_training(config, trainer.dataset)
+    warn(doubts)
     say(f"{config.estimator.name}, steps {trainer.step} to {config.optim.steps} of {config.optim.batch_size} images "
         f"on {config.run.device}{f' in {world_size()} processes' if world_size() > 1 else ''}, into {out}")
     try:
@@ -81,6 +87,13 @@ def train(trainer: Trainer) -> None:
         say(f"train.py: {error}", error=True)
         sys.exit(1)
     report(config, metrics, out)
+    warn(after_training(config, metrics, doubts))
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """Print a warning for each sentence, once for all processes."""
+    for sentence in sentences if not rank() else []:
+        say(f"train.py: WARNING: {sentence}", error=True)
 
 
 def how_to_continue(out: Path | None) -> str:
@@ -92,7 +105,7 @@ def how_to_continue(out: Path | None) -> str:
 
 
 def report(config: Config, metrics: dict[str, Any], out: Path) -> None:
-    """Print the final metrics, a warning if the scale prior does not fit, and the files to look at."""
+    """Print the final metrics, and the files to look at."""
     counts = f"mean count {metrics['mean_count']:.2f}"
     if "count_accuracy_map" in metrics:
         counts = f"counts right {100 * metrics['count_accuracy_map']:.2f}% (MAP)"
@@ -108,14 +121,6 @@ def report(config: Config, metrics: dict[str, Any], out: Path) -> None:
     if "unseen" in metrics:
         say(f"scenes with {' or '.join(map(str, getattr(config.data, 'unseen_counts')))} objects, which do not occur "
             f"in training: counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")
-    offset = metrics.get("scale_offset", 0)
-    if abs(offset) > SCALE_OFFSET and isinstance(config.model, AIRSettings):
-        larger, above, below = ("larger", "above", "below") if offset < 0 else ("smaller", "below", "above")
-        advice = f"a --model.scale-prior-mean {below} {config.model.scale_prior_mean:.3g}"
-        if "object_size" in flag_names(type(config.data)):
-            advice = f"a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}"
-        say(f"train.py: WARNING: the objects found are {larger} than the scale prior says, by {abs(offset):.1f} of "
-            f"its sds on average: try {advice}", error=True)
     say(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
 
 
@@ -135,15 +140,15 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
     if arguments.dataset == "auto":
         assert isinstance(asked.data, MultiMNIST)
         data, reason = rank_zero_first(partial(mnist_or_sprites, asked.data))
-        if reason and not rank():
-            say(f"train.py: WARNING: training on {data.name}: {reason}", error=True)
+        if reason:
+            warn([f"training on {data.name}: {reason}"])
         asked = replace(asked, data=data)
     dataset = rank_zero_first(lambda: load_dataset(asked.data))
     config = resolve(asked, dataset)
     if not rank():
         say("chosen for this data set: " + ", ".join(
             f"{path} {value:g}" if isinstance(value, float) else f"{path} {value}"
-            for path, value in changes(asked, config).items()))
+            for path, value in changes(asked, config).items() if path != "data.ranges"))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"runs/{dataset.name}-{config.estimator.name}-seed{config.run.seed}-{stamp}"
     out = gather(None if rank() else take_folder(claim_folder(arguments.out, name), lock))[0]
@@ -220,6 +225,9 @@ def resumed_run(argv: Sequence[str] | None, lock: FolderLock) -> Trainer | None:
     if config.optim.steps == state["step"] and report_finished(config, out):
         return None
     dataset: Dataset = rank_zero_first(lambda: load_dataset(config.data))
+    if changed_since := changed_images(state["images"], dataset.digests):
+        raise DataError(f"the images are not those that the run began with ({changed_since}): restore them, or start a "
+                        "new run")
     return Trainer(resolve(config, dataset), dataset, out, state)
 
 

@@ -1,5 +1,7 @@
 """Checkpoints of runs: written atomically, and checked whole before anything is made of them."""
 
+import json
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +48,20 @@ def _cuda_generator(state: Tensor) -> Tensor:
     if state.dtype != torch.uint8 or state.shape != (16,) or state[8] % 4:
         raise ValueError("expected the state of a generator on CUDA")
     return state
+
+
+def _pack(digests: Mapping[str, int]) -> Tensor:
+    """Digests of any number of images as the bytes of their JSON text, since the pickle's size is bounded."""
+    return torch.frombuffer(bytearray(json.dumps(digests).encode()), dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor) -> dict[str, int]:
+    try:
+        if packed.dtype != torch.uint8:
+            raise TypeError
+        return TypeAdapter(dict[str, int]).validate_python(json.loads(packed.numpy().tobytes()), strict=True)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("expected digests of images") from None
 
 
 Floats = Annotated[InstanceOf[Tensor], AfterValidator(_floats)]
@@ -103,6 +119,7 @@ class State(TypedDict):
     step: NonNegativeInt
     seconds: NonNegative
     gradient_norms: dict[str, float]  # of the last step, by network
+    images: Annotated[InstanceOf[Tensor], AfterValidator(_unpack)]  # `Dataset.digests`, packed in the file
     processes: Annotated[list[Process], Field(min_length=1, max_length=MAX_PROCESSES)]
 
 
@@ -118,7 +135,7 @@ def save_checkpoint(path: Path, config: Config, state: dict[str, Any]) -> None:
     """
     with atomic_write(path, regular=True) as file:
         try:
-            torch.save({**state, "format": FORMAT, "config": to_dict(config)}, file)
+            torch.save({**state, "images": _pack(state["images"]), "format": FORMAT, "config": to_dict(config)}, file)
         except RuntimeError as error:  # torch's archive, closed after a write that failed
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None

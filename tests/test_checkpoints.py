@@ -45,6 +45,13 @@ def test_the_configuration_comes_back(saved, tmp_path):
     assert config == saved[0] and state["step"] == 3
 
 
+def test_digests_of_many_images_with_any_names_come_back(saved, tmp_path):
+    config, state = load_checkpoint(tmp_path)
+    digests = {f"{number:06}\udcff\n.png": 2**32 - number for number in range(100_000)}
+    save_checkpoint(tmp_path / "checkpoint.pt", config, {**state, "images": digests})
+    assert load_checkpoint(tmp_path)[1]["images"] == digests
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint at .*run"):
         air.load(tmp_path / "run")
@@ -118,6 +125,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 def test_the_state_is_what_torch_reads(saved, content, tmp_path):
     config, state = load_checkpoint(tmp_path)
     del content["format"], content["config"]
+    assert bytes(content["images"]) == b"{}"
+    content["images"] = {}
     for group in content["optimizer"]["param_groups"]:
         for name in set(group) - {"params"}:
             del group[name]
@@ -294,7 +303,8 @@ def test_any_part_that_is_missing_or_replaced_is_refused_or_does_no_harm(content
             holder.clear()
             holder.update(before) if isinstance(holder, dict) else holder.extend(before)
     assert accepted <= {"config", ("optimizer", "param_groups"), ("optimizer", "state"), ("step",), ("seconds",),
-                        ("processes", 0, "cuda_rng"), ("processes", 0, "means", "steps"),
+                        ("processes", 0, "cuda_rng"), ("processes", 0, "means", "steps"), ("gradient_norms",),
+                        ("gradient_norms", "grad_norm_guide_net"),
                         ("processes", 0, "means", "names", 0)}
 
 

@@ -231,7 +231,7 @@ class Trainer:
             save_checkpoint(self.out / FILE_NAME, self.config, {
                 "objective": self.objective.state_dict(), "optimizer": self.take_step.state_dict(),
                 "step": self.step, "seconds": self.seconds, "gradient_norms": self._gradient_norms(),
-                "processes": processes})
+                "images": dict(self.dataset.digests), "processes": processes})
 
     def _saved(self) -> str:
         saved = self.out / FILE_NAME
