@@ -134,6 +134,7 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
     """
     if arguments.out == "":  # an unset variable of the shell
         raise SettingsError("--out is empty: name a folder, or leave it out")
+    check_name(Path(arguments.out or ""))
     if arguments.out and Path(arguments.out).is_dir() and is_first_process():  # before the data take their time
         take_folder(Path(arguments.out), lock)
     asked = on_device(arguments.config)
@@ -196,6 +197,15 @@ def take_folder(out: Path, lock: FolderLock) -> Path:
     return out
 
 
+def check_name(out: Path) -> None:
+    """Refuse a run's folder to which TensorBoard cannot write. Raises SettingsError."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"the run's folder {out} has a name that is not UTF-8, to which TensorBoard cannot write: "
+                            "name another") from None
+
+
 def resumed_run(argv: Sequence[str] | None, lock: FolderLock) -> Trainer | None:
     """A run continued from its checkpoint, with its own settings but for where it runs and how many steps it takes.
 
@@ -208,6 +218,7 @@ def resumed_run(argv: Sequence[str] | None, lock: FolderLock) -> Trainer | None:
     """
     path = checkpoint_path(peek(argv).resume)
     out = path.parent
+    check_name(out)
     if path.is_file() and is_first_process():
         lock.take(out)
     own, state = load_checkpoint(path)

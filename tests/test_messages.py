@@ -78,6 +78,8 @@ def said(capsys):
     ([*SPRITES, "--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
     ([*SPRITES, "--out", "/dev/null/run"], "--out /dev/null/run cannot be created (Not a directory)"),
     ([*SPRITES, "--out", "a\0b"], "--out a\\x00b cannot be created (embedded null byte)"),
+    ([*SPRITES, "--out", "\udcff"],
+     "the run's folder \\udcff has a name that is not UTF-8, to which TensorBoard cannot write: name another"),
     (["--resume", "\x1b[2J\n"], "there is no checkpoint at \\x1b[2J\\n"),
 ])
 def test_messages_of_train(said, arguments, message):
