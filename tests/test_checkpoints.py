@@ -330,6 +330,7 @@ def test_any_part_that_is_missing_or_replaced_is_refused_or_does_no_harm(content
     (("processes", 0, "means", "sums"), lambda old: old[1:], "the sums of the metrics do not fit"),
     (("step",), lambda _: -1, "step: input should be greater than or equal to 0"),
     (("step",), lambda _: True, "step: input should be a number"),
+    (("step",), lambda _: 10**29, "step: input should be less than"),
     (("extra",), lambda _: 1, "extra: extra inputs are not permitted")])
 def test_what_is_wrong_with_a_state_is_named(content, tmp_path, path, value, words):
     holder = content

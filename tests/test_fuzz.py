@@ -39,7 +39,7 @@ def stand_in(source):
     ("print('something', file=sys.stderr)", ["complaints on stderr with exit code 0"]),
     ("print('\\x1b[31m')", ["control characters are echoed"]),
     ("print('9' * 5000, file=sys.stderr); sys.exit(2)", ["more than 3,000 characters in a sentence"]),
-    ("np.ones(2**26)", ["memory: "]), ("np.ones(2**40)", ["traceback: numpy", "lines on stderr"]),
+    ("np.ones(3 * 2**25)", ["memory: "]), ("np.ones(2**40)", ["traceback: numpy", "lines on stderr"]),
     ("Path('.found.json.a1b2c3d4').touch()", ["temporary files left behind"])])
 def test_each_fault_is_seen(tmp_path, monkeypatch, source, found):
     monkeypatch.setattr("tests.fuzzing.sandbox.MEMORY", 2**27)

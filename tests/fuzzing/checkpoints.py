@@ -33,22 +33,23 @@ def trial(rng: np.random.Generator, folder: Path, base: Base, sandbox: Sandbox) 
     path = resume_copy(base, folder) / "checkpoint.pt"
     which = rng.random()
     if which < 0.4:
-        what, harmless = _alter_bytes(rng, path), False
+        what, harmless = _alter_bytes(rng, path), {"predict": False, "resume": False}
     elif which < 0.85:
         what, harmless = _alter_content(rng, path)
     else:
-        what, harmless = _replace(rng, path), False
+        what, harmless = _replace(rng, path), {"predict": False, "resume": False}
     if rng.random() < 0.5:
         outcome = sandbox.run("predict", ["run", *map(str, base.known), "--json", "found.json"], folder)
         found = faults(outcome, "predict", codes=(0, 2))
-        if outcome.code == 0 and not harmless and not same_records(
+        if outcome.code == 0 and not harmless["predict"] and not same_records(
                 json.loads((folder / "found.json").read_text()), base.records):
             found.append("accepted nonsense: other counts or boxes than the checkpoint's")
         program = "predict"
     else:
         outcome = sandbox.run("train", resume_arguments(base), folder)
-        found = faults(outcome, "train", codes=(0, 1, 2) if harmless else (0, 2))
-        if outcome.code == 0 and not harmless and not _same_metrics(folder / "run" / "metrics.json", base.resumed):
+        found = faults(outcome, "train", codes=(0, 1, 2) if harmless["resume"] else (0, 2))
+        metrics = folder / "run" / "metrics.json"
+        if outcome.code == 0 and not harmless["resume"] and not _same_metrics(metrics, base.resumed):
             found.append("accepted nonsense: another run than the checkpoint's")
         program = "resume"
     if (folder / "harm").exists():
@@ -82,8 +83,8 @@ def _alter_bytes(rng: np.random.Generator, path: Path) -> str:
     return f"{length} bytes {kind} at {place}"
 
 
-def _alter_content(rng: np.random.Generator, path: Path) -> tuple[str, bool]:
-    """Remove or replace a part; what was done, and whether the run may differ from the checkpoint's without fault."""
+def _alter_content(rng: np.random.Generator, path: Path) -> tuple[str, dict[str, bool]]:
+    """Remove or replace a part; what was done, and whether a program may differ from the checkpoint's without fault."""
     content = torch.load(path, weights_only=True)
     places = list(_places(content))
     groups = sorted({place[:2] for place in places}, key=str)  # so that the many weights do not leave out the rest
@@ -93,23 +94,24 @@ def _alter_content(rng: np.random.Generator, path: Path) -> tuple[str, bool]:
     holder = content
     for key in place[:-1]:
         holder = holder[key]
+    old, new = holder[place[-1]], None
     if rng.random() < 0.3:
         del holder[place[-1]]
         what = "removed"
     else:
         number = int(rng.integers(len(OTHERS) + 2))
-        old = holder[place[-1]]
         if number >= len(OTHERS) and isinstance(old, torch.Tensor) and old.dtype == torch.float32:
-            new: Any = old * float("nan") if number == len(OTHERS) else torch.cat((old.flatten(), old.flatten()))
+            new = old * float("nan") if number == len(OTHERS) else torch.cat((old.flatten(), old.flatten()))
         else:
             new = OTHERS[number % len(OTHERS)]
         holder[place[-1]] = new
         what = f"replaced by {type(new).__name__} {str(new)[:30]!r}"
     torch.save(content, path)
-    # Settings, averages and times may be others; the model and the random state may not.
-    harmless = place[0] in ("config", "seconds") or place[:1] == ("step",) or place[2:3] == ("means",) or (
-        place[:1] == ("optimizer",)) or "gradient_norms" in place
-    return f"{'.'.join(map(str, place))} {what}", harmless
+    # Settings may be others, and weights of the right shape; for the run also averages, times and moments.
+    alike = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and new.shape == old.shape
+    predict = place[0] == "config" or alike and bool(new.isfinite().all())
+    resume = predict or place[0] in ("seconds", "step", "optimizer", "gradient_norms") or place[2:3] == ("means",)
+    return f"{'.'.join(map(str, place))} {what}", {"predict": predict, "resume": resume}
 
 
 def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
