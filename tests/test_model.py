@@ -142,6 +142,7 @@ def test_infer_is_consistent(make_model, images):
     model = make_model().eval()
     seen = model.infer(images)
     assert seen.count_probs.sum(-1).allclose(torch.ones(5, dtype=torch.float64))
+    assert torch.equal(seen.at_limit, seen.count_probs.argmax(-1) == 3)
     assert torch.equal(seen.count, seen.count_probs.argmax(-1))
     assert torch.equal(seen.z_pres, (torch.arange(3) < seen.count[:, None]).double())
     for i, count in enumerate(seen.count.tolist()):

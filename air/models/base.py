@@ -44,6 +44,11 @@ class Inference:
     reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
     canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
 
+    @property
+    def at_limit(self) -> Tensor:
+        """(B,) bool: the count is N, so there are at least so many objects."""
+        return self.count == self.z_pres.shape[1]
+
     def as_dict(self) -> dict[str, Tensor]:
         """The fields by name, in order; unlike `dataclasses.asdict` it does not copy the tensors."""
         return dict(vars(self))
