@@ -6,18 +6,23 @@
 An image's record: its file, the most probable count, whether that is the most the model can count, its probability, the
 boxes (x0, y0, x1, y1) in the image's own pixels and, with --codes, each object's z_what. Each page of a TIFF and each
 frame of an animation is an image. Exit codes: 2, the arguments are wrong; 1, an image could not be read and the others
-are done.
+are done; 130, stopped by a signal, and what was done until then is written.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" or Path(sys.argv[0]).stem == "air-predict":  # the console script imports this module
+    from air.files.startup import begin
+    begin("air.predict")
 
 import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from tqdm import tqdm
@@ -28,10 +33,17 @@ from air.data.images import MAX_MEGAPIXELS, SUFFIXES, Picture, find_images
 from air.data.scenes import DataError
 from air.distributed import setup
 from air.evaluation.records import Found, Intensities, infer_files, overlay
-from air.files import CheckpointError, atomic_write, check_outputs
+from air.files import CheckpointError, atomic_write, check_outputs, clear_stale
+from air.files.console import Console, printable, say
+from air.files.signals import INTERRUPTED, interrupt_flag
+from air.files.startup import running
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl")
 COLUMNS = ("file", "count", "at_limit", "probability", "boxes")
+
+
+class StandardOutputError(Exception):
+    """Standard output takes no more lines; the cause says why."""
 
 
 class Output:
@@ -46,6 +58,9 @@ class Output:
             files: closes them.
         """
         self.codes, self.overlays, self.written = args.codes, overlays, 0
+        for path in (args.json, args.csv):
+            if path:
+                clear_stale(path.resolve().parent)
         self.json: IO[bytes] | None = files.enter_context(atomic_write(args.json)) if args.json else None
         self.csv: IO[bytes] | None = files.enter_context(atomic_write(args.csv)) if args.csv else None
         self.lines = not (args.json or args.csv or args.overlay)
@@ -53,9 +68,10 @@ class Output:
             self._row(COLUMNS)
         if args.overlay:
             args.overlay.mkdir(parents=True, exist_ok=True)
+            clear_stale(args.overlay)
 
     def add(self, found: Found) -> None:
-        """Write one image's record."""
+        """Write one image's record. Raises StandardOutputError: its line cannot be printed."""
         record = found.record
         content = asdict(record)
         if not self.codes:
@@ -71,7 +87,9 @@ class Output:
         if self.lines:
             boxes = " ".join("(" + ", ".join(f"{edge:.0f}" for edge in box) + ")" for box in record.boxes)
             count = f"at least {record.count}" if record.at_limit else str(record.count)
-            tqdm.write(f"{record.file}: {count} ({100 * record.probability:.1f}%) {boxes}".rstrip())
+            tqdm.write(printable(f"{record.file}: {count} ({100 * record.probability:.1f}%) {boxes}".rstrip()))
+            if isinstance(sys.stdout, Console) and sys.stdout.error:
+                raise StandardOutputError from sys.stdout.error
         self.written += 1
 
     def end(self) -> None:
@@ -91,7 +109,7 @@ class Output:
         assert self.csv is not None
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        self.csv.write(line.getvalue().encode())
+        self.csv.write(line.getvalue().encode(errors="surrogateescape"))  # a file name's own bytes
 
 
 def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
@@ -156,10 +174,19 @@ def files_of(images: Sequence[str], recursive: bool) -> tuple[list[Path], list[s
     return files, said
 
 
+class Parser(argparse.ArgumentParser):
+    """Escapes what it quotes of the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with the usage and what is wrong."""
+        self.print_usage(sys.stderr)
+        fail(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="air.predict", description=__doc__,
-                                     usage="python -m air.predict RUN IMAGE... [flags]; --help lists them",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="air.predict", description=__doc__,
+                    usage="python -m air.predict RUN IMAGE... [flags]; --help lists them",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN", help="a run's folder, or its checkpoint")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records to this file, as an array")
@@ -182,12 +209,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    with running("air.predict"):
+        run(build_parser().parse_args(argv))
 
-    def fail(message: object) -> NoReturn:
-        parser.exit(2, f"{parser.prog}: error: {message}\n")  # parser.error would print the usage as well
 
+def run(args: argparse.Namespace) -> None:
+    """Count in the images that the arguments name, and write what was asked for."""
     if args.batch_size < 1:
         fail(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.codes and not args.json:
@@ -205,27 +232,41 @@ def main(argv: Sequence[str] | None = None) -> None:
                               args.intensity_range or getattr(config.data, "intensity_range", None))
     broken = limited = 0
     try:
-        with ExitStack() as opened:
+        with interrupt_flag() as interrupted, ExitStack() as opened:
             output = Output(args, overlays, opened)
             records = infer_files(model.to(device), [(str(file), file) for file in files], intensities, invert,
                                   args.refine, args.batch_size, args.max_megapixels)
             for each in tqdm(records, total=len(files), unit="image", disable=None):
                 if isinstance(each, DataError):
                     broken += 1
-                    print(f"air.predict: skipped, cannot be read: {each}", file=sys.stderr)
+                    say(f"air.predict: skipped, cannot be read: {each}", error=True)
                 else:
                     limited += each.record.at_limit
                     output.add(each)
+                if interrupted.is_set():
+                    break
             output.end()
+    except StandardOutputError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
+            fail(f"standard output cannot be written ({error.__cause__})")
     except OSError as error:
         fail(error)
     if limited:
         said.append(f"{limited} image{'s have' if limited > 1 else ' has'} at least {model.num_steps} objects, the "
                     "most that this model can count: train one with a larger --model.num-steps")
     for sentence in (*said, *intensities.remarks()):
-        print(f"air.predict: {sentence}", file=sys.stderr)
+        say(f"air.predict: {sentence}", error=True)
+    if interrupted.is_set():
+        say(f"air.predict: interrupted: {output.written + broken} of {len(files)} images are done", error=True)
+        sys.exit(INTERRUPTED)
     if broken:
         sys.exit(1)
+
+
+def fail(message: object) -> NoReturn:
+    """End the command because of a user's mistake: one line on stderr, exit code 2."""
+    say(f"air.predict: error: {message}", error=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@
 docs/recipe.md says what fails without each part of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
-from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset
+from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset, Table
 from air.data.custom import CustomImages
-from air.data.settings import SettingsError
+from air.data.dataset import Generated
+from air.data.labels import largest_followed
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.settings import SettingsError
 from air.scenes3d.model import SceneAIR
+from air.scenes3d.shape_gradients import shape_estimator
 
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 SCENE_STEPS = 3000  # of 3D scenes
@@ -26,6 +30,28 @@ BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contras
 SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior
 
 
+def check(config: Config) -> None:
+    """Check how the settings fit each other, as far as that is known before the data are loaded.
+
+    Raises:
+        ValueError: they do not.
+    """
+    data, model = config.data, config.model
+    if isinstance(data, Generated):
+        _check_batch(config, data.train_scenes)
+    if isinstance(model, AIRSettings):
+        if (side := model.x_size or getattr(data, "image_size", None)) is not None:
+            _check_side(config, side)
+        return
+    if config.optim.shift:
+        raise SettingsError("--optim.shift: 3D scenes cannot be shifted")
+    if config.estimator.particles > 1:
+        raise SettingsError("the shapes of 3D scenes are learned with one particle: use nvil or enumerate")
+    if isinstance(data, Table):
+        _check_counts(data.counts)
+        shape_estimator(model.identity or "local", model.num_steps or max(data.counts + data.unseen_counts))
+
+
 def resolve(config: Config, dataset: Dataset) -> Config:
     """Choose every setting that is None from the data set and the other settings.
 
@@ -34,9 +60,8 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     Raises:
         SettingsError: the settings do not fit each other or the data set.
     """
-    if config.optim.batch_size > len(dataset.train):
-        raise SettingsError(f"--batch-size {config.optim.batch_size} exceeds the {len(dataset.train)} training scenes: "
-                            "use a smaller one")
+    check(config)
+    _check_batch(config, len(dataset.train))
     model: ModelSettings
     if isinstance(config.model, AIRSettings):
         model, default_steps = _resolve_air(config, config.model, dataset), STEPS[config.estimator.name]
@@ -82,18 +107,43 @@ def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Est
     return ESTIMATORS[settings.name](model, **keywords)
 
 
+def _check_batch(config: Config, scenes: int) -> None:
+    if config.optim.batch_size > scenes:
+        raise SettingsError(f"--batch-size {config.optim.batch_size} exceeds the {scenes} training scenes: "
+                            "use a smaller one")
+
+
+def _check_counts(counts: Sequence[int]) -> None:
+    if not any(counts):
+        raise SettingsError("no scene has an object: add a count above 0 to --data.counts")
+
+
+def _check_side(config: Config, side: int) -> None:
+    """Check what must fit the images' side in pixels."""
+    if config.optim.shift >= side:
+        raise SettingsError(f"--optim.shift {config.optim.shift} moves all of an image away: it must be less than "
+                            f"{side}, the image's side")
+    object_size = getattr(config.data, "object_size", OBJECT_SIZE)
+    if object_size * side < 1:
+        raise SettingsError(f"--data.object-size {object_size:g} of {side} pixels is less than one pixel: it must be "
+                            f"at least {1 / side:.2g}")
+
+
 def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSettings:
     channels, x_size = dataset.train.images.shape[1:3]
     if (model.channels or channels, model.x_size or x_size) != (channels, x_size):  # resolved for other data
         raise SettingsError(f"the model reads images of {model.channels} x {model.x_size} x {model.x_size}, "
                             f"{dataset.name} has {channels} x {x_size} x {x_size}: use the data of the run")
-    most, most_unseen = int(dataset.train.counts.max()), max(getattr(config.data, "unseen_counts", ()), default=0)
+    _check_side(config, x_size)
+    counts = dataset.train.counts
+    most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
+    most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
     object_size: float = getattr(config.data, "object_size", OBJECT_SIZE)
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = BACKGROUND_CONTRAST if model.background else 1.0
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
-    if (dataset.train.counts < 0).any():  # the labels that there are measure; they do not bound the other images
+    if (counts < 0).any():  # the labels that there are measure; they do not bound the other images
         num_steps = max(num_steps, UNKNOWN_STEPS)
     return _fill(model, x_size=x_size, channels=channels, num_steps=num_steps, scale_prior_mean=1 / object_size,
                  scale_prior_sd=SCALE_PRIOR_SPREAD / object_size,
@@ -103,12 +153,7 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
 def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> SceneSettings:
     if dataset.train.poses is None:
         raise SettingsError(f"{dataset.name} has no poses: the model of 3D scenes needs a 3D data set")
-    if not dataset.train.counts.any():
-        raise SettingsError("no scene has an object: add a count above 0 to --data.counts")
-    if config.optim.shift:
-        raise SettingsError("--optim.shift: 3D scenes cannot be shifted")
-    if config.estimator.particles > 1:
-        raise SettingsError("the shapes of 3D scenes are learned with one particle: use nvil or enumerate")
+    _check_counts(dataset.train.counts.tolist())
     num_steps = max(1, int(dataset.train.counts.max()), *getattr(config.data, "unseen_counts", ()))
     return _fill(model, num_steps=num_steps, object_size=dataset.train.poses[..., 3].max().item(),
                  guide="search" if num_steps > 1 else "recurrent",  # recurrent is slow to place several objects

@@ -99,8 +99,12 @@ def omniglot_root() -> Path:
 
 @pytest.fixture(scope="session")
 def fake_mnist_root(tmp_path_factory) -> Path:
-    """A stand-in for MNIST in its own file format: rectangles, label = height - 8, the test digits darker."""
-    root = tmp_path_factory.mktemp("fake")
+    """A stand-in for MNIST, see `write_fake_mnist`."""
+    return write_fake_mnist(tmp_path_factory.mktemp("fake"))
+
+
+def write_fake_mnist(root: Path) -> Path:
+    """Write a stand-in for MNIST in its own file format: rectangles, label = height - 8, the test digits darker."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)

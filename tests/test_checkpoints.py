@@ -1,4 +1,7 @@
 import os
+import pickle
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -6,20 +9,25 @@ import torch
 import air
 from air.checkpoints import FORMAT, load_checkpoint, save_checkpoint
 from air.files import CheckpointError
-from air.recipe import build_model, build_objective
+from air.models.archive import MAX_PICKLE, load_tensors
 from air.training.trainer import Trainer
 
 
 @pytest.fixture
-def saved(make_config, tmp_path):
-    """A checkpoint in tmp_path of a model that was never trained; the configuration and the model."""
-    torch.manual_seed(0)
-    config = make_config()
-    model = build_model(config.model)
-    save_checkpoint(tmp_path / "checkpoint.pt", config,
-                    {"objective": build_objective(config.estimator, model).state_dict(), "step": 3, "optimizer": {},
-                     "seconds": 0.0, "processes": []})
-    return config, model
+def saved(make_config, dataset, tmp_path):
+    """A checkpoint in tmp_path after three steps; the configuration and the model."""
+    config = make_config(changes={"run.checkpoint_every": 3})
+    trainer = Trainer(config, dataset, tmp_path)
+    for _ in range(3):
+        trainer.train_step()
+    trainer._save()
+    return config, trainer.model.eval()
+
+
+@pytest.fixture
+def content(saved, tmp_path):
+    """What the checkpoint holds."""
+    return torch.load(tmp_path / "checkpoint.pt", weights_only=True)
 
 
 def test_load_gives_the_model_back_in_eval_mode(saved, images, tmp_path):
@@ -35,6 +43,13 @@ def test_load_gives_the_model_back_in_eval_mode(saved, images, tmp_path):
 def test_the_configuration_comes_back(saved, tmp_path):
     config, state = load_checkpoint(tmp_path)
     assert config == saved[0] and state["step"] == 3
+
+
+def test_digests_of_many_images_with_any_names_come_back(saved, tmp_path):
+    config, state = load_checkpoint(tmp_path)
+    digests = {f"{number:06}\udcff\n.png": 2**32 - number for number in range(100_000)}
+    save_checkpoint(tmp_path / "checkpoint.pt", config, {**state, "images": digests})
+    assert load_checkpoint(tmp_path)[1]["images"] == digests
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -59,19 +74,19 @@ def test_a_truncated_checkpoint_is_named(saved, tmp_path):
 
 
 @pytest.mark.parametrize("other, message", [
-    ({"format": 99}, "has checkpoint format 99, expected 8$"),
-    ({"format": 7}, r"format 7, expected 8: read it with air 0.1.0 \(commit a34ee63\)"),
-    ({"format": 3}, "format 3, expected 8: read it with an earlier commit of air 0.1.0"),
-    ({"weights": torch.zeros(2)}, "format None, expected 8"), ([1, 2], "format None, expected 8")])
+    ({"format": 99}, "has checkpoint format 99, expected 9$"),
+    ({"format": 8}, "format 8, expected 9: read it with commit 3f59a48"),
+    ({"format": 7}, r"format 7, expected 9: read it with air 0.1.0 \(commit a34ee63\)"),
+    ({"format": 3}, "format 3, expected 9: read it with an earlier commit of air 0.1.0"),
+    ({"weights": torch.zeros(2)}, "format None, expected 9"), ([1, 2], "format None, expected 9")])
 def test_another_format_is_named_and_so_is_the_version_that_reads_it(tmp_path, other, message):
-    assert FORMAT == 8
+    assert FORMAT == 9
     torch.save(other, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
 
 
-def test_settings_of_another_version_are_named(saved, tmp_path):
-    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+def test_settings_of_another_version_are_named(content, tmp_path):
     content["config"]["optim"]["momentum"] = 0.9
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="settings that this version does not know: .*momentum"):
@@ -89,8 +104,7 @@ def test_weights_of_another_model_are_named(saved, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["config", "objective", "processes"])
-def test_an_incomplete_checkpoint_is_named(saved, tmp_path, part):
-    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+def test_an_incomplete_checkpoint_is_named(content, tmp_path, part):
     del content[part]
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=f"is incomplete: it holds no {part}"):
@@ -106,3 +120,238 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "harm").exists()
+
+
+def test_the_state_is_what_torch_reads(saved, content, tmp_path):
+    config, state = load_checkpoint(tmp_path)
+    del content["format"], content["config"]
+    assert bytes(content["images"]) == b"{}"
+    content["images"] = {}
+    for group in content["optimizer"]["param_groups"]:
+        for name in set(group) - {"params"}:
+            del group[name]
+    assert_same(state, content)
+    assert_same(load_tensors(tmp_path / "checkpoint.pt")["objective"], content["objective"])
+
+
+def assert_same(one, other):
+    if isinstance(other, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one.nan_to_num(7), other.nan_to_num(7))
+    elif isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in other:
+            assert_same(one[key], other[key])
+    elif isinstance(other, list | tuple):
+        assert type(one) is type(other) and len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("values", [
+    [], [1, 2.5, -3, True, None, "text", 2**40], {"a": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)], 3: {}},
+    [torch.arange(6.0).view(2, 3).T, torch.zeros(0), torch.tensor(2), torch.ones(3, dtype=torch.bfloat16) > 0],
+    list(range(2000)) + [str(i) for i in range(2000)]])
+def test_plain_containers_and_tensors_are_read(tmp_path, values):
+    torch.save(values, tmp_path / "a.pt")
+    assert_same(load_tensors(tmp_path / "a.pt"), values)
+
+
+def test_any_altered_byte_is_refused_or_changes_nothing(saved, content, tmp_path):
+    """Bytes of weights, of the pickle and of the archive's own tables; those of its padding do not matter."""
+    path = tmp_path / "checkpoint.pt"
+    whole, refused = path.read_bytes(), 0
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(whole), (150,), generator=generator).tolist()
+    for place in [*drawn, *range(len(whole) - 60, len(whole))]:
+        path.write_bytes(whole[:place] + bytes((whole[place] ^ 0x55,)) + whole[place + 1:])
+        try:
+            assert_same(load_tensors(path), content)
+        except CheckpointError as error:
+            refused += 1
+            assert "cannot be read as a checkpoint: it" in str(error) and str(error).isprintable()
+    assert refused > 150
+    weight = content["objective"]["model.decode.mlp.0.weight"].numpy().tobytes()
+    place = whole.index(weight)
+    path.write_bytes(whole[:place] + bytes(len(weight)) + whole[place + len(weight):])
+    with pytest.raises(CheckpointError, match="its contents were altered, as their checksums show"):
+        air.load(tmp_path)
+
+
+def rewritten(path, change, compression=zipfile.ZIP_STORED):
+    """Write the archive anew, with right checksums and the pickle that `change` makes of its pickle."""
+    with zipfile.ZipFile(path) as archive:
+        members = {each.filename: archive.read(each) for each in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
+
+
+def pickled(*opcodes):
+    return b"".join((b"\x80\x02", *opcodes, b"."))
+
+
+TENSOR = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+          b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQK%cK%c\x85K%c\x85\x89}tR")
+
+
+def tensor(offset, size, stride):
+    """A tensor in a storage of two floats."""
+    return pickled(TENSOR.replace(b"%c", b"%c") % (offset, size, stride))
+
+
+@pytest.mark.parametrize("program, words", [
+    (pickled(b"cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R"), "more than plain containers"),
+    (pickled(b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "more than plain containers"),
+    (pickled(b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R"), "more than plain containers"),
+    (pickled(b"ccollections\nOrderedDict\n]\x85R"), "more than plain containers"),
+    (pickled(b"\x8b\x00\x00\x10\x00" + b"\x7f" * 2**20), "more than plain containers"),  # LONG4
+    (pickled(b"L" + b"9" * 4000 + b"L\n"), "more than plain containers"),
+    (pickled(b"\x96" + struct.pack("<Q", 2**40)), "damaged"),  # BYTEARRAY8
+    (pickled(b"X\xff\xff\xff\x7fshort"), "damaged"),
+    (pickled(b"Nr\xff\xff\xff\xff"), None),  # LONG_BINPUT: pickle.loads allocates 32 GB
+    (pickled(b"N" + b"\x85" * 2**17), None),  # nested deeply
+    (pickled(b"}N" + b"\x85" * 2**17 + b"Ns"), "damaged"),  # hashing it would overflow the stack
+    (pickled(b"]q\x00h\x00a"), None),  # a list that holds itself
+    (pickled(b"N" * (MAX_PICKLE + 1)), "more than a checkpoint does"),
+    (pickled(b"("), "damaged"), (pickled(), "damaged"), (pickled(b"h\x07"), "damaged"), (b"", "damaged"),
+    (pickled(b"K\x01K\x02s"), "damaged"), (pickled(b"}K\x01a"), "damaged"), (pickled(b"NQ"), "damaged"),
+    (tensor(0, 2, 1), None), (tensor(1, 1, 1), None), (tensor(9, 0, 1), None),
+    (tensor(1, 2, 1), "another size"), (tensor(0, 2, 9), "another size"), (tensor(0, 200, 0), "another size"),
+    (tensor(0, 2, 1).replace(b"K\x02tQ", b"K\x03tQ"), "another size"),  # a storage of three floats
+    (tensor(0, 2, 1).replace(b"FloatStorage", b"DoubleStorage"), "another size"),
+    (tensor(0, 2, 1).replace(b"FloatStorage", b"ComplexFloatStorage"), "a type that checkpoints do not have"),
+    (tensor(0, 2, 1).replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001"), "damaged")])
+def test_a_pickle_is_not_run(tmp_path, program, words):
+    """Instructions that cost memory, run code, or describe tensors beyond their storage."""
+    path = tmp_path / "a.pt"
+    torch.save(torch.ones(2), path)
+    rewritten(path, lambda _: program)
+    if words is None:
+        load_tensors(path)
+    else:
+        with pytest.raises(CheckpointError, match=f"^{path} cannot be read as a checkpoint: it .*{words}"):
+            load_tensors(path)
+
+
+def test_other_files_are_named_for_what_they_are(saved, tmp_path):
+    path = tmp_path / "a.pt"
+    for write, words in (
+            (lambda: path.write_text("a text\nof \x1b[31m two lines"), "it is not an archive that torch.save wrote"),
+            (lambda: path.write_bytes(b""), "it is not an archive that torch.save wrote"),
+            (lambda: zipfile.ZipFile(path, "w").close(), "it is not an archive that torch.save wrote"),
+            (lambda: torch.save([torch.ones(2)], path, _use_new_zipfile_serialization=False),
+             "it has the format of torch before 1.6; .* writes it anew"),
+            (lambda: path.write_bytes(pickle.dumps([1])), "it is not an archive that torch.save wrote")):
+        write()
+        with pytest.raises(CheckpointError, match=f"a.pt cannot be read as a checkpoint: {words}$"):
+            load_tensors(path)
+    rewritten(tmp_path / "checkpoint.pt", bytes, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="its contents are compressed, which torch.save does not do"):
+        air.load(tmp_path)
+    (tmp_path / "run" / "checkpoint.pt").mkdir(parents=True)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("run", "fifo"):
+        with pytest.raises(CheckpointError, match=f"{name}.* is not a regular file"):
+            air.load(tmp_path / name)
+    for name in ("none.pt", "a.pt/none.pt"):
+        with pytest.raises(CheckpointError, match=f"there is no checkpoint at .*{name}"):
+            air.load(tmp_path / name)
+
+
+def places(content, path=()):
+    """Every place in nested containers; of tensors and numbers in one container the first is enough."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    alike = set()
+    for key, value in items:
+        if isinstance(value, dict | list):
+            yield (*path, key)
+            yield from places(value, (*path, key))
+        elif type(value) not in alike:
+            alike.add(type(value))
+            yield (*path, key)
+
+
+OTHERS = [None, 7, -1, 2.5, float("nan"), "text", "\x1b[31m\n", [], [1], {}, {"a": 1}, torch.zeros(3),
+          torch.tensor([[float("inf")]]), torch.zeros(2, 2, dtype=torch.uint8)]
+
+
+def test_any_part_that_is_missing_or_replaced_is_refused_or_does_no_harm(content, saved, dataset, tmp_path):
+    """Each part of a checkpoint by each of the values above: one sentence, or a run that goes on."""
+    config, _ = saved
+    content["optimizer"]["state"] = {number: content["optimizer"]["state"][number] for number in range(2)}
+    accepted = set()
+    for number, path in enumerate(list(places(content))):
+        for other in [KeyError, *OTHERS[number % 3::3]]:
+            holder = content
+            for key in path[:-1]:
+                holder = holder[key]
+            before = dict(holder) if isinstance(holder, dict) else list(holder)
+            if other is KeyError:
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = other
+            torch.save(content, tmp_path / "checkpoint.pt")
+            try:
+                found, state = load_checkpoint(tmp_path)
+                if found == config:
+                    Trainer(config, dataset, tmp_path, state)
+                accepted.add(path[:2] if path[0] == "optimizer" else path[0] if path[0] == "config" else path)
+            except CheckpointError as error:
+                assert str(error).isprintable() and len(str(error)) < 800, path
+            holder.clear()
+            holder.update(before) if isinstance(holder, dict) else holder.extend(before)
+    assert accepted <= {"config", ("optimizer", "param_groups"), ("optimizer", "state"), ("step",), ("seconds",),
+                        ("processes", 0, "cuda_rng"), ("processes", 0, "means", "steps"), ("gradient_norms",),
+                        ("gradient_norms", "grad_norm_guide_net"),
+                        ("processes", 0, "means", "names", 0)}
+
+
+@pytest.mark.parametrize("path, value, words", [
+    (("objective", "model.decode.mlp.0.weight"), lambda old: old * torch.nan,
+     "weights are nan or infinite: model.decode.mlp.0.weight"),
+    (("objective", "baseline.predict.0.bias"), lambda old: old / 0, "weights are nan or infinite: baseline"),
+    (("objective", "model.decode.mlp.0.weight"), lambda old: old.double(), "expected a tensor of float32"),
+    (("objective", "model.decode.mlp.0.weight"), lambda old: old[1:], "the weights do not fit the model: model.decode"),
+    (("objective", "\x1b[31m"), lambda _: torch.zeros(1), r"not expected: .x1b.31m .1,."),
+    (("config", "model", "rnn_hidden_size"), lambda _: 10**6, "the weights do not fit the model"),  # 16 TB of them
+    (("config", "model", "num_steps"), lambda _: None, "its settings do not describe a model"),
+    (("optimizer", "state", 0, "exp_avg"), lambda old: old[:, :1], "the optimiser's state does not fit the model"),
+    (("optimizer", "state", 0, "exp_avg_sq"), lambda old: old - 1, "the optimiser's state is not that of a run"),
+    (("optimizer", "state", 0, "step"), lambda old: old + 1, "the optimiser's state is not that of a run"),
+    (("optimizer", "state", 99), lambda _: {name: torch.zeros(()) for name in ("step", "exp_avg", "exp_avg_sq")},
+     "the optimiser's state does not fit the model"),
+    (("optimizer", "param_groups", 0, "params"), lambda old: old[::-1],
+     "the optimiser's parameters are not the model's"),
+    (("processes",), lambda _: [], "processes: list should have at least 1 item"),
+    (("processes", 0, "rng"), lambda old: old[1:], "processes.0.rng: expected the state of a generator on the CPU"),
+    (("processes", 0, "cuda_rng"), lambda _: torch.zeros(8, dtype=torch.uint8), "expected the state of a generator on"),
+    (("processes", 0, "means", "sums"), lambda old: old[1:], "the sums of the metrics do not fit"),
+    (("step",), lambda _: -1, "step: input should be greater than or equal to 0"),
+    (("step",), lambda _: True, "step: input should be a number"),
+    (("step",), lambda _: 10**29, "step: input should be less than"),
+    (("extra",), lambda _: 1, "extra: extra inputs are not permitted")])
+def test_what_is_wrong_with_a_state_is_named(content, tmp_path, path, value, words):
+    holder = content
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value(holder.get(path[-1]))
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=f"checkpoint.pt is damaged: .*{words}"):
+        air.load(tmp_path)
+
+
+def test_a_run_on_cuda_has_a_state_that_is_read_here(content, tmp_path):
+    """As such a run writes it: a rate in a tensor, and the state of the device's generator."""
+    content["processes"][0]["cuda_rng"] = torch.tensor([3] + 7 * [0] + [8] + 7 * [0], dtype=torch.uint8)
+    for group in content["optimizer"]["param_groups"]:
+        group |= {"lr": torch.tensor(1e-3), "capturable": True}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path)[1]["processes"][0]["cuda_rng"].tolist()[8] == 8
+
+
+def test_a_count_that_the_prior_excludes_is_no_damage(content, tmp_path):
+    content["objective"]["model.count_prior.log_probs"][-1] = -torch.inf
+    torch.save(content, tmp_path / "checkpoint.pt")
+    assert air.load(tmp_path).count_prior.log_probs[-1] == -torch.inf

@@ -16,7 +16,7 @@ from air.config import (
     with_settings,
 )
 from air.data import DATASETS, MultiMNIST
-from air.data.settings import SettingsError, flag_names, to_dict
+from air.models.settings import SettingsError, flag_names, to_dict
 from air.training.command_line import parse, peek
 
 
@@ -33,7 +33,8 @@ def test_a_configuration_survives_json(dataset, estimator):
 def test_the_command_line_has_a_flag_for_every_setting(dataset, estimator, capsys):
     """No argument: the defaults. Every setting that is not derived has its path in the help, with a help text."""
     arguments = ["--dataset", dataset, "--estimator", estimator]
-    assert parse(arguments).config == default_config(dataset, estimator)
+    if (dataset.startswith("scenes-"), estimator) != (True, "vimco"):  # which do not go together
+        assert parse(arguments).config == default_config(dataset, estimator)
     with pytest.raises(SystemExit) as ended:
         parse([*arguments, "--help"])
     told = capsys.readouterr().out
@@ -82,7 +83,7 @@ def said(capsys, arguments):
     (["--batch-size", "-4"], "--optim.batch-size: input should be greater than 0, got -4"),
     (["--batch-size", "x"], "Error parsing --batch-size/--optim.batch-size: invalid literal for int"),
     (["--optim.lr", "0"], "--optim.lr: input should be greater than 0, got 0.0"),
-    (["--optim.lr", "nan"], "lr: input should be a finite number, got nan"),
+    (["--optim.lr", "nan"], "--optim.lr: input should be a finite number, got nan"),
     (["--data.noise", "-1"], "noise: input should be greater than or equal to 0, got -1.0"),
     (["--data.object-size", "1.5"], "--data.object-size: input should be less than or equal to 1, got 1.5"),
     (["--data.counts", "-1"], "counts.0: input should be greater than or equal to 0, got -1"),
@@ -94,6 +95,19 @@ def said(capsys, arguments):
     (["--model.embed-net", "-1"], "--model.embed-net.0: input should be greater than 0, got -1"),
     (["--model.likelihood-sd", "NaN"], "--model.likelihood-sd: input should be a finite number, got nan"),
     (["--model.count-prior", "2"], "--model.count-prior: input should be less than or equal to 1, got 2.0"),
+    (["--model.count-prior", "1e-320"],
+     "--model.count-prior: input should be greater than or equal to 1e-30, got 1e-320"),
+    (["--data.counts", "1001"], "--data.counts.0: input should be less than or equal to 1000, got 1001"),
+    (["--seed", "9300000000000000"], "--run.seed: input should be less than 4294967296, got 9300000000000000"),
+    (["--optim.shift", "50"],
+     "--optim.shift 50 moves all of an image away: it must be less than 50, the image's side"),
+    (["--data.object-size", "1e-9"],
+     "--data.object-size 1e-09 of 50 pixels is less than one pixel: it must be at least 0.02"),
+    (["--data.train-scenes", "9", "--batch-size", "10"], "--batch-size 10 exceeds the 9 training scenes"),
+    (["--dataset", "scenes-table", "--data.counts", "0"],
+     "no scene has an object: add a count above 0 to --data.counts"),
+    (["--dataset", "scenes-table", "--model.identity", "enumerate", "--data.counts", "4"],
+     "identity='enumerate' renders 3^4 combinations of shapes, at most 27 are allowed: use 'local'"),
     (["--optim.shift", "-1"], "shift: input should be greater than or equal to 0, got -1"),
     (["--estimator", "magic"], "invalid choice 'magic' for argument '--estimator'"),
     (["--dataset", "magic"], "invalid choice 'magic' for argument '--dataset'"),
@@ -104,6 +118,13 @@ def said(capsys, arguments):
 ])
 def test_messages_about_wrong_arguments(capsys, arguments, message):
     assert message in said(capsys, arguments)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--steps", "9" * 5000], ["--optim.lr", "9" * 5000], ["--guide", "g" * 5000], ["--data.root", "g" * 5000],
+    ["--" + "g" * 5000, "3"], ["--model.non-linearity", "g" * 5000], ["--dataset", "g" * 5000]])
+def test_long_values_are_not_repeated_whole(capsys, arguments):
+    assert len(said(capsys, arguments)) < 450
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from air.data import DataError, Folder, Npz, load_dataset
-from air.data.custom import load_arrays, load_folder, split
+from air.data.custom import load_folder, split
 
 
 def save(folder, name, pixels):
@@ -130,40 +129,3 @@ class TestIntensities:
         dataset = load_dataset(Npz(file=str(tmp_path / "own.npz")))
         assert list(dataset.ranges.values()) == [(0, of)]
         assert dataset.train.images.max() == (255 if dtype == bool else round(255 * top / of))
-
-
-class TestArrays:
-    def kept(self, tmp_path, **arrays):
-        np.savez(tmp_path / "own.npz", **arrays)
-        return str(tmp_path / "own.npz")
-
-    @pytest.mark.parametrize("shape, channels", [((12, 9, 9), 1), ((12, 9, 9, 3), 3), ((12, 3, 9, 9), 3),
-                                                 ((12, 1, 9, 9), 1)])
-    def test_any_layout_of_the_axes(self, tmp_path, shape, channels):
-        pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        scenes = load_arrays(Npz(file=self.kept(tmp_path, images=pixels))).scenes
-        assert scenes.images.shape == (12, channels, 9, 9)
-        first = pixels[0] if shape[1:] != (9, 9, 3) else pixels[0].transpose(2, 0, 1)
-        assert torch.equal(scenes.images[0], torch.from_numpy(first).view(channels, 9, 9))
-
-    def test_floats_are_intensities(self, tmp_path):
-        pixels = np.linspace(0, 1, 256).repeat(2).reshape(2, 16, 16)
-        plain, inverted = (load_arrays(Npz(file=self.kept(tmp_path, images=pixels), invert=invert)).scenes
-                           for invert in (False, True))
-        assert plain.images.flatten().tolist() == sorted([*range(256)] * 2)
-        assert torch.equal(inverted.images, 255 - plain.images)
-
-    def test_truth_comes_along(self, tmp_path):
-        boxes = np.zeros((20, 2, 4))
-        boxes[3, 0] = (1, 2, 5, 6)
-        file = self.kept(tmp_path, images=np.zeros((20, 9, 9), np.uint8), counts=np.arange(20) - 1, boxes=boxes)
-        dataset = load_dataset(Npz(file=file))
-        assert dataset.held_out.counts.tolist() == [8, 18] and dataset.train.boxes[3, 0].tolist() == [1, 2, 5, 6]
-
-    def test_files_of_another_kind_are_errors(self, tmp_path):
-        (tmp_path / "own.npz").write_bytes(b"no zip file")
-        for file in ("own.npz", "elsewhere.npz"):
-            with pytest.raises(DataError, match=f"{file} cannot be read"):
-                load_arrays(Npz(file=str(tmp_path / file)))
-        with pytest.raises(DataError, match="name the file with --data.file"):
-            load_dataset(Npz())

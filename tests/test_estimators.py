@@ -83,9 +83,6 @@ def test_revival_puts_all_weight_on_the_branch_of_the_first_skipped_window():
     terms = fine._replace(**{field: torch.cat((getattr(fine, field), getattr(skipped, field)))
                              for field in ("conditional_elbo", "log_q")})
     torch.testing.assert_close(weights(terms, particles=2), (explored.repeat(2, 1), first.repeat(2, 1)))
-    for revive in (-0.1, 1):
-        with pytest.raises(ValueError, match=f"0 <= revive < 1, got {revive}"):
-            Enumerate(Toy(), revive=revive)
 
 
 def test_reviving_nvil_has_the_mean_gradient_of_reviving_enumerate(toy_images):

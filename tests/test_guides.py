@@ -45,7 +45,7 @@ def test_guides_declare_what_they_read(make_model, images, name, reads_residual,
 
 def test_the_paper_s_guide_is_the_default_and_an_unknown_one_is_named():
     assert type(AIR(**SMALL).guide_net) is RecurrentGuide
-    with pytest.raises(ValueError, match="no guide 'diffrence'; choose one of recurrent, difference, search"):
+    with pytest.raises(ValueError, match="guide: input should be 'recurrent', .* or 'search', got 'diffrence'"):
         AIR(**SMALL, guide="diffrence")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Normal
 
 from air.evaluation.metrics import (
+    BEYOND,
     BLANK,
     Accumulator,
     Boxes,
@@ -179,6 +180,15 @@ def test_counts_of_two_batches():
     assert counts.compute() == {"counted": [1, 1, 3], "count_accuracy_map": 0.5, "count_accuracy_sampled": 0.5,
                                 "count_accuracy_refined": 0.5,
                                 "confusion": [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]]}
+
+
+def test_a_huge_true_count_does_not_grow_the_confusion_matrix():
+    counts = Counts(num_steps=2, max_count=10**9)
+    counts.update(counts_batch([0, 1, 2, 2], [2 + BEYOND - 1, 2 + BEYOND, 10**9, 2]))
+    confusion = counts.compute()["confusion"]
+    assert len(confusion) == 2 + BEYOND + 1 and confusion[2] == [0, 0, 1]
+    assert confusion[-2:] == [[1, 0, 0], [0, 1, 1]]  # the last row is N + BEYOND and more
+    assert counts.compute()["count_accuracy_map"] == 1 / 4
 
 
 def test_counts_without_truth_are_only_counted():

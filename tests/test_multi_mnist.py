@@ -6,7 +6,8 @@ import torch
 
 from air.config import default_config
 from air.data import DataError, MultiMNIST, Sprites, load_dataset, mnist_or_sprites
-from air.data.settings import SettingsError
+from air.data.multi_mnist import load_mnist
+from air.models.settings import SettingsError
 
 
 def assert_equal(one, other):
@@ -90,6 +91,23 @@ def test_mnist_that_cannot_be_had_names_the_ways_out(tmp_path, monkeypatch):
     for way_out in ("--data.root", "AIR_DATA_ROOT", "--dataset sprites", str(tmp_path)):
         assert way_out in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DataError):
+        MultiMNIST(root=str(tmp_path / "mistyped" / "data")).load()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_download_is_copied_when_it_is_complete(fake_mnist_root, tmp_path, monkeypatch):
+    def fetch(mnist):
+        assert not root.exists()
+        shutil.copytree(fake_mnist_root, mnist.root, dirs_exist_ok=True)
+
+    root = tmp_path / "new" / "data"
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", fetch)
+    assert len(load_mnist(root, train=True)) == 300 and len(load_mnist(root, train=False)) == 100
 
 
 def test_damaged_digits_are_named(fake_mnist_root, tmp_path):

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from air import AIR, Enumerate, SceneAIR
 from air.models.guides import Predict
 from air.models.networks import (
     MLP,
@@ -13,8 +14,11 @@ from air.models.networks import (
     Encoder,
     RecurrentNet,
     fold,
+    non_linearity_class,
     shared_products,
 )
+from air.scenes3d.renderer import View
+from tests.conftest import SMALL
 from tests.literal import as_lstm_cell
 
 
@@ -57,6 +61,29 @@ def test_mlp_names_what_it_cannot_build():
         MLP(4, [], "ReLU")
     with pytest.raises(ValueError, match="'Relu'"):
         MLP(4, [3], "Relu")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in dir(nn) if not name.startswith("_")))
+def test_every_name_in_torch_nn_trains_or_is_refused(name):
+    """In the guides, the encoders and decoders, and the 3D model's networks."""
+    random = torch.get_rng_state()
+    try:
+        non_linearity_class(name)
+    except ValueError as error:
+        assert str(error) == f"torch.nn has no non-linearity named {name!r}"
+        assert name not in ("ReLU", "Tanh", "ELU", "GELU", "PReLU", "RReLU", "SiLU", "Sigmoid", "Softplus", "LeakyReLU")
+        return
+    finally:
+        assert torch.equal(torch.get_rng_state(), random)
+    small = {**SMALL, "window_size": 8, "embed_net": [5], "predict_net": [4], "non_linearity": name}
+    models = [AIR(**small), AIR(**small, guide="search", convolutional=True), AIR(**small, background=True),
+              SceneAIR(1, 0.35, View(image_size=8), 8, 6, (7,), (5,), non_linearity=name, guide="search"),
+              SceneAIR(1, 0.35, View(image_size=8), 8, 6, (7,), (5,), non_linearity=name)]
+    for model in models:
+        images = torch.rand(2, model.channels, model.x_size, model.x_size)
+        loss, _ = Enumerate(model)(images)
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 def test_decoder_bias_and_sigmoid():

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from air.data import DataError, Omniglot, load_dataset
-from air.data.settings import SettingsError
+from air.models.settings import SettingsError
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def test_missing_drawings_are_an_error(tmp_path, drawings, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.Omniglot.download_url_prefix", "http://127.0.0.1:9")
     with pytest.raises(DataError, match="not under .*images_background"):
         Omniglot(root=str(tmp_path / "elsewhere")).load()
+    assert not (tmp_path / "elsewhere").exists()
     (tmp_path / "empty" / "omniglot-py" / "images_background").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no drawing"):
         Omniglot(root=str(tmp_path / "empty")).load()

@@ -214,11 +214,9 @@ def test_particles_are_folded_into_the_batch_image_by_image(make_model, images):
 def test_bad_particles_are_named(make_model):
     model = make_model()
     for name, least in (("nvil", 1), ("enumerate", 1), ("vimco", 2)):
-        with pytest.raises(ValueError, match=f"at least (one|{least}).* got {least - 1}"):
+        with pytest.raises(ValueError, match=f"particles: input should be greater than .* got {least - 1}"):
             ESTIMATORS[name](model, particles=least - 1)
-    with pytest.raises(ValueError, match="at least one count .* got 0"):
-        NVIL(model, draws=0)
-    with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 = 262144 combinations"):
+    with pytest.raises(ValueError, match=r"\(N\+1\)\^K = 4\^9 combinations"):
         Enumerate(model, particles=9)
 
 

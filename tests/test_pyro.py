@@ -106,3 +106,26 @@ def test_mismatches_are_named(theirs, tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="expected tensors by name"):
         air.load_pyro_checkpoint(tmp_path / "list.pt", **KEYWORDS)
+
+
+def test_damage_is_named(theirs, tmp_path):
+    """Altered bytes of weights, weights that are nan, a type or a name that no weight has, torch's first format."""
+    theirs.float()
+    path = saved(theirs, tmp_path)
+    whole, weights = path.read_bytes(), theirs.state_dict()["encode.mlp.seq.0.weight"].numpy().tobytes()
+    path.write_bytes(whole.replace(weights, weights[:50] + bytes(10) + weights[60:]))
+    with pytest.raises(CheckpointError, match="its contents were altered, as their checksums show"):
+        air.load_pyro_checkpoint(path, **KEYWORDS)
+    for changes, words in (({"h_init": theirs.h_init * torch.nan}, "weights that are nan or infinite: h_init"),
+                           ({"h_init": theirs.h_init.long()}, "expected tensors by name, all of floats"),
+                           ({3: theirs.h_init.detach()}, "expected tensors by name, all of floats")):
+        path = tmp_path / "other.pt"
+        torch.save({**theirs.state_dict(), **changes}, path)
+        with pytest.raises(CheckpointError, match=words):
+            air.load_pyro_checkpoint(path, **KEYWORDS)
+    torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"other.pt cannot be read as a checkpoint: it has the format of torch "
+                                              r"before 1.6; torch.save\(torch.load\(FILE, weights_only=True\), FILE\)"):
+        air.load_pyro_checkpoint(path, **KEYWORDS)
+    torch.save(torch.load(path, weights_only=True), path)
+    air.load_pyro_checkpoint(path, **KEYWORDS)

@@ -11,7 +11,6 @@ import torch
 import train
 from air import predict
 from air.training.command_line import parse
-from tests import compare_checkouts
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -72,8 +71,8 @@ def test_commands_are_taken(command, monkeypatch):
         predict.build_parser().parse_args(command[3:])
     elif command[:3] == ["python", "-m", "pytest"]:
         assert command[3:] == ["-m", "slow"] or (ROOT / command[3]).exists()
-    elif command[:2] == ["python", "tests/compare_checkouts.py"]:
-        compare_checkouts.build_parser().parse_args(command[2:])
+    elif command[0] == "python" and command[1].startswith("tests/"):
+        importlib.import_module(command[1].removesuffix(".py").replace("/", ".")).build_parser().parse_args(command[2:])
     elif command[:2] in (["python", "-m"], ["python", "benchmarks/bench_step.py"]):
         name, arguments = (command[2], command[3:]) if command[1] == "-m" else ("benchmarks.bench_step", command[2:])
         importlib.import_module(name).build_parser().parse_args(arguments)

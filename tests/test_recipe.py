@@ -6,8 +6,8 @@ import torch
 from air import AIR, SceneAIR
 from air.config import default_config, with_settings
 from air.data import Dataset
-from air.data.settings import SettingsError
-from air.recipe import STEPS, build_model, build_objective, resolve
+from air.models.settings import SettingsError
+from air.recipe import STEPS, build_model, build_objective, check, resolve
 
 SMALL_BATCH = {"optim.batch_size": 8}
 
@@ -95,6 +95,24 @@ def test_other_data_than_the_model_was_resolved_for_is_an_error(chosen, scenes):
     other = replace(scenes, images=torch.zeros(40, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(SettingsError, match="reads images of 1 x 12 x 12, other has 3 x 16 x 16"):
         resolve(chosen(), Dataset("other", other, other))
+
+
+def test_what_no_image_can_hold_is_an_error(chosen):
+    with pytest.raises(SettingsError, match="--optim.shift 12 moves all of an image away: it must be less than 12"):
+        chosen({"optim.shift": 12})
+    chosen({"optim.shift": 11})
+    with pytest.raises(SettingsError, match="--data.object-size 0.05 of 12 pixels is less than one pixel"):
+        chosen({"data.object_size": 0.05}, dataset="multi-mnist")
+
+
+def test_what_does_not_depend_on_the_data_is_checked_before_they_are_loaded():
+    for dataset, changes in (("scenes-table", {"optim.shift": 1}), ("scenes-single", {"estimator.particles": 2}),
+                             ("scenes-table", {"data.counts": (0,)}), ("multi-mnist", {"data.object_size": 1e-9}),
+                             ("scenes-table", {"model.identity": "enumerate", "data.unseen_counts": (4,)}),
+                             ("sprites", {"data.train_scenes": 63})):
+        check(default_config(dataset))
+        with pytest.raises(ValueError):
+            check(with_settings(default_config(dataset), changes))
 
 
 def test_a_batch_larger_than_the_data_set_is_an_error(chosen):

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from air.models.guides import GUIDES
 from air.scenes3d.guides import (
     GLIMPSE_SIZE,
-    GUIDES,
     LATENTS,
     MAX_PLACE,
     OUTPUTS,
@@ -136,8 +136,3 @@ def test_guides_follow_the_protocol(name):
         torch.testing.assert_close(proposal, first)
     other, _ = guide.step(start, images.flip(0).repeat_interleave(2, 0), latents)
     torch.testing.assert_close(other.loc[:2], first.loc[2:])
-
-
-def test_an_unknown_guide_is_named():
-    with pytest.raises(ValueError, match="no guide='magic'; there are recurrent, difference, search"):
-        make_guide("magic", VIEW, SIZE, 16, 8, (20,), "ReLU")

@@ -5,7 +5,7 @@ import torch
 
 from air import NVIL, Enumerate
 from air.models.distributions import CategoricalLatent
-from air.scenes3d.guides import GUIDES
+from air.models.guides import GUIDES
 from air.scenes3d.model import CONTRAST
 from air.scenes3d.renderer import render
 from air.scenes3d.shape_gradients import SHAPE_ESTIMATORS
@@ -179,10 +179,16 @@ def test_several_particles_are_for_evaluation(table_images):
         assert model.rollout(table_images, particles=2).log_likelihood.shape == (8, 3)
 
 
-def test_invalid_keywords_are_named():
-    with pytest.raises(ValueError, match="no identity='magic'; there are local, nvil, enumerate"):
-        make_scene_model(identity="magic")
-    with pytest.raises(ValueError, match="no guide='magic'; there are recurrent, difference, search"):
-        make_scene_model(guide="magic")
+@pytest.mark.parametrize("guide", GUIDES)
+def test_no_images_give_empty_results(guide):
+    model, empty = make_scene_model(guide=guide), torch.zeros(0, 3, 8, 8)
+    assert model.infer(empty).boxes.shape == (0, 2, 4) and model.rollout(empty).log_likelihood.shape == (0, 3)
+    (what, poses, z_pres), x = model.prior(0)
+    assert what.shape == z_pres.shape == (0, 2) and poses.shape == (0, 2, 4) and x.shape == (0, 3, 8, 8)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        model.prior(-1)
+
+
+def test_too_many_combinations_of_shapes_are_named():
     with pytest.raises(ValueError, match=r"renders 3\^4 combinations of shapes, at most 27"):
         make_scene_model(4, identity="enumerate")

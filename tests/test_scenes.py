@@ -1,8 +1,11 @@
+import time
+
 import numpy as np
 import pytest
 import torch
 
-from air.data.scenes import DataError, Objects, add_backdrop, compose, draw_counts
+from air.data.scenes import DataError, Objects, add_backdrop, check_scenes, compose, draw_counts
+from air.models.settings import SettingsError
 
 
 def blocks(rng, size, largest=7, level=200):
@@ -12,6 +15,29 @@ def blocks(rng, size, largest=7, level=200):
     for patch, side in zip(patches, sides):
         patch[0, 1:side - 1, 1:side - 1] = level
     return Objects(patches, sides, np.arange(size) % 10)
+
+
+def test_one_scene_is_tried_before_all_are_drawn(monkeypatch):
+    """With a generator of its own, and of the largest count alone."""
+    drawn = []
+
+    def draw(rng, size):
+        drawn.append(size)
+        return blocks(rng, size)
+
+    check_scenes(draw, (0, 3), 10_000, 24, "none")
+    assert sum(drawn) < 1000
+    for overlap in ("none", "loose"):
+        began = time.monotonic()
+        with pytest.raises(DataError, match="no room for 90 objects on a 24 x 24 canvas"):
+            check_scenes(draw, (1, 90), 10_000, 24, overlap)
+        assert time.monotonic() - began < 10
+    monkeypatch.setattr("air.data.scenes.memory_limit", lambda: 10**6)
+    with pytest.raises(SettingsError) as error:
+        check_scenes(draw, (0, 3), 10_000, 24, "none")
+    assert str(error.value) == (
+        "10000 scenes of 24 x 24 pixels need about 0.0 GB of memory, and there are 0.0 GB: lower --data.train-scenes, "
+        "--data.held-out-scenes, --data.counts or, where there is one, --data.image-size")
 
 
 @pytest.fixture

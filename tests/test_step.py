@@ -105,14 +105,16 @@ def test_what_is_replayed_reads_each_step_s_batch_and_rates(make_step, monkeypat
         assert group["lr"] is rate and rate.item() == 0  # written into, not replaced
 
 
-def test_loaded_learning_rates_are_where_the_step_reads_them(make_step):
+def test_the_optimiser_s_settings_are_not_loaded(make_step):
     some, other = make_step(), make_step()
+    rates = [group["lr"] for group in other.optimizer.param_groups]
     take(some, BATCHES[:2], RATES[:2])
     state = copy.deepcopy(some.state_dict())
-    for group in state["param_groups"]:  # as a checkpoint of a CUDA run has them
-        group["lr"], group["capturable"] = torch.tensor(0.25), True
+    for group in state["param_groups"]:  # as a checkpoint of a CUDA run has them, and as no run has them
+        group["lr"], group["capturable"], group["betas"] = torch.tensor(0.25), True, (float("nan"), 2.0)
     other.load_state_dict(state)
-    assert all(group["lr"] == 0.25 and type(group["lr"]) is float and group["capturable"] is False
+    assert [group["lr"] for group in other.optimizer.param_groups] == rates
+    assert all(type(group["lr"]) is float and group["capturable"] is False and group["betas"] == (0.9, 0.999)
                for group in other.optimizer.param_groups)
 
 

@@ -3,6 +3,7 @@ import torch
 
 from air.data import DataError, Table
 from air.data.table import APART, REACH, SIZE
+from air.models.settings import SettingsError
 from air.scenes3d.renderer import View, layers, render
 
 VIEW = View(image_size=24)
@@ -54,7 +55,10 @@ def test_the_same_seed_gives_the_same_scenes(scenes, tmp_path, monkeypatch):
     assert not torch.equal(held_out.poses, scenes.poses) and len(scenes[:7].poses) == 7
 
 
-def test_a_table_without_room_is_an_error(monkeypatch):
-    monkeypatch.setattr("air.data.table.MAX_TRIES", 20)
-    with pytest.raises(DataError, match="no room for 9 objects"):
-        SMALL.generate(True, 2, (9,))
+def test_a_table_without_room_is_an_error_before_anything_is_drawn(monkeypatch):
+    monkeypatch.setattr("air.data.table.draw_counts", None)
+    with pytest.raises(DataError, match="no room for 40 objects"):
+        SMALL.generate(True, 20_000, (1, 40))
+    monkeypatch.setattr("air.data.table.memory_limit", lambda: 10**6)
+    with pytest.raises(SettingsError, match="20000 scenes of 24 x 24 pixels need about"):
+        SMALL.generate(True, 20_000, (1, 2))

@@ -14,11 +14,11 @@ import air
 from air.checkpoints import load_checkpoint
 from air.config import config_from_dict, default_config, with_settings
 from air.data import MultiMNIST
-from air.data.settings import to_dict
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
+from air.files.signals import SIGNALS
+from air.models.settings import to_dict
 from air.recipe import resolve
-from air.training.interrupts import interrupt_flag
 from air.training.trainer import Interrupted, Trainer, TrainingError
 
 
@@ -235,8 +235,8 @@ def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_p
     assert load_checkpoint(tmp_path)[1]["step"] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_the_step_they_interrupt(make_config, dataset, tmp_path, number):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_saves_the_step_it_interrupts(make_config, dataset, tmp_path, number):
     trainer = Trainer(make_config(), dataset, tmp_path)
     train_step = trainer.train_step
 
@@ -249,19 +249,6 @@ def test_ctrl_c_and_sigterm_save_the_step_they_interrupt(make_config, dataset, t
     with pytest.raises(Interrupted):
         trainer.run()
     assert load_checkpoint(tmp_path)[1]["step"] == 3 and not (tmp_path / "metrics.json").exists()
-
-
-def test_a_second_ctrl_c_interrupts_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without one
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            with interrupt_flag() as flag:
-                signal.raise_signal(signal.SIGINT)
-                assert flag.is_set()
-                signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_it_trains_outside_the_main_thread(make_config, dataset, tmp_path):
@@ -301,3 +288,14 @@ def test_it_learns_to_count_real_digits(mnist_root, tmp_path):
     assert metrics["count_accuracy_map"] > 0.85 and metrics["box_iou"] > 0.6
     again = evaluate(air.load(tmp_path), dataset.held_out)
     assert again["count_accuracy_map"] == metrics["count_accuracy_map"]
+
+
+def test_means_of_other_metrics_start_anew_with_a_warning(make_config, dataset, tmp_path):
+    run_killed_at(7, Trainer(make_config(), dataset, tmp_path))
+    config, checkpoint = load_checkpoint(tmp_path)
+    means = checkpoint["processes"][0]["means"]
+    means["names"], means["sums"] = means["names"][:1], means["sums"][:1]
+    trainer = Trainer(config, dataset, tmp_path, checkpoint)
+    with pytest.warns(UserWarning, match="are not those of this run: their means start anew"):
+        metrics = trainer.train_step()
+    assert trainer.means.pop()["elbo"] == metrics["elbo"].item()

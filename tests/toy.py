@@ -32,7 +32,7 @@ class Toy(nn.Module):
         self.fit = nn.Parameter(torch.tensor([-3.0, 1.0, 2.5], dtype=torch.float64))
         self.loc = nn.Parameter(torch.tensor([[0.3, -0.2], [1.1, 0.4]], dtype=torch.float64))
 
-    def as_images(self, images):
+    def as_images(self, images, intensities=False):
         return images
 
     def make_baseline(self):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from air.data.scenes import Scenes
-from air.files import atomic_write
+from air.data.arrays import read_arrays
+from air.data.scenes import DataError, Scenes
+from air.files import atomic_write, clear_stale
 
 
 def cache_dir() -> Path:
@@ -21,20 +21,25 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "air"
 
 
-def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes]) -> Scenes:
+def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes], shape: tuple[int, int, int],
+           posed: bool = False) -> Scenes:
     """The scenes that `build` gives, read from the cache where they were built before with the same settings.
 
     Args:
         name: how the file's name begins.
         settings: all that the scenes depend on, as JSON values.
+        build: generates them.
+        shape: M, C and H = W of the images; a file of another shape is damaged.
+        posed: whether the scenes have poses.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / f"{name}-{digest}.npz"
-    if path.is_file():
-        try:
-            return _read(path)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(f"the cached scenes {path} are damaged ({error}); building them again", stacklevel=2)
+    try:
+        if path.is_file():
+            return _read(path, shape, posed)
+    except (DataError, OSError) as error:
+        warnings.warn(f"the cached scenes {path} are damaged ({error}); building them again", stacklevel=2)
+    clear_stale(path.parent)
     scenes = build()
     arrays: dict[str, Any] = {name: value.numpy() for name, value in scenes.arrays().items()}
     try:
@@ -45,6 +50,23 @@ def cached(name: str, settings: Mapping[str, object], build: Callable[[], Scenes
     return scenes
 
 
-def _read(path: Path) -> Scenes:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return Scenes(**{name: torch.from_numpy(arrays[name]) for name in arrays.files})
+def _read(path: Path, shape: tuple[int, int, int], posed: bool) -> Scenes:
+    """Read the scenes of a cache file. Raises DataError: the file is not what `cached` writes."""
+    size, channels, side = shape
+    names = ["images", "counts", "boxes", "labels", *(["poses"] if posed else [])]
+    arrays = read_arrays(path, names)
+    most = arrays["labels"].shape[-1]
+    expected = {"images": ((size, channels, side, side), "uint8"), "counts": ((size,), "int64"),
+                "boxes": ((size, most, 4), "float32"), "labels": ((size, most), "int64"),
+                "poses": ((size, most, 4), "float32")}
+    for name, array in arrays.items():
+        if (array.shape, array.dtype) != expected[name]:
+            kind = "{1} {0}".format(*expected[name])
+            raise DataError(f"expected {name} to be {kind}, got {array.dtype} {array.shape}")
+    scenes = Scenes(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    boxes = scenes.boxes
+    if not (((scenes.counts >= -1) & (scenes.counts <= most)).all() and (scenes.labels >= -1).all()
+            and boxes.isfinite().all() and (boxes[..., 2:] >= boxes[..., :2]).all()
+            and (scenes.poses is None or scenes.poses.isfinite().all())):
+        raise DataError("impossible counts, labels, boxes or poses")
+    return scenes

@@ -1,8 +1,6 @@
 """Custom images: a folder of image files, or arrays in an .npz file; ground truth is optional."""
 
-import csv
 import warnings
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -12,17 +10,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Suppress
 
+from air.data.arrays import read_arrays
+from air.data.boxes import check_boxes
 from air.data.dataset import Dataset
 from air.data.ground import Ground, ground_of
 from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_files, shares, square
 from air.data.intensity import Range, extremes, kind_of, measure, to_bytes, to_share
-from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.data.settings import Finite, Positive, PositiveFraction, settings
+from air.data.labels import check_counts, read_counts, warn_of_outliers
+from air.data.scenes import IMAGE_SIZE, MIN_SIDE, OBJECT_SIZE, DataError, ImageSize, Scenes
+from air.models.settings import Positive, PositiveFraction, Text, settings
 
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
@@ -36,7 +37,8 @@ def _ascending(given: Range | None) -> Range | None:
     return given
 
 
-IntensityRange = Annotated[tuple[Finite, Finite] | None, AfterValidator(_ascending)]
+Intensity = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+IntensityRange = Annotated[tuple[Intensity, Intensity] | None, AfterValidator(_ascending)]
 
 
 @settings
@@ -66,7 +68,7 @@ class Folder(CustomImages):
     """Custom images: a folder of image files, optionally with counts.csv."""
 
     name: Suppress[Literal["folder"]] = "folder"
-    root: str = ""
+    root: Text = ""
     """The folder of images: PNG, JPEG, TIFF, BMP, WebP and GIF files."""
     recursive: bool = False
     """Read sub-folders as well."""
@@ -83,9 +85,7 @@ class Folder(CustomImages):
         """
         if not self.root:
             raise DataError("--dataset folder: name the folder of images with --data.root")
-        names, scenes, ranges, ground = load_folder(self)
-        digests = {name: _digest(image) for name, image in zip(names, scenes.images)}
-        return Dataset(self.name, *split(scenes), None, ranges, digests, ground)
+        return _dataset(self.name, load_folder(self))
 
 
 @settings
@@ -93,7 +93,7 @@ class Npz(CustomImages):
     """Custom arrays: an .npz file with images and, optionally, counts and boxes."""
 
     name: Suppress[Literal["npz"]] = "npz"
-    file: str = ""
+    file: Text = ""
     """The .npz file."""
 
     def load(self) -> Dataset:
@@ -104,14 +104,13 @@ class Npz(CustomImages):
         """
         if not self.file:
             raise DataError("--dataset npz: name the file with --data.file")
-        names, scenes, ranges, ground = load_arrays(self)
-        return Dataset(self.name, *split(scenes), None, ranges, {names[0]: _digest(scenes.images)}, ground)
+        return _dataset(self.name, load_arrays(self))
 
 
 class Loaded(NamedTuple):
     """Custom images, training and held-out ones together."""
 
-    names: Sequence[str]  # of the images; of an .npz file, the array's
+    names: Sequence[str]  # of the images
     scenes: Scenes
     ranges: Mapping[str, Range]  # of intensities, by kind
     ground: Ground  # of the training images
@@ -155,7 +154,8 @@ def load_folder(own: Folder) -> Loaded:
                           for picture in pictures])
     ground = ground_of(shares(picture, channels, ranges[picture.kind], own.invert) for picture in training[:LOOKED_AT])
     names = [picture.name for picture in pictures]
-    counts = _read_counts(folder / COUNTS_FILE, {*names, *(name for name, _ in files)})
+    seen = {picture.file for picture in pictures}
+    counts = read_counts(folder / COUNTS_FILE, [*names, *(name for name, file in files if file not in seen)])
     return Loaded(names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges, ground)
 
 
@@ -164,24 +164,23 @@ def load_arrays(own: Npz) -> Loaded:
 
     Args:
         own: the file, which holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, integers or
-            floats; and optionally `counts`, (M,), -1 where unknown, and `boxes`, (M, L, 4), (x0, y0, x1, y1) in pixels,
-            0 where absent.
+            floats; and optionally `counts`, see `check_counts`, and `boxes`, see `check_boxes`. Other arrays are not
+            read.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
     """
     file = Path(own.file)
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = dict(arrays)
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{file} cannot be read as an .npz file ({' '.join(str(error).split())})") from error
-    if "images" not in found:
-        raise DataError(f"{file} holds no array named images, only {', '.join(found) or 'none'}")
+    found = read_arrays(file, required=("images",), optional=("counts", "boxes"))
     images, ranges = _as_bytes(_channels_first(found["images"], file), own, file)
-    counts, boxes = _truth(found, len(images), file)
+    size, side = len(images), images.shape[-1]
+    if side < MIN_SIDE:
+        raise DataError(f"{file}: images of {side} x {side} pixels are too small, expected {MIN_SIDE} x {MIN_SIDE} at "
+                        "least")
+    counts = check_counts(found["counts"], size, file) if "counts" in found else torch.full((size,), -1)
+    boxes = check_boxes(found["boxes"], images, counts, file) if "boxes" in found else None
     training = (image.numpy() for place, image in enumerate(images[:LOOKED_AT]) if not is_held_out(place))
     ground = ground_of(to_share(image.transpose(1, 2, 0), (0, 255)) for image in training)
-    return Loaded(["images"], _scenes(images, counts, boxes), ranges, ground)
+    return Loaded([f"images[{place}]" for place in range(size)], _scenes(images, counts, boxes), ranges, ground)
 
 
 def changed_images(before: Mapping[str, int], now: Mapping[str, int]) -> str:
@@ -209,36 +208,19 @@ def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
     return scenes[~held_out], scenes[held_out]
 
 
-def _digest(images: Tensor) -> int:
-    return zlib.crc32(images.numpy().tobytes())
+def _dataset(kind: str, loaded: Loaded) -> Dataset:
+    """Split images, and warn of outliers among their counts."""
+    names, scenes, ranges, ground = loaded
+    train, held_out = split(scenes)
+    warn_of_outliers(scenes.counts, train.counts, names.__getitem__)
+    digests = {name: zlib.crc32(image.numpy().tobytes()) for name, image in zip(names, scenes.images)}
+    return Dataset(kind, train, held_out, None, ranges, digests, ground)
 
 
 def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None) -> Scenes:
     if boxes is None:
         boxes = torch.zeros(len(images), 0, 4)
     return Scenes(images, counts, boxes, torch.full(boxes.shape[:2], -1))
-
-
-def _read_counts(file: Path, names: set[str]) -> Mapping[str, int]:
-    """Map file names to counts; empty if there is no such file."""
-    if not file.exists():
-        return {}
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if rows.fieldnames is None or not {"file", "count"} <= set(rows.fieldnames):
-            raise DataError(f"{file}: expected the columns file and count, found {rows.fieldnames}")
-        counts = {}
-        for row in rows:
-            where = f"{file}, line {rows.line_num}"
-            try:
-                counts[row["file"]] = int(row["count"])
-            except (TypeError, ValueError):
-                raise DataError(f"{where}: {row['count']!r} is not a whole number") from None
-            if counts[row["file"]] < 0:
-                raise DataError(f"{where}: a count cannot be {row['count']}")
-            if row["file"] not in names:
-                raise DataError(f"{where}: there is no image named {row['file']!r} beside it")
-    return counts
 
 
 def _channels_first(images: NDArray[Any], file: Path) -> NDArray[Any]:
@@ -257,10 +239,7 @@ def _as_bytes(images: NDArray[Any], own: Npz, file: Path) -> tuple[Tensor, dict[
     """Intensities (M, C, H, H) of any kind as uint8, and the range that was used."""
     if images.dtype == bool:
         images = images.astype(np.uint8) * np.uint8(255)
-    try:
-        kind = kind_of(images.dtype)
-    except ValueError as error:
-        raise DataError(f"{file}: {error}") from error
+    kind = kind_of(images.dtype)
     pixels = images.reshape(len(images), -1)
     if kind == "float":
         beyond = ~(np.maximum(pixels.max(-1), -pixels.min(-1)).astype(float) < LARGEST)  # nan compares as false
@@ -271,20 +250,3 @@ def _as_bytes(images: NDArray[Any], own: Npz, file: Path) -> tuple[Tensor, dict[
     used = own.range_of(kind, extremes(pixels[training]))
     made = to_bytes(images, used)
     return torch.from_numpy(np.ascontiguousarray(255 - made if own.invert else made)), {kind: used}
-
-
-def _truth(found: Mapping[str, np.ndarray], size: int, file: Path) -> tuple[Tensor, Tensor | None]:
-    """Counts (M,), -1 where unknown, and boxes (M, L, 4), if given."""
-    counts, boxes = torch.full((size,), -1), None
-    if "counts" in found:
-        given = found["counts"]
-        if given.shape != (size,) or not np.issubdtype(given.dtype, np.integer) or given.min() < -1:
-            raise DataError(f"{file}: expected counts of shape ({size},), whole numbers, -1 where unknown; "
-                            f"got {given.dtype} {given.shape}")
-        counts = torch.from_numpy(given.astype(np.int64))
-    if "boxes" in found:
-        given = found["boxes"]
-        if given.ndim != 3 or given.shape[0] != size or given.shape[2] != 4 or not np.isfinite(given).all():
-            raise DataError(f"{file}: expected boxes of shape ({size}, L, 4), finite, got {given.dtype} {given.shape}")
-        boxes = torch.from_numpy(given.astype(np.float32))
-    return counts, boxes

@@ -1,9 +1,12 @@
 """What every data set gives: training and held-out scenes; and the settings that generated data sets share."""
 
 import os
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyro.conf import Suppress
@@ -11,7 +14,7 @@ from tyro.conf import Suppress
 from air.data.ground import Ground
 from air.data.intensity import Range
 from air.data.scenes import DataError, Scenes
-from air.data.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
+from air.models.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
 
 HELD_OUT = 10_000  # scenes
 _SPLIT = {"name", "root", "train_scenes", "held_out_scenes", "counts", "unseen_counts"}
@@ -35,6 +38,18 @@ def data_root() -> str:
 
 
 RootField: Any = field(default_factory=data_root)
+
+
+def download(fetch: Callable[[str], object], root: str | Path) -> None:
+    """Download into a temporary folder, and copy to `root` what is complete: a failure leaves nothing behind.
+
+    Args:
+        fetch: downloads into the folder that it is given.
+        root: created if it is missing.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        fetch(temporary)
+        shutil.copytree(temporary, Path(root), dirs_exist_ok=True)
 
 
 @settings

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from tyro.conf import Suppress
 
 from air.data.cache import cached
-from air.data.dataset import Generated, RootField
+from air.data.dataset import Generated, RootField, download
 from air.data.scenes import (
     IMAGE_SIZE,
     OBJECT_SIZE,
@@ -23,10 +24,11 @@ from air.data.scenes import (
     Scenes,
     add_backdrop,
     add_noise,
+    check_scenes,
     compose,
     draw_counts,
 )
-from air.data.settings import NonNegative, PositiveFraction, PositiveInt, settings
+from air.models.settings import NonNegative, PositiveFraction, PositiveInt, Text, settings
 
 DIGIT_SIZE = 28
 # MNIST draws a digit 20 pixels high in an image of 28. A scene scales that image to 28/s pixels, s ~ Normal(1.3, 0.1)
@@ -48,7 +50,8 @@ def load_mnist(root: str | Path, train: bool) -> MNIST:
             raise DataError(f"the MNIST files under {Path(root) / 'MNIST' / 'raw'} cannot be read "
                             f"({' '.join(str(error).split())}): replace them") from error
     try:
-        return MNIST(str(root), train=train, download=True)
+        download(partial(MNIST, download=True), root)
+        return MNIST(str(root), train=train)
     except (RuntimeError, OSError) as error:
         raise DataError(f"MNIST is not under {Path(root).resolve()} and cannot be downloaded "
                         f"({' '.join(str(error).split())}). Put its four idx files into "
@@ -63,7 +66,7 @@ class MultiMNIST(Generated):
     name: Suppress[Literal["multi-mnist"]] = "multi-mnist"
     train_scenes: PositiveInt = 60_000
     """Number of training scenes."""
-    root: str = RootField
+    root: Text = RootField
     """Folder that holds MNIST/raw, or to download MNIST to ($AIR_DATA_ROOT sets the default)."""
     overlap: Literal["none", "loose"] = "none"
     """none: the digits' boxes do not touch; loose: digits may touch."""
@@ -82,16 +85,18 @@ class MultiMNIST(Generated):
         digits, labels = mnist.data, mnist.targets
 
         def build() -> Scenes:
+            def draw(rng: np.random.Generator, size: int) -> Objects:
+                return _draw_digits(rng, digits, labels, size, self.image_size * self.object_size, self.image_size)
+
+            check_scenes(draw, counts, size, self.image_size, self.overlap)
             rng = np.random.default_rng((seed, train))
             drawn = draw_counts(rng, counts, size)
-            side = self.image_size * self.object_size
-            patches = _draw_digits(rng, digits, labels, int(drawn.sum()), side, self.image_size)
-            scenes = compose(rng, patches, drawn, self.image_size, self.overlap)
+            scenes = compose(rng, draw(rng, int(drawn.sum())), drawn, self.image_size, self.overlap)
             return add_noise(rng, add_backdrop(rng, scenes, self.backdrop), self.noise)
 
         key = {"version": 3, "train": train, "size": size, "counts": list(counts), "seed": seed,
                "digits": zlib.crc32(digits.numpy()), **self.appearance()}
-        return cached("multi-mnist", key, build)
+        return cached("multi-mnist", key, build, (size, 1, self.image_size))
 
 
 def _draw_digits(rng: np.random.Generator, digits: torch.Tensor, labels: torch.Tensor, size: int, side: float,

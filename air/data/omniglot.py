@@ -1,6 +1,7 @@
 """Omniglot: hand-drawn characters of many alphabets, one an image, to be decomposed into strokes."""
 
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,9 @@ from torchvision.transforms.v2.functional import resize
 from tyro.conf import Suppress
 
 from air.data.cache import cached
-from air.data.dataset import Dataset, RootField
+from air.data.dataset import Dataset, RootField, download
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.data.settings import PositiveFraction, settings
+from air.models.settings import PositiveFraction, Text, settings
 
 HELD_OUT_EVERY = 5  # every fifth character is held out, with all its drawings
 
@@ -28,7 +29,7 @@ def omniglot_files(root: str | Path) -> list[Path]:
     folder = Path(root) / datasets.Omniglot.folder / "images_background"
     if not folder.is_dir():
         try:
-            datasets.Omniglot(str(root), background=True, download=True)
+            download(partial(datasets.Omniglot, background=True, download=True), root)
         except (RuntimeError, OSError) as error:
             raise DataError(f"Omniglot is not under {Path(root).resolve()} and cannot be downloaded "
                             f"({' '.join(str(error).split())}). Put its alphabets' folders into {folder}, or name the "
@@ -44,7 +45,7 @@ class Omniglot:
     """One hand-drawn character an image, bright strokes on black; how many strokes there are is not known."""
 
     name: Suppress[Literal["omniglot"]] = "omniglot"
-    root: str = RootField
+    root: Text = RootField
     """Folder that holds omniglot-py, or to download Omniglot to ($AIR_DATA_ROOT sets the default)."""
     image_size: ImageSize = IMAGE_SIZE
     """Side of the image in pixels, to which the drawings of 105 x 105 are reduced."""
@@ -83,4 +84,4 @@ class Omniglot:
             return Scenes(images, torch.full((len(chosen),), -1), boxes, labels)
 
         key = {"version": 2, "train": train, "image_size": size, "drawings": zlib.crc32(names.encode())}
-        return cached("omniglot", key, build)
+        return cached("omniglot", key, build, (len(chosen), 1, size))

@@ -1,6 +1,6 @@
 """`Scenes`, the container that every data set gives, and how objects are placed on canvases."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -10,10 +10,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from air.files import memory_limit
+from air.models.settings import Side, check_memory
+
 # Scenes whose objects do not fit are laid out anew; after this many failures in a row, give up.
 MAX_FAILURES = 20_000
+PROBED_OBJECTS = 500  # objects of the scenes that are tried first
+PATCH_COPIES = 2  # of all objects at a time, while scenes are laid out
+SCENE_SETTINGS = "lower --data.train-scenes, --data.held-out-scenes, --data.counts or, where there is one, " \
+                 "--data.image-size"
 Backdrop = Literal["black", "grey", "grid", "noise"]
-ImageSize = Annotated[int, Field(ge=8)]  # pixels
+MIN_SIDE = 8  # pixels, of an image
+ImageSize = Annotated[Side, Field(ge=MIN_SIDE)]
 IMAGE_SIZE = 50  # pixels, of a canvas's side
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
 
@@ -59,8 +67,8 @@ class Objects:
     labels: NDArray[np.int64]  # (P,)
 
 
-def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64], image_size: int,
-            overlap: str) -> Scenes:
+def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64], image_size: int, overlap: str,
+            enough: int | None = None) -> Scenes:
     """Place objects on black canvases, uniformly among the positions that the overlap rule allows.
 
     Args:
@@ -70,9 +78,11 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
         image_size: H = W in pixels.
         overlap: "none": the objects' tight boxes, each grown by one pixel, do not overlap; "loose": they may, where no
             pixel's sum exceeds 255.
+        enough: stop as soon as so many scenes are laid out; None: all.
     Raises:
         DataError: a scene has no room for its objects.
     """
+    enough = len(counts) if enough is None else enough
     most = int(counts.max(initial=0))
     member = np.full((len(counts), most), -1)  # scene, slot -> object
     member[np.arange(most) < counts[:, None]] = np.arange(len(objects.sides))
@@ -81,7 +91,7 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
     images = np.zeros((len(counts), objects.patches.shape[1], image_size, image_size), np.uint8)
 
     pending, failures = np.arange(len(counts)), 0
-    while len(pending) and failures < MAX_FAILURES:
+    while len(pending) > len(counts) - enough and failures < MAX_FAILURES:
         moved = member[pending][member[pending] >= 0]
         corners[moved] = rng.integers(0, image_size - objects.sides[moved, None] + 1, (len(moved), 2))
         if overlap == "none":
@@ -92,7 +102,7 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
             placed = _paint(images, objects, corners, member, pending)
         failures = 0 if placed.any() else failures + len(pending)
         pending = pending[~placed]
-    if len(pending):
+    if len(pending) > len(counts) - enough:
         raise DataError(f"no room for {int(counts[pending].max())} objects on a {image_size} x {image_size} canvas: "
                         f"{len(pending)} of {len(counts)} scenes could not be laid out, {failures} times in a row; "
                         "use smaller counts, smaller objects or, where the data set has it, --data.overlap loose")
@@ -102,6 +112,34 @@ def compose(rng: np.random.Generator, objects: Objects, counts: NDArray[np.int64
     labels = np.where(present[..., 0], objects.labels[member], -1)
     return Scenes(torch.from_numpy(images), torch.from_numpy(counts), torch.from_numpy(boxes).float(),
                   torch.from_numpy(labels))
+
+
+def check_scenes(draw: Callable[[np.random.Generator, int], Objects], counts: Sequence[int], size: int, image_size: int,
+                 overlap: str) -> None:
+    """Check that scenes fit into memory and their objects onto the canvas, before all of them are drawn.
+
+    Args:
+        draw: draws so many objects by a generator, which is not that of the scenes.
+        counts: that occur.
+        size: number of scenes.
+        image_size, overlap: as for `compose`.
+    Raises:
+        SettingsError: the scenes need more memory than there is.
+        DataError: not even one scene with the largest count can be laid out.
+    """
+    rng = np.random.default_rng(0)
+    patch = draw(rng, 1).patches
+    objects = sum(counts) / len(counts) * patch.nbytes * PATCH_COPIES
+    check_memory(f"{size} scenes of {image_size} x {image_size} pixels",
+                 size * (objects + patch.shape[1] * image_size**2), memory_limit(), SCENE_SETTINGS)
+    most = max(counts)
+    tried = probes(size, most)
+    compose(rng, draw(rng, tried * most), np.full(tried, most), image_size, overlap, enough=1)
+
+
+def probes(size: int, most: int) -> int:
+    """How many scenes to try, of so many to be drawn, whether one with the largest count can be laid out."""
+    return min(size, max(1, PROBED_OBJECTS // max(1, most)))
 
 
 def add_noise(rng: np.random.Generator, scenes: Scenes, sd: float) -> Scenes:
@@ -159,6 +197,8 @@ def _disjoint(boxes: NDArray[np.int64], member: NDArray[np.int64]) -> NDArray[np
     grown = boxes + np.array((-1, -1, 1, 1))
     disjoint = np.ones(len(member), bool)
     for a in range(member.shape[1]):
+        if not disjoint.any():  # with many objects all scenes fail early
+            break
         for b in range(a + 1, member.shape[1]):
             one, other = grown[member[:, a]], grown[member[:, b]]
             apart = (one[:, 2:] <= other[:, :2]) | (other[:, 2:] <= one[:, :2])  # along x, along y
@@ -172,7 +212,7 @@ def _paint(images: NDArray[np.uint8], objects: Objects, corners: NDArray[np.int6
     fits = np.ones(len(images), bool)
     channels = np.arange(images.shape[1])[:, None, None]
     for slot in range(member.shape[1]):
-        chosen = scenes[member[scenes, slot] >= 0]
+        chosen = scenes[(member[scenes, slot] >= 0) & fits[scenes]]
         sides = objects.sides[member[chosen, slot]]
         for side in np.unique(sides):  # patches of one side are added at once
             scene = chosen[sides == side]

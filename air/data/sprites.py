@@ -10,8 +10,8 @@ from tyro.conf import Suppress
 
 from air.data.cache import cached
 from air.data.dataset import Generated
-from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, Objects, Scenes, compose, draw_counts
-from air.data.settings import settings
+from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, Objects, Scenes, check_scenes, compose, draw_counts
+from air.models.settings import settings
 
 SIDES = (12, 16)  # pixels, both ends included
 SHAPES = ("circle", "square", "triangle")
@@ -29,12 +29,13 @@ class Sprites(Generated):
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes; their labels are 3 * shape + colour, indices into SHAPES and COLOURS."""
         def build() -> Scenes:
+            check_scenes(_draw_sprites, counts, size, IMAGE_SIZE, "none")
             rng = np.random.default_rng((seed, train))
             drawn = draw_counts(rng, counts, size)
             return compose(rng, _draw_sprites(rng, int(drawn.sum())), drawn, IMAGE_SIZE, "none")
 
         key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **self.appearance()}
-        return cached("sprites", key, build)
+        return cached("sprites", key, build, (size, len(COLOURS), IMAGE_SIZE))
 
 
 def _draw_sprites(rng: np.random.Generator, size: int) -> Objects:

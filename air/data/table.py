@@ -13,8 +13,9 @@ from tyro.conf import Suppress
 
 from air.data.cache import cached
 from air.data.dataset import Generated
-from air.data.scenes import DataError, Scenes, draw_counts
-from air.data.settings import Counts, SomeCounts, settings
+from air.data.scenes import SCENE_SETTINGS, DataError, Scenes, draw_counts, probes
+from air.files import memory_limit
+from air.models.settings import Counts, SomeCounts, check_memory, settings
 from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
 
 SIZE = 0.35  # half of an object's height
@@ -44,6 +45,9 @@ class Table(Generated):
         key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
 
         def build() -> Scenes:
+            side = self.image_size
+            check_memory(f"{size} scenes of {side} x {side} pixels", size * 3 * side**2, memory_limit(), SCENE_SETTINGS)
+            _stand_apart(np.random.default_rng(0), np.full(probes(size, max(counts)), max(counts)), enough=1)
             rng = np.random.default_rng((seed, train))
             drawn = draw_counts(rng, counts, size)
             poses, present = _stand_apart(rng, drawn)
@@ -54,7 +58,7 @@ class Table(Generated):
             return Scenes(images, torch.from_numpy(drawn), boxes, torch.where(present, shapes, -1),
                           poses * present[..., None])
 
-        return cached("table", key, build)
+        return cached("table", key, build, (size, 3, self.image_size), posed=True)
 
 
 @settings
@@ -66,8 +70,10 @@ class SingleObject(Table):
     unseen_counts: Suppress[Counts] = ()
 
 
-def _stand_apart(rng: np.random.Generator, counts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Poses, (M, L, 4) float32, and which of them are there, (M, L)."""
+def _stand_apart(rng: np.random.Generator, counts: NDArray[np.int64], enough: int | None = None
+                 ) -> tuple[Tensor, Tensor]:
+    """Poses, (M, L, 4) float32, and which of them are there, (M, L); `enough` as for `compose`."""
+    enough = len(counts) if enough is None else enough
     most = int(counts.max(initial=0))
     present = np.arange(most) < counts[:, None]
     place = np.zeros((len(counts), most, 2))
@@ -77,7 +83,7 @@ def _stand_apart(rng: np.random.Generator, counts: NDArray[np.int64]) -> tuple[T
         distance = np.linalg.norm(place[pending, :, None] - place[pending, None], axis=-1)  # (P, L, L)
         pair = present[pending, :, None] & present[pending, None] & ~np.eye(most, dtype=bool)
         pending = pending[(pair & (distance < APART)).any((1, 2))]
-        if not len(pending):
+        if len(pending) <= len(counts) - enough:
             break
     else:
         raise DataError(f"the table has no room for {most} objects that stand {APART:.2f} apart: use smaller counts")

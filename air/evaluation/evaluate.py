@@ -65,7 +65,8 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         count_accuracy_map: share of scenes whose MAP count is correct.
         count_accuracy_sampled: probability that a count drawn from q(n) is correct.
         count_accuracy_refined: share of scenes whose MAP count by `refine` is correct.
-        confusion: number of scenes by true count (row) and MAP count (column).
+        confusion: number of scenes by true count (row) and MAP count (column); true counts of N + metrics.BEYOND and
+            more share the last row.
 
         Of the same scenes, if their boxes are known:
 

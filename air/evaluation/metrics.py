@@ -23,6 +23,7 @@ from air.models.distributions import log_at_least
 from air.scenes3d.poses import PoseErrors, pose_errors
 
 BLANK = 0.1  # an object that changes no pixel by more than this intensity counts as blank
+BEYOND = 20  # true counts of N + BEYOND and more share the last row of the confusion matrix
 
 Input = TypeVar("Input")
 
@@ -142,10 +143,11 @@ class Counts(Accumulator[Batch]):
         """
         Args:
             num_steps: N, the largest count of the model.
-            max_count: the largest true count; it may exceed N.
+            max_count: the largest true count; it may exceed N. True counts of N + BEYOND and more share a row.
         """
         super().__init__()
-        self.inferred_counts, self.true_counts = num_steps + 1, max(num_steps, max_count) + 1
+        self.inferred_counts = num_steps + 1
+        self.true_counts = max(num_steps, min(max_count, num_steps + BEYOND)) + 1
 
     def update(self, batch: Batch) -> None:
         known, count, truth = batch.count_known, batch.inference.count, batch.scenes.counts
@@ -153,7 +155,7 @@ class Counts(Accumulator[Batch]):
         correct = {"count_accuracy_sampled": probability_of(truth, batch.q), "count_accuracy_map": count == truth}
         if batch.refined_count is not None:
             correct["count_accuracy_refined"] = batch.refined_count == truth
-        true = F.one_hot(truth[known], self.true_counts)
+        true = F.one_hot(truth[known].clamp(max=self.true_counts - 1), self.true_counts)
         self.add({name: value[known] for name, value in correct.items()})
         self.add({"counted": counted, "confusion": true[:, :, None] * counted[known][:, None]})
 

@@ -104,15 +104,15 @@ def infer_files(model: AIR, files: Sequence[tuple[str, Path]], intensities: Inte
             pixels = torch.stack([square(picture, model.x_size, model.channels, used, invert)
                                   for picture, used in zip(pictures, ranges)]).to(device)
             seen = refine(model, pixels) if refined else model.infer(pixels)
-            found = zip(ranges, seen.count.tolist(), seen.count_probs.amax(-1).tolist(), seen.boxes.cpu(),
-                        seen.z_what.cpu())
+            found = zip(ranges, seen.count.tolist(), seen.at_limit.tolist(), seen.count_probs.amax(-1).tolist(),
+                        seen.boxes.cpu(), seen.z_what.cpu())
         for each in batch:
             if isinstance(each, DataError):
                 yield each
                 continue
-            used, count, probability, boxes, z_what = next(found)
+            used, count, at_limit, probability, boxes, z_what = next(found)
             boxes = to_image_pixels(boxes[:count], each.size, model.x_size)
-            yield Found(each, used, Record(each.name, count, count == model.num_steps, probability, boxes.tolist(),
+            yield Found(each, used, Record(each.name, count, at_limit, probability, boxes.tolist(),
                                            z_what[:count].tolist()))
 
 

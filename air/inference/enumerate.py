@@ -8,6 +8,7 @@ from torch import Tensor
 from air.inference.elbo import Metrics, Terms
 from air.inference.estimator import Estimator
 from air.models.base import CountingModel
+from air.models.settings import power_exceeds
 
 MAX_COMBINATIONS = 100_000  # of K counts
 
@@ -34,17 +35,17 @@ class Enumerate(Estimator):
         Args:
             model, exploration, particles, revive: see `Estimator`.
         Raises:
-            ValueError: an argument is out of range, or there are more than MAX_COMBINATIONS combinations of counts.
+            ValueError: a keyword fails the check that `EstimatorSettings` declares, or there are more than
+                MAX_COMBINATIONS combinations of counts.
         """
         super().__init__(model, exploration, particles, revive)
-        combinations = (model.num_steps + 1)**particles
-        if combinations > MAX_COMBINATIONS:
-            raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} = {combinations} "
-                             f"combinations of counts, at most {MAX_COMBINATIONS}: use fewer particles, or vimco")
+        if power_exceeds(model.num_steps + 1, particles, MAX_COMBINATIONS):
+            raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} combinations of counts, "
+                             f"at most {MAX_COMBINATIONS}: use fewer particles, or vimco")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
-        _, terms = self._rollout(images)
+        _, terms = self._rollout(self._images(images))
         bound = self._mean_bound(terms)
         return -bound.mean(), self._metrics(terms, bound)
 

@@ -29,7 +29,9 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from air.inference.elbo import Metrics, Terms, elbo_terms
+from air.inference.estimator_settings import EstimatorSettings, SampledCountSettings
 from air.models.base import CountingModel, Rollout
+from air.models.settings import checked_by
 
 
 def exploration_weights(log_q: Tensor, exploration: Tensor) -> Tensor:
@@ -79,6 +81,7 @@ class Estimator(nn.Module):
 
     exploration: Tensor
 
+    @checked_by(EstimatorSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0) -> None:
         """Build around a model.
 
@@ -88,21 +91,33 @@ class Estimator(nn.Module):
             particles: K.
             revive: share of an image's weight for the branch of a skipped window, 0 <= revive < 1.
         Raises:
-            ValueError: `particles` or `revive` is out of range.
+            ValueError: a keyword fails the check that `EstimatorSettings` declares.
         """
         super().__init__()
-        if particles < 1:
-            raise ValueError(f"an estimator needs at least one particle, got {particles}")
-        if not 0 <= revive < 1:
-            raise ValueError(f"revive must satisfy 0 <= revive < 1, got {revive}")
         self.model = model
         self.particles = particles
         self.revive = revive
+        self.checked = False  # whether a batch has been
         self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: the model's, and those of a baseline at a rate of their own."""
         return [{"params": list(self.model.parameters()), "lr": lr}]
+
+    def _images(self, images: Tensor) -> Tensor:
+        """Convert a batch as `CountingModel.as_images` does, and check it as `infer` does.
+
+        Each check waits for a GPU, so there only the first batch is checked.
+
+        Raises:
+            ValueError: there is no image, or the images are such as `infer` refuses.
+        """
+        if not len(images):
+            raise ValueError("expected at least one image: an empty batch has no loss")
+        converted = self.model.as_images(images, intensities=not self.checked or self.exploration.device.type == "cpu")
+        if not torch.compiler.is_compiling():
+            self.checked = True
+        return converted
 
     def _rollout(self, images: Tensor) -> tuple[Rollout, Terms]:
         """Roll out K particles per image, and collect their terms (B K rows).
@@ -138,6 +153,7 @@ class SampledCount(Estimator):
     the gradient requires, and the score-function part is corrected by the importance weight of q(n).
     """
 
+    @checked_by(SampledCountSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
                  draws: int = 5) -> None:
         """Build around a model.
@@ -146,11 +162,9 @@ class SampledCount(Estimator):
             model, exploration, particles, revive: see `Estimator`.
             draws: M, counts drawn per rollout.
         Raises:
-            ValueError: an argument is out of range.
+            ValueError: a keyword fails the check that `SampledCountSettings` declares.
         """
         super().__init__(model, exploration, particles, revive)
-        if draws < 1:
-            raise ValueError(f"at least one count must be drawn from a rollout, got {draws}")
         self.draws = draws
 
     def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:

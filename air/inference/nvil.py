@@ -9,7 +9,9 @@ from torch import Tensor
 
 from air.inference.elbo import Metrics, Terms, bound_with
 from air.inference.estimator import SampledCount
+from air.inference.estimator_settings import NVILSettings
 from air.models.base import CountingModel
+from air.models.settings import checked_by
 
 
 class NVIL(SampledCount):
@@ -35,6 +37,7 @@ class NVIL(SampledCount):
     variance: Tensor
     decay = 0.8  # of the running moments, Mnih & Gregor (2014), appendix
 
+    @checked_by(NVILSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
                  draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Build around a model.
@@ -46,7 +49,7 @@ class NVIL(SampledCount):
             normalise: divide the signal by a running standard deviation, as Mnih & Gregor do.
             signal_scale: multiplies the signal.
         Raises:
-            ValueError: an argument is out of range.
+            ValueError: a keyword fails the check that `NVILSettings` declares.
         """
         super().__init__(model, exploration, particles, revive, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
@@ -61,7 +64,7 @@ class NVIL(SampledCount):
         The loss contains the score-function term and the baseline's squared error, so its value is not the ELBO;
         `metrics["elbo"]` is.
         """
-        images = self.model.as_images(images)
+        images = self._images(images)
         rollout, terms = self._rollout(images)
         terms, logits = terms.repeat(self.draws), rollout.logits.repeat(self.draws, 1)
         count, importance = self._draw(terms)  # (B K, 1) each

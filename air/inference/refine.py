@@ -35,12 +35,12 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
         An Inference. Its latents are those of the look that is best at the most probable count; count_probs is p(n | x)
         as in the module's docstring.
     Raises:
-        ValueError: the images do not have the model's size, or not 1 <= pixels < the image's side.
+        ValueError: the images are such as `model.infer` refuses, or not 1 <= pixels < the image's side.
     """
     if not 1 <= pixels < model.x_size:
         raise ValueError(f"a look is shifted by at least 1 pixel and less than {model.x_size}, the image's side; "
                          f"got {pixels}")
-    images = model.as_images(images)
+    images = model.as_images(images, intensities=True)
     background = model.infer_background(images, at_mean=True)[1] if model.background else torch.zeros_like(images)
     images = images - background
     steps = torch.tensor([-pixels, 0, pixels])

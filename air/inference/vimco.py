@@ -5,7 +5,9 @@ from torch import Tensor
 
 from air.inference.elbo import Metrics, bound_with
 from air.inference.estimator import SampledCount
+from air.inference.estimator_settings import VIMCOSettings
 from air.models.base import CountingModel
+from air.models.settings import checked_by
 
 
 class VIMCO(SampledCount):
@@ -18,6 +20,7 @@ class VIMCO(SampledCount):
     Source: Mnih & Rezende (2016), eq. 8-10.
     """
 
+    @checked_by(VIMCOSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 3, revive: float = 0.0,
                  draws: int = 5) -> None:
         """Build around a model.
@@ -26,10 +29,8 @@ class VIMCO(SampledCount):
             model, exploration, revive, draws: see `SampledCount`.
             particles: K, at least 2.
         Raises:
-            ValueError: an argument is out of range.
+            ValueError: a keyword fails the check that `VIMCOSettings` declares.
         """
-        if particles < 2:
-            raise ValueError(f"vimco compares particles with one another: it needs at least 2, got {particles}")
         super().__init__(model, exploration, particles, revive, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
@@ -37,7 +38,7 @@ class VIMCO(SampledCount):
 
         The loss contains the score-function term, so its value is not the bound; `metrics["bound"]` is.
         """
-        terms = self._rollout(images)[1].repeat(self.draws)
+        terms = self._rollout(self._images(images))[1].repeat(self.draws)
         count, importance = self._draw(terms)  # (B K, 1) each
         log_w, bound = self._bound(terms, count)  # (B, K), (B,)
         summed_out = (terms.elbo() + terms.log_q).detach().logsumexp(-1)  # log Σ_n q(n) w_k(n), (B K,)

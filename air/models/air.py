@@ -20,10 +20,13 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from air.models.base import CountingModel, Inference, Rollout
+from air.models.air_settings import AIRSettings
+from air.models.base import CountingModel, Inference, Rollout, check_number
+from air.models.custom_networks import check_decoder, check_encoder
 from air.models.distributions import CountPrior, NormalLatent, log_count_probs
-from air.models.guides import make_guide
+from air.models.guides import GuideName, make_guide
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, RecurrentNet, fold
+from air.models.settings import checked_by
 from air.models.spatial import image_to_window, painted_boxes, window_to_image
 
 # A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
@@ -64,6 +67,7 @@ class AIR(CountingModel):
     z_where_prior_loc: Tensor
     z_where_prior_scale: Tensor
 
+    @checked_by(AIRSettings)
     def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
                  encoder_net: Sequence[int] = (), decoder_net: Sequence[int] = (), predict_net: Sequence[int] = (),
                  embed_net: Sequence[int] | None = None, bl_predict_net: Sequence[int] = (),
@@ -71,7 +75,7 @@ class AIR(CountingModel):
                  decoder_output_use_sigmoid: bool = False, use_masking: bool = True, use_baselines: bool = True,
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
-                 channels: int = 1, count_prior: float | CountPrior = 0.5, guide: str = "recurrent",
+                 channels: int = 1, count_prior: float | CountPrior = 0.5, guide: GuideName = "recurrent",
                  background: bool = False, z_background_size: int = 8, convolutional: bool = False,
                  encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
         """Build the networks.
@@ -106,12 +110,10 @@ class AIR(CountingModel):
             encoder: a custom module, glimpse (B, C, w, w) -> loc and scale of z_what, (B, D) each.
             decoder: a custom module, z_what (B, D) -> window (B, C, w, w).
         Raises:
-            ValueError: a size or a standard deviation is not positive, the count prior is not over 0..N, or there is no
-                such guide.
+            ValueError: a keyword fails the check that `AIRSettings` declares, the count prior is not over 0..N, or a
+                custom module does not map the shapes above.
         """
-        super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines,
-                         window_size=window_size, z_what_size=z_what_size, rnn_hidden_size=rnn_hidden_size,
-                         scale_prior_sd=scale_prior_sd, pos_prior_sd=pos_prior_sd, z_background_size=z_background_size)
+        super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines)
         self.window_size = window_size
 
         pixels = channels * x_size**2
@@ -121,7 +123,12 @@ class AIR(CountingModel):
                                     embed_net, predict_net, non_linearity)
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
         self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
-        conv = (channels, window_size, z_what_size, non_linearity)
+        sizes = (channels, window_size, z_what_size)
+        if encoder is not None:
+            check_encoder(encoder, *sizes)
+        if decoder is not None:
+            check_decoder(decoder, *sizes)
+        conv = (*sizes, non_linearity)
         self.encode = encoder or (ConvEncoder(*conv) if convolutional else
                                   Encoder(window_pixels, encoder_net, z_what_size, non_linearity))
         self.decode = decoder or (ConvDecoder(*conv) if convolutional else
@@ -155,7 +162,10 @@ class AIR(CountingModel):
         Returns:
             (z_where, z_pres), x: lists over steps of (n, 3) and (n, 1); images without pixel noise, (n, H, W), or
             (n, C, H, W) for C > 1.
+        Raises:
+            ValueError: n is negative, or a probability is not in [0, 1].
         """
+        check_number(n)
         prior = self.count_prior
         if z_pres_prior_p is not None:
             prior = CountPrior.from_steps(self.num_steps, z_pres_prior_p).to(self.z_where_prior_loc)
@@ -266,7 +276,7 @@ class AIR(CountingModel):
             if not 0 < batch_size <= len(images):
                 raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
             images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
-        images = self.as_images(images)
+        images = self.as_images(images, intensities=True)
         if self.background:
             images = images - self.infer_background(images)[1]
         logits, latents, _, _ = self.attend(images)
@@ -275,7 +285,7 @@ class AIR(CountingModel):
 
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
-        images = self.as_images(images, finite=True)
+        images = self.as_images(images, intensities=True)
         background = self.infer_background(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
         logits, latents, _, painted = self.attend(images - background, at_mean=True)
         return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted,

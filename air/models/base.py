@@ -1,6 +1,7 @@
 """What AIR and SceneAIR share: the interface that estimators and evaluation use, image checks, the count prior."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from air.models.distributions import CountPrior, Latent
 from air.models.networks import Baseline
+
+SLACK = 0.05  # intensities outside [0, 1] by more than this cause a warning
+LOWEST, HIGHEST = -1.0, 2.0  # intensities outside are on another scale
 
 
 class Rollout(NamedTuple):
@@ -40,6 +44,11 @@ class Inference:
     reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
     canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
 
+    @property
+    def at_limit(self) -> Tensor:
+        """(B,) bool: the count is N, so there are at least so many objects."""
+        return self.count == self.z_pres.shape[1]
+
     def as_dict(self) -> dict[str, Tensor]:
         """The fields by name, in order; unlike `dataclasses.asdict` it does not copy the tensors."""
         return dict(vars(self))
@@ -49,20 +58,15 @@ class CountingModel(nn.Module, ABC):
     """A model of images with 0 to N objects, inferred one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
 
     def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
-                 count_prior: float | CountPrior, use_masking: bool, use_baselines: bool, **sizes: float) -> None:
-        """Check the arguments and keep them.
+                 count_prior: float | CountPrior, use_masking: bool, use_baselines: bool) -> None:
+        """Keep what the models share.
 
         Args:
-            num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines: as in AIR.
-            sizes: further keywords that must be positive.
+            num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines: as in AIR, checked.
         Raises:
-            ValueError: a size or a standard deviation is not positive, or the count prior is not over 0..N.
+            ValueError: the count prior is not over 0..N.
         """
         super().__init__()
-        for name, size in {"num_steps": num_steps, "x_size": x_size, "channels": channels,
-                           "likelihood_sd": likelihood_sd, **sizes}.items():
-            if not size > 0:
-                raise ValueError(f"{name} must be positive, got {size}")
         if not isinstance(count_prior, CountPrior):
             count_prior = CountPrior.geometric(num_steps, count_prior)
         if count_prior.log_probs.shape != (num_steps + 1,):
@@ -77,6 +81,8 @@ class CountingModel(nn.Module, ABC):
 
         Returns:
             Their latents, and their images without pixel noise: (n, H, W), or (n, C, H, W) for C > 1.
+        Raises:
+            ValueError: n is negative.
         """
 
     @abstractmethod
@@ -102,7 +108,8 @@ class CountingModel(nn.Module, ABC):
         Args:
             images: (B, H, W) or (B, C, H, W), intensities, a tensor or a NumPy array; uint8 is divided by 255.
         Raises:
-            ValueError: the images do not have the model's size, are neither uint8 nor floats, or are not finite.
+            ValueError: the images do not have the model's size, are neither uint8 nor floats, or are no intensities
+                (see `check_intensities`).
         """
 
     @abstractmethod
@@ -127,16 +134,17 @@ class CountingModel(nn.Module, ABC):
         pixels = self.channels * self.x_size**2
         return -pixels * (math.log(self.likelihood_sd) + math.log(2 * math.pi) / 2)
 
-    def as_images(self, images: Tensor | NDArray[Any], finite: bool = False) -> Tensor:
+    def as_images(self, images: Tensor | NDArray[Any], intensities: bool = False) -> Tensor:
         """Check images and convert them to the model's dtype and device.
 
         Args:
             images: (B, H, W) or (B, C, H, W), uint8 or floats, a tensor or a NumPy array.
-            finite: also check that all values are finite, which waits for a GPU.
+            intensities: also check that floats are intensities (see `check_intensities`), which waits for a GPU. Not
+                for residuals, which may be negative.
         Returns:
             (B, C, H, W); uint8 divided by 255.
         Raises:
-            ValueError: wrong shape or dtype, or not finite.
+            ValueError: wrong shape or dtype, or not intensities.
         """
         images = torch.as_tensor(images)
         shape = (self.channels, self.x_size, self.x_size)
@@ -152,6 +160,35 @@ class CountingModel(nn.Module, ABC):
         floating = images.to(self.count_prior.log_probs)
         if images.dtype == torch.uint8:
             return floating / 255
-        if finite and not torch.compiler.is_compiling() and not floating.isfinite().all():
-            raise ValueError("expected finite images, got nan or infinite intensities")
+        if intensities:
+            check_intensities(floating)
         return floating
+
+
+def check_number(n: int) -> None:
+    """Refuse a negative number of scenes. Raises ValueError."""
+    if n < 0:
+        raise ValueError(f"the number of scenes must be at least 0, got {n}")
+
+
+def check_intensities(images: Tensor) -> None:
+    """Refuse floats that are no intensities in [0, 1], and warn of those that are a little outside.
+
+    Nothing is checked while torch compiles, exports or captures a CUDA graph, where no value is known.
+
+    Raises:
+        ValueError: the values are not finite, or clearly on another scale, such as 0 to 255.
+    """
+    if not images.numel() or torch.compiler.is_compiling():
+        return
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    low, high = (extreme.item() for extreme in images.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("expected finite images, got nan or infinite intensities")
+    if not (LOWEST <= low and high <= HIGHEST):
+        advice = "divide by 255" if 0 <= low and high <= 255 else "rescale them"
+        raise ValueError(f"expected intensities in [0, 1], got {low:.1f} to {high:.1f}: {advice}")
+    if not (-SLACK <= low and high <= 1 + SLACK):
+        warnings.warn(f"intensities should lie in [0, 1], got {low:.2f} to {high:.2f}: the model has not been trained "
+                      "for that", stacklevel=4)

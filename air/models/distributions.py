@@ -6,11 +6,16 @@ q(z_pres_t = 1 | z_pres_{t-1} = 1) is a distribution over n.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from air.models.settings import PositiveFraction
+
+GeometricFactor = Annotated[PositiveFraction, Field(ge=1e-30)]  # k of p(n) ∝ k^n; its powers are float32
 
 
 class NormalLatent(NamedTuple):
@@ -133,4 +138,6 @@ class CountPrior(nn.Module):
 
     def sample(self, size: int) -> Tensor:
         """Draw counts from p(n): (size,) int64."""
+        if size == 0:  # which multinomial refuses
+            return self.log_probs.new_empty(0, dtype=torch.int64)
         return torch.multinomial(self.log_probs.exp(), size, replacement=True)

@@ -187,7 +187,7 @@ class Attention(nn.Module):
         features = rearrange(self.net(image).to(image.dtype), "b f h w -> b (h w) f")
         heat = features @ self.heat + self.preference  # (B, places)
         if self.least:
-            power = rearrange(F.avg_pool2d(image.square().sum(1), 5, 4, 2), "b h w -> b (h w)")
+            power = rearrange(F.avg_pool2d(image.square().sum(1, keepdim=True), 5, 4, 2), "b 1 h w -> b (h w)")
             heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
         along = pixel_centres(image.shape[-1], image)[::4]
         places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
@@ -240,21 +240,17 @@ class SearchGuide(Guide):
         return Proposal(logit, torch.cat((larger, shift), -1), F.softplus(scale))
 
 
-def make_guide(name: str, num_steps: int, channels: int, x_size: int, scale_mean: float, latents: int,
+def make_guide(name: GuideName, num_steps: int, channels: int, x_size: int, scale_mean: float, latents: int,
                rnn_hidden_size: int, embed_net: Sequence[int] | None, predict_net: Sequence[int], non_linearity: str
                ) -> Guide:
     """Build a guide by name.
 
     Args:
-        name: one of GUIDES.
+        name: of the guide.
         latents: 3 + D + 1, size of `previous_latents`.
         num_steps, channels, x_size, scale_mean, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's
             constructor; scale_mean is its scale_prior_mean.
-    Raises:
-        ValueError: there is no such guide.
     """
-    if name not in GUIDES:
-        raise ValueError(f"there is no guide {name!r}; choose one of {', '.join(GUIDES)}")
     if name == "search":
         return SearchGuide(channels, x_size, scale_mean, non_linearity)
     rnn = RecurrentNet(channels * x_size**2, embed_net, latents, rnn_hidden_size, non_linearity)

@@ -5,14 +5,19 @@ and likelihoods are computed in full precision.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import repeat
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
+
+from air.models.settings import shown
 
 Product = Callable[[Tensor], Tensor]
 
@@ -36,7 +41,8 @@ def shared_products(weight: Tensor, rows: Sequence[int]) -> list[Product]:
         One function per entry of `rows`. F.linear itself where the trick does not apply: while compiling, under
         autocast, and without gradients.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(weight.device.type) or not torch.is_grad_enabled():
+    autocast = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
+    if torch.compiler.is_compiling() or autocast or not torch.is_grad_enabled():
         return [partial(F.linear, weight=weight)] * len(rows)
     return [partial(_Product.apply, token, weight.detach()) for token in _Shared.apply(weight, *rows)]
 
@@ -69,19 +75,43 @@ class _Product(torch.autograd.Function):
         return torch.cat((gradient, x), 1), None, gradient @ weight if ctx.needs_input_grad[2] else None
 
 
+@cache
 def non_linearity_class(name: str) -> type[nn.Module]:
-    """Look up a class of torch.nn by name, such as "ReLU".
+    """Look up an elementwise function of torch.nn by name, such as "ReLU".
 
     Raises:
-        ValueError: torch.nn has no such class, or it cannot be built without arguments.
+        ValueError: torch.nn has no such class, or it does not map features and feature maps to the same shape.
     """
-    found = getattr(nn, name, None)
+    found = getattr(nn, name, None) if name.isidentifier() else None
+    if isinstance(found, type) and issubclass(found, nn.Module) and _keeps_shapes(found):
+        return found
+    raise ValueError(f"torch.nn has no non-linearity named {shown(name)}")
+
+
+def _keeps_shapes(kind: type[nn.Module]) -> bool:
+    """Whether a module that is built without arguments maps a batch of vectors and one of images to the same shapes.
+
+    Layers with sizes, losses and containers do not, nor does what chooses a dimension by a guess, such as Softmax.
+    """
     try:
-        if isinstance(found, type) and isinstance(found(), nn.Module):
-            return found
-    except TypeError:  # a layer with sizes, such as Linear
-        pass
-    raise ValueError(f"torch.nn has no non-linearity named {name!r}")
+        with torch.random.fork_rng([]), torch.device("cpu"), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            act = kind()
+            return all(torch.isfinite(act(x)).all() and act(x).shape == x.shape
+                       for x in (torch.zeros(2, 3), torch.zeros(2, 3, 4, 4)))
+    except Exception:  # whatever a class that is no function of one tensor raises
+        return False
+
+
+def _non_linearity(name: str) -> str:
+    try:
+        non_linearity_class(name)
+    except ValueError:
+        raise PydanticCustomError("non_linearity", "Input should be the name of a non-linearity in torch.nn") from None
+    return name
+
+
+NonLinearity = Annotated[str, AfterValidator(_non_linearity)]
 
 
 class MLP(nn.Sequential):

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from air.files import CheckpointError, load_tensors
+from air.files import CheckpointError
 from air.models.air import AIR
+from air.models.archive import load_tensors, mismatches, not_finite
 from air.models.guides import RecurrentGuide
 from air.models.networks import RecurrentNet
 
@@ -32,25 +33,24 @@ def load_pyro_checkpoint(path: str | Path, **keywords: Any) -> AIR:
         keywords: of AIR's constructor, with the values that Pyro's class had in training; the prior of z_where is read
             from the checkpoint. The guide must be "recurrent", its default.
     Raises:
-        CheckpointError: the file cannot be read, or keys are missing, unexpected or of another shape than the keywords
-            imply; the message lists all of them.
+        CheckpointError: the file cannot be read, weights are not finite, or keys are missing, unexpected or of another
+            shape than the keywords imply; the message lists them.
         ValueError: another guide than "recurrent".
     """
     state = load_tensors(Path(path))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} is not a state_dict of Pyro's AIR: expected tensors by name")
+    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                              and value.is_floating_point() for name, value in state.items()):
+        raise CheckpointError(f"{path} is not a state_dict of Pyro's AIR: expected tensors by name, all of floats")
     model = AIR(**keywords)
     if type(model.guide_net) is not RecurrentGuide:
         raise ValueError(f"Pyro's example has the recurrent guide, not guide={keywords['guide']!r}")
     rnn = model.guide_net.rnn
     expected = _expected_shapes(model, rnn)
     state = {name: value for name, value in state.items() if not name.startswith(BASELINE)}
-    wrong = [f"missing: {name} {tuple(expected[name])}" for name in expected if name not in state]
-    wrong += [f"not expected: {name} {tuple(state[name].shape)}" for name in state if name not in expected]
-    wrong += [f"{name}: expected {tuple(expected[name])}, found {tuple(state[name].shape)}"
-              for name in expected if name in state and state[name].shape != expected[name]]
-    if wrong:
+    if wrong := mismatches(expected, state):
         raise CheckpointError(f"{path} does not fit these keywords; {'; '.join(wrong)}")
+    if bad := not_finite(state):
+        raise CheckpointError(f"{path} holds weights that are nan or infinite: {', '.join(bad)}")
     model.load_state_dict(_translated(state, rnn), strict=False)  # the checkpoint has no p(n)
     return model.eval()
 

@@ -8,6 +8,8 @@ coordinates to canvas coordinates, by the inverse (1/s, -x/s, -y/s).
 Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transformer networks", eq. 1-5.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,7 +65,7 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
     side = window.shape[-1]
     # x depends only on the column and y only on the row, so bilinear sampling is a matrix product on either side, with
     # the values of a hat function. grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
-    with torch.autocast(window.device.type, enabled=False):
+    with nullcontext() if window.is_meta else torch.autocast(window.device.type, enabled=False):
         points = z_where[:, :1, None] * pixel_centres(image_size, z_where) + z_where[:, 1:, None]  # (B, 2, H)
         pixels = ((points + 1) * side - 1) / 2  # of the window
         places = torch.arange(side, dtype=pixels.dtype, device=pixels.device)

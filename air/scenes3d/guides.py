@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.models.guides import GUIDES, Attention
+from air.models.guides import Attention, GuideName
 from air.models.networks import MLP, LSTMState, RecurrentNet, fold, non_linearity_class
 from air.models.spatial import image_to_window
 from air.scenes3d.renderer import REACH, View, unproject
@@ -192,23 +192,19 @@ class SceneSearchGuide(SceneGuide):
         return Proposal(logits, what, torch.cat((correction + where.repeat(1, len(SHAPES)), turn), -1), scale)
 
 
-def make_guide(name: str, view: View, object_size: float, features: int, rnn_hidden_size: int, hidden: Sequence[int],
-               non_linearity: str) -> SceneGuide:
+def make_guide(name: GuideName, view: View, object_size: float, features: int, rnn_hidden_size: int,
+               hidden: Sequence[int], non_linearity: str) -> SceneGuide:
     """Build a guide by name.
 
     Args:
-        name: one of GUIDES; "difference" is the recurrent guide, to be shown the residual of every step.
+        name: "difference" is the recurrent guide, to be shown the residual of every step.
         view: camera and size of the images.
         object_size: half of an object's height, in the world's units.
         features: output size of the convolutional encoder.
         rnn_hidden_size: of the LSTM; the search guide has none.
         hidden: hidden layers' sizes of the MLP that makes the proposal.
         non_linearity: the name of a class in torch.nn.
-    Raises:
-        ValueError: there is no guide of that name.
     """
-    if name not in GUIDES:
-        raise ValueError(f"there is no guide={name!r}; there are {', '.join(GUIDES)}")
     if name == "search":
         return SceneSearchGuide(view, object_size, features, hidden, non_linearity)
     return SceneRecurrentGuide(view, features, rnn_hidden_size, hidden, non_linearity)

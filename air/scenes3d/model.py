@@ -35,11 +35,14 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from air.models.base import CountingModel, Inference, Rollout
+from air.models.base import CountingModel, Inference, Rollout, check_number
 from air.models.distributions import CategoricalLatent, CountPrior, Latent, NormalLatent, log_count_probs
+from air.models.guides import GuideName
 from air.models.networks import Baseline, RecurrentNet, fold
+from air.models.settings import checked_by
 from air.scenes3d.guides import LATENTS, ROTATABLE, TURN, WHERE, Proposal, make_guide
 from air.scenes3d.renderer import REACH, Layers, View, candidate_layers, canvases, compose_stages, layers, render
+from air.scenes3d.scene_settings import SceneSettings
 from air.scenes3d.shape_gradients import ShapeSample, scale_gradient, shape_estimator
 from air.scenes3d.shapes import SHAPES, SYMMETRIES
 
@@ -80,11 +83,12 @@ class SceneAIR(CountingModel):
     exploration: Tensor
     empty: Tensor  # (1, 3, H, W), the empty table
 
+    @checked_by(SceneSettings)
     def __init__(self, num_steps: int, object_size: float, view: View | None = None, rnn_hidden_size: int = 256,
                  features: int = 256, predict_net: Sequence[int] = (200,), bl_embed_net: Sequence[int] = (200,),
                  bl_predict_net: Sequence[int] = (), non_linearity: str = "ReLU", use_masking: bool = True,
                  use_baselines: bool = True, likelihood_sd: float = 0.1, count_prior: float | CountPrior = 0.5,
-                 guide: str = "recurrent", identity: str = "local", first_sharpness: float = 5.0,
+                 guide: GuideName = "recurrent", identity: str = "local", first_sharpness: float = 5.0,
                  annealed: float = 0.5) -> None:
         """Build the networks.
 
@@ -110,13 +114,11 @@ class SceneAIR(CountingModel):
             first_sharpness: of the renderer at the start of training: a blurred object has a gradient from afar.
             annealed: share of the training after which the sharpness is the view's and ε is 0.
         Raises:
-            ValueError: a size or a standard deviation is not positive, there is no such guide or identity, or
-                identity="enumerate" would render too many combinations of shapes.
+            ValueError: a keyword fails the check that `SceneSettings` declares, or identity="enumerate" would render
+                too many combinations of shapes.
         """
         view = view or View()
-        super().__init__(num_steps, view.image_size, 3, likelihood_sd, count_prior, use_masking, use_baselines,
-                         object_size=object_size, rnn_hidden_size=rnn_hidden_size, features=features,
-                         first_sharpness=first_sharpness)
+        super().__init__(num_steps, view.image_size, 3, likelihood_sd, count_prior, use_masking, use_baselines)
         self.shape_estimator = shape_estimator(identity, num_steps)
         self.guide_net = make_guide(guide, view, object_size, features, rnn_hidden_size, predict_net, non_linearity)
         self.updates_residual = guide != "recurrent" and num_steps > 1
@@ -124,8 +126,8 @@ class SceneAIR(CountingModel):
         self.first_sharpness, self.annealed = first_sharpness, annealed
         self.register_buffer("sharpness", torch.tensor(view.sharpness))
         self.register_buffer("exploration", torch.tensor(0.0))
-        no_objects = torch.zeros(1, 0)
-        self.register_buffer("empty", render(no_objects.long(), torch.zeros(1, 0, 4), no_objects, view))
+        no_objects = torch.zeros(1, 0, view.image_size**2)
+        self.register_buffer("empty", compose_stages(Layers(no_objects, no_objects, no_objects), view)[:, -1])
         self._baseline = (3 * view.image_size**2, bl_embed_net, LATENTS, rnn_hidden_size, non_linearity)
         self._baseline_predict = (rnn_hidden_size, bl_predict_net, non_linearity, None)
 
@@ -147,7 +149,10 @@ class SceneAIR(CountingModel):
 
         Returns:
             (shapes (n, N), poses (n, N, 4), z_pres (n, N)) and images (n, 3, H, W) without pixel noise.
+        Raises:
+            ValueError: n is negative.
         """
+        check_number(n)
         what = torch.randint(len(SHAPES), (n, self.num_steps), device=self.empty.device)
         where, turn = self.empty.new_empty(n, self.num_steps, WHERE + TURN).normal_().split((WHERE, TURN), -1)
         pose, z_pres = select_pose(self.poses(where, turn), what), self.z_pres(self.count_prior.sample(n))
@@ -295,7 +300,7 @@ class SceneAIR(CountingModel):
             As for CountingModel, but z_where holds the poses, (B, N, 4), in the renderer's units, and z_what the
             shapes' probabilities, (B, N, S).
         """
-        images = self.as_images(images, finite=True)
+        images = self.as_images(images, intensities=True)
         trace = self.attend(images, at_mean=True)
         poses = self.poses(trace.where.value, trace.turn.value)
         objects = self._drawn(trace)

@@ -118,7 +118,7 @@ def layers(shape: Tensor, pose: Tensor, view: View, sharpness: float | Tensor | 
     # Sorted by shape, so that each shape's closed form runs once, on its own objects only.
     flat_shape, flat_pose = shape.flatten(), pose.flatten(0, 1)
     order = flat_shape.argsort(stable=True)
-    counts = flat_shape.bincount(minlength=len(SHAPES)).tolist()
+    counts = flat_shape.bincount(minlength=len(SHAPES)).tolist() if len(flat_shape) else [0] * len(SHAPES)
     groups = [_render_alone(index, flat_pose[rows], view, sharpness)
               for index, rows in enumerate(order.split(counts))]
     inverse = order.argsort()

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from air.models.distributions import CategoricalLatent
+from air.models.settings import power_exceeds
 from air.scenes3d.renderer import Layers
 from air.scenes3d.shapes import SHAPES
 
@@ -150,11 +151,9 @@ def shape_estimator(name: str, num_steps: int) -> ShapeEstimator:
         name: one of SHAPE_ESTIMATORS.
         num_steps: N, the largest number of objects.
     Raises:
-        ValueError: there is no such estimator, or it would have to render too many combinations of shapes.
+        ValueError: it would have to render too many combinations of shapes.
     """
-    if name not in SHAPE_ESTIMATORS:
-        raise ValueError(f"there is no identity={name!r}; there are {', '.join(SHAPE_ESTIMATORS)}")
-    if name == "enumerate" and len(SHAPES)**num_steps > MAX_COMBINATIONS:
+    if name == "enumerate" and power_exceeds(len(SHAPES), num_steps, MAX_COMBINATIONS):
         raise ValueError(f"identity='enumerate' renders {len(SHAPES)}^{num_steps} combinations of shapes, at most "
                          f"{MAX_COMBINATIONS} are allowed: use 'local'")
     return SHAPE_ESTIMATORS[name]

@@ -5,7 +5,8 @@ from typing import Any
 
 from air.config import AIRSettings, Config
 from air.data import Dataset
-from air.data.settings import flag_names
+from air.data.custom import CustomImages
+from air.models.settings import flag_names
 
 SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
 ENOUGH = 10  # held-out images, below which equal counts may be chance
@@ -27,7 +28,7 @@ def before_training(config: Config, dataset: Dataset) -> list[str]:
 
 
 def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence[str]) -> list[str]:
-    """Sentences about counts that are all equal, or objects of another size than configured.
+    """Sentences about counts of custom images that are all equal, or objects of another size than configured.
 
     Args:
         config: of the run.
@@ -36,7 +37,8 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
     """
     counted = {count: images for count, images in enumerate(metrics["counted"]) if images}
     known = {count for count, row in enumerate(metrics.get("confusion", [])) if sum(row)}
-    if len(counted) == 1 and metrics["held_out_scenes"] >= ENOUGH and known != set(counted):
+    enough = isinstance(config.data, CustomImages) and metrics["held_out_scenes"] >= ENOUGH
+    if len(counted) == 1 and enough and known != set(counted):
         (count,) = counted
         causes = "; ".join(earlier) or ("the usual causes are --data.object-size, dark objects without --data.invert, "
                                         "a ground without --model.background, and too few steps")

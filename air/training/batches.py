@@ -1,5 +1,6 @@
 """Which scenes each training step sees, and averages of the metrics over steps."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,10 @@ class RunningMeans:
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Add one step's metrics, scalars of the same names each time."""
+        if self._steps and self._names != list(metrics):
+            warnings.warn("the checkpoint's training metrics are not those of this run: their means start anew",
+                          stacklevel=2)
+            self._steps = 0
         values = torch.stack(list(metrics.values()))
         self._names, self._sums = list(metrics), self._sums + values if self._steps else values
         self._steps += 1

@@ -24,8 +24,11 @@ from air.config import (
     default_config,
 )
 from air.data import DATASETS
-from air.data.settings import flag_names
+from air.files.console import say
+from air.models.settings import flag_names, shortened
+from air.recipe import check
 
+LONGEST_MESSAGE = 300  # characters of what tyro says, which repeats arguments whole
 # Owners of each group's settings, for error messages.
 FAMILIES: dict[str, Mapping[str, Any]] = {
     "data": DATASETS, "estimator": ESTIMATOR_SETTINGS,
@@ -73,12 +76,16 @@ def parse(argv: Sequence[str] | None, resumed: Config | None = None) -> CommandL
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            return tyro.cli(CommandLine, args=argv, default=base, prog="train.py",
-                            config=(tyro.conf.AvoidSubcommands,))
+            parsed = tyro.cli(CommandLine, args=argv, default=base, prog="train.py",
+                              config=(tyro.conf.AvoidSubcommands,))
+        check(parsed.config)
+        return parsed
     except SystemExit as ended:
         if ended.code == 0:  # --help
             raise
         fail(one_sentence(printed.getvalue()))
+    except ValueError as error:
+        fail(error)
 
 
 def one_sentence(box: str) -> str:
@@ -93,6 +100,7 @@ def one_sentence(box: str) -> str:
     message = re.sub(r"^Error parsing config\.(\w+): (\w+)",
                      lambda found: f"--{found[1]}.{found[2].replace('_', '-')}", message)
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    message = shortened(message, LONGEST_MESSAGE)
     return message + (f"; did you mean {meant[1]}?" if meant else "")
 
 
@@ -118,5 +126,5 @@ def _refuse_settings_of_others(argv: Sequence[str], config: Config) -> None:
 
 def fail(message: object) -> NoReturn:
     """End the command because of a user's mistake: one line on stderr, exit code 2."""
-    print(f"train.py: error: {message}", file=sys.stderr)
+    say(f"train.py: error: {message}", error=True)
     sys.exit(2)

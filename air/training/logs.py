@@ -2,8 +2,10 @@
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,30 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from air.files import atomic_write
+from air.files import CheckpointError, atomic_write
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class RunLogger:
     """Writes into a run's folder, and to the terminal."""
 
-    def __init__(self, out: Path, start: int, steps: int) -> None:
-        """Args: start: the step that a resumed run continues from; later entries are removed. steps: the last step."""
-        self.metrics_file = out / "metrics.jsonl"
+    def __init__(self, out: Path, logged: Sequence[bytes], start: int, steps: int) -> None:
+        """Open the files.
+
+        Args:
+            out: the run's folder.
+            logged: lines of metrics.jsonl that stay, from `entries_before`.
+            start: the step that a resumed run continues from; later entries are removed.
+            steps: the last step.
+        """
+        self.metrics_file = out / METRICS_FILE
         with atomic_write(self.metrics_file) as file:
-            file.writelines(line.encode() for line in self._lines_up_to(start))
-        self.writer = SummaryWriter(str(out), purge_step=start + 1 if start else None)
+            file.writelines(logged)
+        purged = start + (start < steps) if start else None  # a final evaluation is made again
+        self.writer = SummaryWriter(str(out), purge_step=purged)
         self.start, self.steps, self.began, self.described = start, steps, time.monotonic(), 0.0
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), smoothing=0.05)
-
-    def _lines_up_to(self, step: int) -> list[str]:
-        """What an earlier process logged up to a step; its last line may be truncated if it was killed."""
-        if not self.metrics_file.exists():
-            return []
-        whole = [line for line in self.metrics_file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [line for line in whole if json.loads(line)["step"] <= step]
 
     def step(self, elbo: Tensor) -> None:
         """Report one training step."""
@@ -85,3 +90,43 @@ class NoOpLogger:
 
     def close(self) -> None:
         """Does nothing."""
+
+
+def entries_before(out: Path, step: int) -> list[bytes]:
+    """The lines of a run's metrics.jsonl of steps before this one; a last line that a kill cut short does not count.
+
+    Raises:
+        CheckpointError: a line is not an entry.
+    """
+    path, entries = out / METRICS_FILE, []
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            logged = json.loads(line)["step"]
+            if not isinstance(logged, int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise CheckpointError(f"{path}, line {number}: expected a JSON object with a step; remove the line, or the "
+                                  "file") from None
+        if logged < step:
+            entries.append(line + b"\n")
+    return entries
+
+
+@contextmanager
+def quiet_events_writer() -> Iterator[None]:
+    """Keep TensorBoard's writer, a thread, from printing a traceback where the disk is full: the run says so."""
+    previous = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+            previous(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous

@@ -20,6 +20,10 @@ WARM_UP = 3  # steps before a graph is captured, in which allocators, libraries 
 Result = tuple[Tensor, Metrics]  # an objective's loss and metrics
 
 
+class CompileError(ValueError):
+    """torch.compile does not work here; the message says what to do."""
+
+
 class TrainStep:
     """Takes steps on batches of the images, which stay on the device; owns the optimiser and its learning rates.
 
@@ -69,8 +73,8 @@ class TrainStep:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, on this or on another device."""
-        self.optimizer.load_state_dict(state)
+        """Load the moments of what `state_dict` gave, on this or on another device; the settings are this step's."""
+        self.optimizer.load_state_dict({**state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._place_lrs()
         self.taken, self.replay = 0, None  # a graph captured before reads the old state
 
@@ -119,6 +123,28 @@ class TrainStep:
                 group["lr"].fill_(base * scale)
             else:
                 group["lr"] = base * scale
+
+
+def check_compiler() -> None:
+    """Raises CompileError: torch finds no C++ compiler, which `--compile` needs on the CPU."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler  # private; where it is missing, the first step tells
+    except ImportError:
+        return
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise as_compile_error(error) or error from None
+
+
+def as_compile_error(error: RuntimeError) -> CompileError | None:
+    """What a failure of torch.compile means in words; None for other errors."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    if "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
+        return CompileError("--compile needs a C++ compiler, and torch finds none: install one, or leave out --compile")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return CompileError(f"--compile: torch.compile fails ({reason}): leave out --compile")
 
 
 def keep_freed_memory() -> None:

@@ -13,17 +13,18 @@ from torchvision.transforms.v2.functional import to_pil_image
 from air.checkpoints import FILE_NAME, load_weights, save_checkpoint
 from air.config import Config
 from air.data import Dataset, Scenes
-from air.data.settings import to_dict
 from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
-from air.files import atomic_write
+from air.files import atomic_write, clear_stale
+from air.files.signals import deferred_signals, interrupt_flag
+from air.models.settings import to_dict
 from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
 from air.training.batches import EpochSampler, RunningMeans
-from air.training.interrupts import interrupt_flag
-from air.training.logs import NoOpLogger, RunLogger
-from air.training.step import TrainStep
+from air.training.logs import NoOpLogger, RunLogger, entries_before, quiet_events_writer
+from air.training.memory import check_run
+from air.training.step import TrainStep, as_compile_error
 
 IW_PARTICLES = 100  # of the final evaluation's bound
 QUICK_SCENES = 1000  # held-out scenes of intermediate evaluations; the final one uses all
@@ -38,7 +39,7 @@ class TrainingError(Exception):
 
 
 class Interrupted(Exception):
-    """The run was stopped by Ctrl-C or SIGTERM and has been saved."""
+    """The run was stopped by a signal (Ctrl-C, SIGTERM, SIGHUP) and has been saved."""
 
 
 class Trainer:
@@ -58,13 +59,14 @@ class Trainer:
             state: of a checkpoint to continue from, as if the run had never stopped.
         Raises:
             ValueError: a setting does not fit the device or the number of processes.
-            CheckpointError: the state is not that of this configuration.
+            CheckpointError: the state is not that of this configuration, or metrics.jsonl is damaged.
         """
         optim, seed = config.optim, config.run.seed
         self.device = setup(config.run.device)
         if optim.batch_size % world_size():
             raise ValueError(f"a batch of {optim.batch_size} images cannot be divided equally among {world_size()} "
                              "processes")
+        check_run(config, dataset, self.device)
         torch.manual_seed(seed)
         self.config, self.dataset, self.out = config, dataset, out
         self.model = build_model(config.model)
@@ -76,6 +78,8 @@ class Trainer:
         self.step = 0  # steps taken
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.seconds = 0.0  # spent in training steps
+        self.gradient_norms: dict[str, float] = {}  # of a checkpoint from which no step has been taken yet
+        self.logged: list[bytes] = []  # lines of metrics.jsonl that stay
         if rank():
             torch.manual_seed(seed + SEED_STRIDE * rank())  # each process draws its own latents
         if state is not None:
@@ -87,24 +91,28 @@ class Trainer:
         Returns:
             The final metrics, as in metrics.json.
         Raises:
-            Interrupted: Ctrl-C; the checkpoint is the state at that moment.
+            Interrupted: a signal; the checkpoint is the state at that moment.
             TrainingError: the loss is not finite, the disk is full, or another process has died; the checkpoint is the
                 last one written before.
+            CompileError: torch.compile does not work here.
         """
         try:
-            return self._run()
+            with quiet_events_writer():
+                return self._run()
         except OSError as error:
             raise TrainingError(f"the run's folder cannot be written at step {self.step} ({error}); {self._saved()}. "
                                 "Make room, and continue with --resume") from error
         except RuntimeError as error:
-            if not is_peer_failure(error):
-                raise
-            raise TrainingError(f"another process of this run has died, at step {self.step}; {self._saved()}. "
-                                "Continue with --resume") from error
+            if is_peer_failure(error):
+                raise TrainingError(f"another process of this run has died, at step {self.step}; {self._saved()}. "
+                                    "Continue with --resume") from error
+            raise as_compile_error(error) or error
 
     def _run(self) -> dict[str, Any]:
+        if not rank():
+            clear_stale(self.out)
         self._write_json("config.json", to_dict(self.config))
-        log = NoOpLogger() if rank() else RunLogger(self.out, self.step, self._steps)
+        log = NoOpLogger() if rank() else RunLogger(self.out, self.logged, self.step, self._steps)
         try:
             self._train(log)
             metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
@@ -120,7 +128,7 @@ class Trainer:
     def _train(self, log: RunLogger | NoOpLogger) -> None:
         """Take the steps that are left, with an evaluation and a checkpoint every so many of them."""
         every = self.config.run
-        with interrupt_flag() as interrupted:
+        with interrupt_flag(several=lambda: world_size() > 1) as interrupted:
             while self.step < self._steps:
                 began = time.monotonic()
                 log.step(self.train_step()["elbo"])
@@ -199,15 +207,15 @@ class Trainer:
         return pictures
 
     def _gradient_norms(self) -> dict[str, float]:
-        """Norms of the last step's gradients, by network."""
+        """Norms of the last step's gradients, by network; a checkpoint's until a step has been taken."""
         networks = dict(self.model.named_children()) | {
             name: child for name, child in self.objective.named_children() if child is not self.model}
-        norms = {}
+        norms: dict[str, float] = {}
         for name, network in networks.items():
             gradients = [p.grad.norm() for p in network.parameters() if p.grad is not None]
             if gradients:
                 norms[f"grad_norm_{name}"] = torch.stack(gradients).norm().item()
-        return norms
+        return norms or self.gradient_norms
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -219,9 +227,11 @@ class Trainer:
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None})
         if rank():
             return
-        save_checkpoint(self.out / FILE_NAME, self.config, {
-            "objective": self.objective.state_dict(), "optimizer": self.take_step.state_dict(),
-            "step": self.step, "seconds": self.seconds, "processes": processes})
+        with deferred_signals():
+            save_checkpoint(self.out / FILE_NAME, self.config, {
+                "objective": self.objective.state_dict(), "optimizer": self.take_step.state_dict(),
+                "step": self.step, "seconds": self.seconds, "gradient_norms": self._gradient_norms(),
+                "images": dict(self.dataset.digests), "processes": processes})
 
     def _saved(self) -> str:
         saved = self.out / FILE_NAME
@@ -231,6 +241,10 @@ class Trainer:
         load_weights(self.objective, state["objective"])
         self.take_step.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.gradient_norms = state["gradient_norms"]
+        if not rank():
+            # The final evaluation has yet to be made, or is made again: its line is not kept beside the new one.
+            self.logged = entries_before(self.out, self.step + (self.step < self._steps))
         processes = state["processes"]
         own = processes[rank() % len(processes)]
         self.means.load_state_dict(own["means"], self.device)

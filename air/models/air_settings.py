@@ -1,0 +1,81 @@
+"""The settings of `air.AIR`."""
+
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
+
+from air.models.distributions import GeometricFactor
+from air.models.guides import GuideName
+from air.models.networks import NonLinearity
+from air.models.settings import (
+    Finite,
+    HiddenSize,
+    LayerSizes,
+    PositiveInt,
+    Scale,
+    Side,
+    SomeLayerSizes,
+    settings,
+    short,
+)
+
+
+@settings
+class AIRSettings:
+    """The model of 2D scenes; `air.AIR` documents what each keyword does."""
+
+    name: Suppress[Literal["air"]] = "air"
+    guide: Annotated[GuideName, short("--guide")] = "recurrent"
+    """What proposes the next object. recurrent: an LSTM that reads the image (the paper's AIR); difference: an LSTM
+    that reads the residual (DAIR); search: convolutions over the residual."""
+    num_steps: PositiveInt | None = None
+    """The most objects an image can hold (None: one more than training shows, or the recipe's where counts are
+    unknown)."""
+    window_size: Side = 28
+    """Side of a glimpse in pixels."""
+    z_what_size: PositiveInt = 50
+    """Size of an object's code."""
+    rnn_hidden_size: HiddenSize = 256
+    """Hidden size of the LSTM and of the baseline's."""
+    encoder_net: LayerSizes = (200,)
+    """Hidden layers of the encoder."""
+    decoder_net: LayerSizes = (200,)
+    """Hidden layers of the decoder."""
+    predict_net: LayerSizes = ()
+    """Hidden layers between the LSTM and z_pres, z_where."""
+    embed_net: SomeLayerSizes | None = None
+    """Layers between the image and the LSTM (None: it reads the pixels)."""
+    bl_predict_net: LayerSizes = ()
+    """Hidden layers of nvil's baseline."""
+    non_linearity: NonLinearity = "ReLU"
+    """Name of a class in torch.nn."""
+    decoder_output_bias: Finite | None = None
+    """Added to the decoder's output."""
+    decoder_output_use_sigmoid: bool = False
+    """Pass the decoder's output through a sigmoid."""
+    convolutional: bool = False
+    """Convolutional encoder and decoder in place of MLPs."""
+    background: bool = False
+    """Model what lies behind the objects by a small VAE."""
+    z_background_size: PositiveInt = 8
+    """Size of the background's code."""
+    use_masking: bool = True
+    """Leave out the KLs of absent objects."""
+    use_baselines: bool = True
+    """nvil learns an input-dependent baseline."""
+    baseline_scalar: Finite | None = None
+    """Multiplies the baseline's output."""
+    count_prior: GeometricFactor = 1e-8
+    """k of the count prior p(n) ∝ k^n."""
+    scale_prior_mean: Scale | None = None
+    """Mean of the prior of s in z_where (None: 1 / object_size)."""
+    scale_prior_sd: Scale | None = None
+    """Standard deviation of the prior of s (None: in proportion to the mean)."""
+    pos_prior_mean: Finite = 0.0
+    """Mean of the prior of x and y in z_where."""
+    pos_prior_sd: Scale = 1.0
+    """Standard deviation of the prior of x and y."""
+    likelihood_sd: Scale | None = None
+    """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects)."""
+    x_size: Suppress[Side | None] = None
+    channels: Suppress[PositiveInt | None] = None
