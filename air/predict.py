@@ -39,8 +39,8 @@ from air.distributed import setup
 from air.evaluation.pictures import STEP_COLOURS
 from air.files import CheckpointError, atomic_write, check_outputs, clear_stale
 from air.files.console import Console, printable, say
-from air.files.signals import INTERRUPTED, interrupt_flag
-from air.files.startup import running
+from air.files.signals import interrupt_flag
+from air.files.startup import end_interrupted, running
 from air.inference.refine import refine
 from air.models.air import AIR
 
@@ -280,27 +280,28 @@ def run(args: argparse.Namespace) -> None:
         fail(error)
     invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
     broken = 0
-    try:
-        with interrupt_flag() as interrupted, ExitStack() as opened:
-            output = Output(args, overlays, opened)
-            records = predict(model.to(device), files, invert, args.refine, args.batch_size)
-            for each in tqdm(records, total=len(files), unit="image", disable=not sys.stderr.isatty()):
-                if isinstance(each, DataError):
-                    broken += 1
-                    say(f"air.predict: skipped, cannot be read: {each}", error=True)
-                else:
-                    output.add(*each)
-                if interrupted.is_set():
-                    break
-            output.end()
-    except StandardOutputError as error:
-        if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
-            fail(f"standard output cannot be written ({error.__cause__})")
-    except OSError as error:
-        fail(error)
-    if interrupted.is_set():
-        say(f"air.predict: interrupted: {output.written + broken} of {len(files)} images are done", error=True)
-        sys.exit(INTERRUPTED)
+    with interrupt_flag() as interrupted:
+        try:
+            with ExitStack() as opened:
+                output = Output(args, overlays, opened)
+                records = predict(model.to(device), files, invert, args.refine, args.batch_size)
+                for each in tqdm(records, total=len(files), unit="image", disable=not sys.stderr.isatty()):
+                    if isinstance(each, DataError):
+                        broken += 1
+                        say(f"air.predict: skipped, cannot be read: {each}", error=True)
+                    else:
+                        output.add(*each)
+                    if interrupted.is_set():
+                        break
+                output.end()
+        except StandardOutputError as error:
+            if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
+                fail(f"standard output cannot be written ({error.__cause__})")
+        except OSError as error:
+            fail(error)
+        if interrupted.is_set():
+            done = output.written + broken
+            end_interrupted(f"air.predict: interrupted: {done} of {len(files)} images are done", error=True)
     if broken:
         sys.exit(1)
 

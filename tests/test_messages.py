@@ -72,7 +72,10 @@ def said(capsys):
     ([*SPRITES, "--out", "/proc/nowhere"], "--out /proc/nowhere cannot be created (No such file or directory)"),
     ([*SPRITES, "--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
     ([*SPRITES, "--out", "/dev/null/run"], "--out /dev/null/run cannot be created (Not a directory)"),
-    ([*SPRITES, "--out", "a\0b"], "--out a\\x00b cannot be created (embedded null byte)"),
+    ([*SPRITES, "--out", "a\0b"],
+     "a\\x00b is not valid UTF-8 or has a null character: name the run's folder otherwise"),
+    (["--resume", "a\udcff"],
+     "a\\udcff is not valid UTF-8 or has a null character: name the run's folder otherwise"),
     (["--resume", "\x1b[2J\n"], "there is no checkpoint at \\x1b[2J\\n"),
 ])
 def test_messages_of_train(said, arguments, message):
