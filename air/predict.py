@@ -43,6 +43,9 @@ RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl")
 COLUMNS = ("file", "count", "at_limit", "probability", "boxes")
 
 
+ENOUGH, MOST = 10, 0.5  # images, of which more than this share at the model's limit are no chance
+
+
 class StandardOutputError(Exception):
     """Standard output takes no more lines; the cause says why."""
 
@@ -136,6 +139,14 @@ def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[Path, Path
     return paths
 
 
+def check_overlay_folder(args: argparse.Namespace) -> None:
+    """Refuse a folder for overlays that would be read as images next time. Raises ValueError."""
+    for image in args.images if args.overlay and args.recursive else []:
+        if Path(image).is_dir() and args.overlay.resolve().is_relative_to(Path(image).resolve()):
+            raise ValueError(f"--overlay {args.overlay} lies in {image}, which is read with its sub-folders: name "
+                             "another folder")
+
+
 def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mapping[Path, Path]) -> None:
     """Refuse outputs that would overwrite an image, its counts.csv, a file of the run, or one another.
 
@@ -143,7 +154,8 @@ def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mappi
         ValueError: as above.
     """
     run = checkpoint_path(args.model)
-    truth = (file.parent / COUNTS_FILE for file in files)
+    folders = {file.parent for file in files} | {Path(image) for image in args.images if Path(image).is_dir()}
+    truth = (folder / COUNTS_FILE for folder in folders)
     protected = [*files, *truth, run, *(run.parent / name for name in RUN_FILES)]
     outputs = {f"--{name} {getattr(args, name)}": getattr(args, name) for name in ("json", "csv")
                if getattr(args, name) is not None}
@@ -219,6 +231,7 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args)
     try:
         device, (files, said) = setup(args.device), files_of(args.images, args.recursive)
+        check_overlay_folder(args)
         overlays = overlay_paths(files, args.overlay)
         check_paths(args, files, overlays)
         model, config = load_with_config(args.model)
@@ -250,7 +263,7 @@ def run(args: argparse.Namespace) -> None:
                 fail(f"standard output cannot be written ({error.__cause__})")
         except OSError as error:
             fail(error)
-        remark(said, intensities, limited, model.num_steps)
+        remark(said, intensities, limited, output.written, model.num_steps)
         if interrupted.is_set():
             done = output.written + broken
             end_interrupted(f"air.predict: interrupted: {done} of {len(files)} images are done", error=True)
@@ -276,9 +289,13 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
-def remark(said: Sequence[str], intensities: Intensities, limited: int, num_steps: int) -> None:
+def remark(said: Sequence[str], intensities: Intensities, limited: int, done: int, num_steps: int) -> None:
     """Say what the user should know about the images: `said`, their intensities, and counts at the model's limit."""
-    if limited:
+    if done >= ENOUGH and limited > MOST * done:
+        said = [*said, f"{limited} of {done} images have at least {num_steps} objects, the most that this model can "
+                       "count: they may be unlike those of training (see --invert and --intensity-range), or the "
+                       "model may have had too few steps"]
+    elif limited:
         said = [*said, f"{limited} image{'s have' if limited > 1 else ' has'} at least {num_steps} objects, the most "
                        "that this model can count: train one with a larger --model.num-steps"]
     for sentence in (*said, *intensities.remarks()):

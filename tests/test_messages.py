@@ -146,8 +146,8 @@ def test_messages_of_predict(said, tmp_path):
     train.main([*SPRITES, "--batch-size", "8", "--steps", "1", "--out", "run"])
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-            (["nowhere", "empty"], "empty holds no file ending in .png, .apng, .jpg, .jpeg, .jpe, .jfif, .tif, .tiff, "
-                                   ".bmp, .dib, .webp, .gif"),
+            (["nowhere", "empty"], "empty holds no file ending in .png, .apng, .jpg, .jpeg, .jpe, .jfif, .mpo, .tif, "
+                                   ".tiff, .bmp, .dib, .webp, .gif"),
             (["nowhere", "run/reconstructions.png"], "there is no checkpoint at nowhere"),
             (["run", "none.png"], "there is no file or folder none.png"),
             (["run", "empty", "--codes"], "--codes are written to --json: name a file for it"),

@@ -57,6 +57,23 @@ def test_a_damaged_line_of_the_log_is_named(make_config, dataset, tmp_path, line
         Trainer(make_config(), dataset, tmp_path, load_checkpoint(tmp_path)[1])
 
 
+def test_weights_that_are_not_finite_after_the_last_step_are_no_result(make_config, dataset, tmp_path):
+    """The last update may spoil them, and no loss follows it."""
+    trainer = Trainer(make_config(), dataset, tmp_path)
+    step = trainer.train_step
+
+    def last_update_overflows():
+        metrics = step()
+        if trainer.step == 12:
+            next(trainer.objective.parameters()).data.fill_(float("nan"))
+        return metrics
+
+    trainer.train_step = last_update_overflows
+    with pytest.raises(TrainingError, match="the weights are not finite after step 12; .*checkpoint.pt holds the last"):
+        trainer.run()
+    assert load_checkpoint(tmp_path)[1]["step"] == 10 and not (tmp_path / "metrics.json").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(make_config, dataset, tmp_path):
     trainer = Trainer(make_config(), dataset, tmp_path)
     train_step = trainer.train_step
