@@ -78,6 +78,7 @@ def exit_handler(sentence: Callable[[], str]) -> Callable[[int, Any], None]:
     process = os.getpid()
 
     def handler(number: int, frame: object) -> None:
+        ignore_signals()  # one sentence is enough
         if os.getpid() == process:  # not in a fork, which has a copy of the handler and of the set
             for path in tuple(temporary_files):
                 with suppress(OSError):
