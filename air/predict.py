@@ -262,7 +262,7 @@ def run(args: argparse.Namespace) -> None:
             if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
                 fail(f"standard output cannot be written ({error.__cause__})")
         except OSError as error:
-            fail(error)
+            fail(error if error.filename else f"an output cannot be written ({error.strerror or error})")
         remark(said, intensities, limited, output.written, model.num_steps)
         if interrupted.is_set():
             done = output.written + broken

@@ -158,7 +158,9 @@ def test_messages_of_predict(said, tmp_path):
             (["run", "empty", "--device", "cuda"],
              "--device cuda: torch sees no CUDA device; use --device cpu, or auto"),
             (["run", "run/reconstructions.png", "--json", "/proc/nowhere/a.json"],
-             "[Errno 2] No such file or directory: '/proc/nowhere'")):
+             "[Errno 2] No such file or directory: '/proc/nowhere'"),
+            (["run", "run/reconstructions.png", "--json", "/dev/full"],
+             "an output cannot be written (No space left on device)")):
         assert said(predict, arguments) == message
 
 
