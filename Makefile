@@ -10,7 +10,7 @@ train: .venv/installed
 	$(BIN)/python train.py --dataset auto --estimator enumerate
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/python -m flake8

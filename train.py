@@ -35,8 +35,8 @@ try:
     from air.distributed import cleanup, gather, rank, rank_zero_first, setup, world_size
     from air.files import CheckpointError, FolderLock
     from air.files.console import say
-    from air.files.signals import INTERRUPTED, is_first_process
-    from air.files.startup import running
+    from air.files.signals import is_first_process
+    from air.files.startup import end_interrupted, running
     from air.models.settings import SettingsError, changes
     from air.recipe import resolve
     from air.training.advice import after_training, before_training
@@ -79,8 +79,7 @@ def train(trainer: Trainer) -> None:
     try:
         metrics = trainer.run()
     except Interrupted:
-        say(f"stopped at step {trainer.step} and saved{how_to_continue(out)}")
-        sys.exit(INTERRUPTED)
+        end_interrupted(f"stopped at step {trainer.step} and saved{how_to_continue(out)}")
     except CompileError as error:
         fail(error)
     except TrainingError as error:
@@ -134,7 +133,7 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
     """
     if arguments.out == "":  # an unset variable of the shell
         raise SettingsError("--out is empty: name a folder, or leave it out")
-    check_name(Path(arguments.out or ""))
+    check_name(arguments.out)
     if arguments.out and Path(arguments.out).is_dir() and is_first_process():  # before the data take their time
         take_folder(Path(arguments.out), lock)
     asked = on_device(arguments.config)
@@ -162,6 +161,16 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
         raise
 
 
+def check_name(folder: str | None) -> None:
+    """Raises SettingsError: TensorBoard cannot write into a folder of this name, or no file can have it."""
+    try:
+        valid = folder is None or b"\0" not in folder.encode()
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise SettingsError(f"{folder} is not valid UTF-8 or has a null character: name the run's folder otherwise")
+
+
 def claim_folder(asked: str | None, name: str) -> Path:
     """Create a run's folder: the one asked for, which may be there, or a new one that no other run has.
 
@@ -178,9 +187,8 @@ def claim_folder(asked: str | None, name: str) -> Path:
                 raise SettingsError(f"--out {asked} is a file, not a folder") from None
             number += 1  # a run that started in the same second
             folder = Path(f"{name}-{number}")
-        except (OSError, ValueError) as error:  # ValueError: a null character, or half of a surrogate pair
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise SettingsError(f"--out {folder} cannot be created ({reason})") from None
+        except OSError as error:
+            raise SettingsError(f"--out {folder} cannot be created ({error.strerror})") from None
 
 
 def take_folder(out: Path, lock: FolderLock) -> Path:
@@ -197,15 +205,6 @@ def take_folder(out: Path, lock: FolderLock) -> Path:
     return out
 
 
-def check_name(out: Path) -> None:
-    """Refuse a run's folder to which TensorBoard cannot write. Raises SettingsError."""
-    try:
-        str(out).encode()
-    except UnicodeEncodeError:
-        raise SettingsError(f"the run's folder {out} has a name that is not UTF-8, to which TensorBoard cannot write: "
-                            "name another") from None
-
-
 def resumed_run(argv: Sequence[str] | None, lock: FolderLock) -> Trainer | None:
     """A run continued from its checkpoint, with its own settings but for where it runs and how many steps it takes.
 
@@ -216,9 +215,9 @@ def resumed_run(argv: Sequence[str] | None, lock: FolderLock) -> Trainer | None:
         ValueError: another process is at work in the run's folder.
         CheckpointError, DataError: the checkpoint or the data set cannot be loaded.
     """
+    check_name(peek(argv).resume)
     path = checkpoint_path(peek(argv).resume)
     out = path.parent
-    check_name(out)
     if path.is_file() and is_first_process():
         lock.take(out)
     own, state = load_checkpoint(path)

@@ -20,6 +20,7 @@ import argparse
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -35,11 +36,14 @@ from air.distributed import setup
 from air.evaluation.records import Found, Intensities, infer_files, overlay
 from air.files import CheckpointError, atomic_write, check_outputs, clear_stale
 from air.files.console import Console, printable, say
-from air.files.signals import INTERRUPTED, interrupt_flag
-from air.files.startup import running
+from air.files.signals import interrupt_flag
+from air.files.startup import end_interrupted, running
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl")
 COLUMNS = ("file", "count", "at_limit", "probability", "boxes")
+
+
+ENOUGH, MOST = 10, 0.5  # images, of which more than this share at the model's limit are no chance
 
 
 class StandardOutputError(Exception):
@@ -135,6 +139,14 @@ def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[Path, Path
     return paths
 
 
+def check_overlay_folder(args: argparse.Namespace) -> None:
+    """Refuse a folder for overlays that would be read as images next time. Raises ValueError."""
+    for image in args.images if args.overlay and args.recursive else []:
+        if Path(image).is_dir() and args.overlay.resolve().is_relative_to(Path(image).resolve()):
+            raise ValueError(f"--overlay {args.overlay} lies in {image}, which is read with its sub-folders: name "
+                             "another folder")
+
+
 def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mapping[Path, Path]) -> None:
     """Refuse outputs that would overwrite an image, its counts.csv, a file of the run, or one another.
 
@@ -142,7 +154,8 @@ def check_paths(args: argparse.Namespace, files: Sequence[Path], overlays: Mappi
         ValueError: as above.
     """
     run = checkpoint_path(args.model)
-    truth = (file.parent / COUNTS_FILE for file in files)
+    folders = {file.parent for file in files} | {Path(image) for image in args.images if Path(image).is_dir()}
+    truth = (folder / COUNTS_FILE for folder in folders)
     protected = [*files, *truth, run, *(run.parent / name for name in RUN_FILES)]
     outputs = {f"--{name} {getattr(args, name)}": getattr(args, name) for name in ("json", "csv")
                if getattr(args, name) is not None}
@@ -215,12 +228,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Count in the images that the arguments name, and write what was asked for."""
-    if args.batch_size < 1:
-        fail(f"--batch-size must be at least 1, got {args.batch_size}")
-    if args.codes and not args.json:
-        fail("--codes are written to --json: name a file for it")
+    check_arguments(args)
     try:
         device, (files, said) = setup(args.device), files_of(args.images, args.recursive)
+        check_overlay_folder(args)
         overlays = overlay_paths(files, args.overlay)
         check_paths(args, files, overlays)
         model, config = load_with_config(args.model)
@@ -231,42 +242,64 @@ def run(args: argparse.Namespace) -> None:
     intensities = Intensities(getattr(config.data, "ranges", None) or {"8-bit": (0, 255)},
                               args.intensity_range or getattr(config.data, "intensity_range", None))
     broken = limited = 0
-    try:
-        with interrupt_flag() as interrupted, ExitStack() as opened:
-            output = Output(args, overlays, opened)
-            records = infer_files(model.to(device), [(str(file), file) for file in files], intensities, invert,
-                                  args.refine, args.batch_size, args.max_megapixels)
-            for each in tqdm(records, total=len(files), unit="image", disable=None):
-                if isinstance(each, DataError):
-                    broken += 1
-                    say(f"air.predict: skipped, cannot be read: {each}", error=True)
-                else:
-                    limited += each.record.at_limit
-                    output.add(each)
-                if interrupted.is_set():
-                    break
-            output.end()
-    except StandardOutputError as error:
-        if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
-            fail(f"standard output cannot be written ({error.__cause__})")
-    except OSError as error:
-        fail(error)
-    if limited:
-        said.append(f"{limited} image{'s have' if limited > 1 else ' has'} at least {model.num_steps} objects, the "
-                    "most that this model can count: train one with a larger --model.num-steps")
-    for sentence in (*said, *intensities.remarks()):
-        say(f"air.predict: {sentence}", error=True)
-    if interrupted.is_set():
-        say(f"air.predict: interrupted: {output.written + broken} of {len(files)} images are done", error=True)
-        sys.exit(INTERRUPTED)
+    with interrupt_flag() as interrupted:
+        try:
+            with ExitStack() as opened:
+                output = Output(args, overlays, opened)
+                records = infer_files(model.to(device), [(str(file), file) for file in files], intensities, invert,
+                                      args.refine, args.batch_size, args.max_megapixels)
+                for each in tqdm(records, total=len(files), unit="image", disable=None):
+                    if isinstance(each, DataError):
+                        broken += 1
+                        say(f"air.predict: skipped, cannot be read: {each}", error=True)
+                    else:
+                        limited += each.record.at_limit
+                        output.add(each)
+                    if interrupted.is_set():
+                        break
+                output.end()
+        except StandardOutputError as error:
+            if not isinstance(error.__cause__, BrokenPipeError):  # whoever reads the lines, such as head, has enough
+                fail(f"standard output cannot be written ({error.__cause__})")
+        except OSError as error:
+            fail(error if error.filename else f"an output cannot be written ({error.strerror or error})")
+        remark(said, intensities, limited, output.written, model.num_steps)
+        if interrupted.is_set():
+            done = output.written + broken
+            end_interrupted(f"air.predict: interrupted: {done} of {len(files)} images are done", error=True)
     if broken:
         sys.exit(1)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """End the command if a number is out of range, or an argument has no effect."""
+    if args.batch_size < 1:
+        fail(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.intensity_range and not -math.inf < args.intensity_range[0] < args.intensity_range[1] < math.inf:
+        fail("--intensity-range must be two numbers, the lower one first, got {:g} {:g}".format(*args.intensity_range))
+    if not args.max_megapixels > 0:
+        fail(f"--max-megapixels must be greater than 0, got {args.max_megapixels:g}")
+    if args.codes and not args.json:
+        fail("--codes are written to --json: name a file for it")
 
 
 def fail(message: object) -> NoReturn:
     """End the command because of a user's mistake: one line on stderr, exit code 2."""
     say(f"air.predict: error: {message}", error=True)
     sys.exit(2)
+
+
+def remark(said: Sequence[str], intensities: Intensities, limited: int, done: int, num_steps: int) -> None:
+    """Say what the user should know about the images: `said`, their intensities, and counts at the model's limit."""
+    if done >= ENOUGH and limited > MOST * done:
+        said = [*said, f"{limited} of {done} images have at least {num_steps} objects, the most that this model can "
+                       "count: they may be unlike those of training (see --invert and --intensity-range), or the "
+                       "model may have had too few steps"]
+    elif limited:
+        said = [*said, f"{limited} image{'s have' if limited > 1 else ' has'} at least {num_steps} objects, the most "
+                       "that this model can count: train one with a larger --model.num-steps"]
+    for sentence in (*said, *intensities.remarks()):
+        say(f"air.predict: {sentence}", error=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from air.data.ground import Ground
 from air.training.advice import after_training, before_training
 
 BLACK, WHITE = Ground(0, 0.01, 0, 0.8), Ground(0.97, 0.02, 0.8, 0.01)
+NOTHING = Ground(0, 0, 0, 0.01)
 GREY, GRID = Ground(0.3, 0.02, 0.01, 0.6), Ground(0, 0.35, 0, 0.9)
 
 
@@ -17,14 +18,16 @@ def config():
 
 
 @pytest.mark.parametrize("ground, changes, said", [
+    (NOTHING, {}, "the images show nothing but an even ground: dark shapes on transparency need --data.invert, and "
+                  "faint ones another --data.intensity-range"),
     (BLACK, {}, None), (None, {}, None), (GREY, {"model.background": True}, None),
-    (WHITE, {}, "the objects look darker than what is behind them, 0.97 of white at the border: add --data.invert"),
+    (WHITE, {}, "the objects look darker than what is behind them, 0.97 of white: add --data.invert"),
     (WHITE, {"data.invert": True},
-     "the objects look darker than what is behind them, 0.97 of white at the border: leave out --data.invert"),
-    (GREY, {}, "the ground is not black, 0.30 of white at the border and varying by 0.02: add --model.background, or "
-               "make an even ground black with --data.intensity-range"),
-    (GRID, {}, "the ground is not black, 0.00 of white at the border and varying by 0.35: add --model.background, or "
-               "make an even ground black with --data.intensity-range")])
+     "the objects look darker than what is behind them, 0.97 of white: leave out --data.invert"),
+    (GREY, {}, "the ground is not black, 0.30 of white and varying along the border by 0.02: add --model.background, "
+               "or make an even ground black with --data.intensity-range"),
+    (GRID, {}, "the ground is not black, 0.00 of white and varying along the border by 0.35: add --model.background, "
+               "or make an even ground black with --data.intensity-range")])
 def test_the_ground_is_looked_at_before_training(config, scenes, ground, changes, said):
     dataset = Dataset("folder", scenes, scenes, ground=ground)
     assert before_training(with_settings(config, changes), dataset) == ([said] if said else [])
@@ -58,6 +61,7 @@ class TestAfterTraining:
                                               (2.6, "smaller than")])
     def test_objects_of_another_size(self, config, offset, said):
         (sentence,) = after_training(config, metrics([3, 30], offset), [])
+        assert ("windows cover two objects" in sentence) == (offset < 0)
         assert said in sentence and ("above 0.333" if offset < 0 else "below 0.333") in sentence
         other = replace(config, data=default_config("sprites").data)
         assert "--model.scale-prior-mean" in after_training(other, metrics([3, 30], offset), [])[0]

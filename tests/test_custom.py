@@ -129,3 +129,11 @@ class TestIntensities:
         dataset = load_dataset(Npz(file=str(tmp_path / "own.npz")))
         assert list(dataset.ranges.values()) == [(0, of)]
         assert dataset.train.images.max() == (255 if dtype == bool else round(255 * top / of))
+
+    def test_images_of_another_depth_among_them_are_named(self, twelve_bit):
+        for number in range(20, 40):
+            pixels = np.zeros((20, 20), np.uint16)
+            pixels[4:9, 4:9] = 60_000
+            Image.fromarray(pixels).save(twelve_bit / f"{number:02}.png")
+        with pytest.warns(UserWarning, match="20 16-bit images are nearly black from 0 to 65535.*: 00.png, 01.png"):
+            load_dataset(Folder(root=str(twelve_bit), image_size=20))

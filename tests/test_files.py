@@ -1,10 +1,24 @@
+import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from air.files import _cgroup_limits, atomic_write, check_outputs, memory_limit
+from air.files import (
+    FolderLock,
+    _cgroup_limits,
+    atomic,
+    atomic_write,
+    check_outputs,
+    clear_stale,
+    locks,
+    memory_limit,
+)
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_new_file_takes_the_old_one_s_place(tmp_path):
@@ -120,3 +134,108 @@ def test_limits_of_control_groups(tmp_path, groups, files, limits):
         (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sys" / name).write_text(text)
     assert list(_cgroup_limits(tmp_path / "cgroup", tmp_path / "sys")) == limits
+
+
+def test_what_a_killed_writer_leaves_is_cleared_and_what_another_writes_is_not(tmp_path):
+    """Two writers in processes of their own, one of which is killed; its file looks like that of the other."""
+    code = ("import sys, time; from pathlib import Path; from air.files import atomic_write\n"
+            "with atomic_write(Path(sys.argv[1])) as file:\n"
+            "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / name)], stdout=subprocess.PIPE)
+               for name in ("dead", "live")]
+    for writer in writers:
+        assert writer.stdout.readline() == b"writing\n"
+    (tmp_path / ".not-ours.air-tmp").touch()
+    (tmp_path / f".{'0' * 16}.air-tmp").symlink_to(tmp_path / ".not-ours.air-tmp")
+    kept = len(list(tmp_path.iterdir()))
+    clear_stale(tmp_path)
+    assert len(list(tmp_path.iterdir())) == kept == 4
+    writers[0].kill()
+    writers[0].wait()
+    clear_stale(tmp_path)
+    assert len(list(tmp_path.iterdir())) == kept - 1
+    writers[1].kill()
+    for writer in writers:
+        writer.communicate()
+    clear_stale(tmp_path)
+    assert len(list(tmp_path.iterdir())) == kept - 2
+    clear_stale(tmp_path / "nowhere")
+
+
+def test_a_writer_whose_file_is_taken_for_stale_before_it_is_locked_begins_again(tmp_path, monkeypatch):
+    create, taken = atomic._create, []
+
+    def slow_create(path):
+        descriptor = create(path)
+        if not taken:
+            clear_stale(tmp_path)
+            taken.append(not os.path.exists(path))
+        return descriptor
+
+    monkeypatch.setattr(atomic, "_create", slow_create)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"whole")
+    assert taken == [True] and [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_not_the_temporary_file(tmp_path, monkeypatch):
+    def refuse(path, *args):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError) as error:
+        with atomic_write(tmp_path / "file"):
+            pass
+    assert error.value.filename == str(tmp_path)
+
+
+def test_a_folder_is_one_s_own_until_the_lock_is_given_back_or_its_owner_dies(tmp_path):
+    code = ("import sys, time; from pathlib import Path; from air.files import FolderLock\n"
+            "with FolderLock() as lock:\n"
+            "    lock.take(Path(sys.argv[1])); print('taken', flush=True); time.sleep(60)")
+    with FolderLock() as lock:
+        lock.take(tmp_path)
+        lock.take(tmp_path)
+        assert lock.folder == tmp_path
+        with pytest.raises(ValueError, match="another process is at work in"), FolderLock() as other:
+            other.take(tmp_path)
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"taken\n"
+    with FolderLock() as lock:
+        with pytest.raises(ValueError, match="another process is at work in"):
+            lock.take(tmp_path)
+    owner.kill()
+    owner.communicate()
+    with FolderLock() as lock:
+        lock.take(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, None])
+def test_where_there_are_no_locks_nobody_is_kept_out_and_nothing_is_taken_for_stale(tmp_path, monkeypatch, code):
+    """File systems without locks, and platforms without fcntl."""
+    def unsupported(*args):
+        raise OSError(code, os.strerror(code))
+
+    if code is None:
+        for module in (locks, atomic):
+            monkeypatch.setattr(module, "LOCKS", False)
+    else:
+        monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    with FolderLock() as one, FolderLock() as other:
+        one.take(tmp_path)
+        other.take(tmp_path)
+    with atomic_write(tmp_path / "file") as file:
+        clear_stale(tmp_path)
+        file.write(b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_programs_are_ready_for_signals_before_torch_is_imported():
+    """`air` and what the programs import first take no torch; the public names do, and are those of before."""
+    code = ("import sys, air, air.files.startup\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+            "assert all(getattr(air, name) for name in air.__all__) and set(air.__all__) == set(air._HOMES)\n"
+            "assert air.data.Sprites and set(air.__all__) <= set(dir(air)) and 'torch' in sys.modules\n"
+            "assert not hasattr(air, 'nothing')")
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

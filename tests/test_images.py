@@ -1,13 +1,15 @@
 """Image files: what a reduced picture holds, and that all ways to store a scene give the same input."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from air.data.images import Picture, find_images, listed, placement, read_files, read_full, square
-from air.data.intensity import usual_top
+from air.data.intensity import UPPER_BITS, usual_top
 from air.data.scenes import DataError
 
 EIGHT = (0.0, 255.0)
@@ -88,6 +90,53 @@ def test_a_scene_is_the_same_however_it_is_stored(tmp_path, image, name, kind):
     made, expected = square(picture, 20, 1, (0.0, top)), square(plain, 20, 1, EIGHT)
     assert picture.kind == kind and picture.pixels.shape == (20, 20, 1)  # grey, whatever the file's mode
     assert (made.int() - expected.int()).abs().max() <= 1
+
+
+def png(path, pixels, colour_type):
+    """Write 16 bits a channel, (h, w, C), which Pillow cannot."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
+              (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks))
+    (picture,) = read(path, 40)
+    return picture
+
+
+def test_of_sixteen_bits_in_colour_the_upper_eight_are_read(tmp_path):
+    grey = scene().astype(np.uint16)[..., None] * 257
+    for pixels, colour_type in ((grey.repeat(3, -1), 2), (np.concatenate((grey, np.full_like(grey, 65535)), -1), 4)):
+        picture = png(tmp_path / "a.png", pixels, colour_type)
+        assert picture.kind == UPPER_BITS and np.array_equal(square(picture, 40, 1, (0, 65535))[0], scene())
+
+
+def entry(tag, value):
+    """A TIFF's entry of one short number."""
+    return struct.pack("<HHIHH", tag, 3, 1, value, 0)
+
+
+@pytest.mark.parametrize("tags, values, expected", [
+    ({339: 2}, np.array([[156, 0], [100, 50]], np.uint8), [[-100, 0], [100, 50]]),  # signed bytes
+    ({339: 1}, np.array([[-294967296, 0], [7, 5]], np.int32), [[4e9, 0], [7, 5]]),  # unsigned 32 bits
+    ({262: 0}, np.array([[65535, 0], [7, 5]], np.uint16), [[0, 65535], [65528, 65530]])])  # white is zero
+def test_numbers_of_a_tiff_are_those_it_declares(tmp_path, tags, values, expected):
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+    declared = (tmp_path / "a.tif").read_bytes()
+    for tag, value in tags.items():  # Pillow may write another
+        for other in range(4):
+            declared = declared.replace(entry(tag, other), entry(tag, value))
+    (tmp_path / "a.tif").write_bytes(declared)
+    (picture,) = read(tmp_path / "a.tif", 2)
+    assert picture.pixels[..., 0] == pytest.approx(np.array(expected))
+    assert picture.kind == ("16-bit" if 262 in tags else "integer")
+
+
+def test_tiffs_that_cannot_be_read_are_not_called_another_format(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(40))
+    (error,) = read(tmp_path / "a.tif")
+    assert str(error).startswith("a.tif (a TIFF of a kind that cannot be read: save it with integers of 8 or 16 bits")
 
 
 def test_photographs_are_rotated_as_their_exif_data_say(tmp_path):
@@ -177,7 +226,7 @@ class TestBadFiles:
         before = Image.MAX_IMAGE_PIXELS
         Image.new("1", (14_000, 14_000)).save(tmp_path / "huge.png")
         (error,) = read(tmp_path / "huge.png")
-        assert str(error) == "huge.png (14000 x 14000 pixels, more than 180 million)"
+        assert str(error) == "huge.png (14000 x 14000 pixels, more than max-megapixels, 180 million)"
         (picture,) = read(tmp_path / "huge.png", max_megapixels=200)
         assert picture.size == (14_000, 14_000) and Image.MAX_IMAGE_PIXELS == before
 
@@ -196,7 +245,7 @@ class TestBadFiles:
 class TestFindImages:
     def test_all_suffixes_and_what_is_left_out(self, tmp_path):
         names = ["b.PNG", "a.jpeg", "c.tiff", "d.webp", "e.gif", "f.bmp"]
-        for name in (*names, "notes.txt", "counts.csv", "sub/deep.png", "sub/x/deeper.jpg"):
+        for name in (*names, ".DS_Store", "Thumbs.db", "notes.txt", "counts.csv", "sub/deep.png", "sub/x/deeper.jpg"):
             (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
             (tmp_path / name).write_bytes(b"")
         files, left_out = find_images(tmp_path, known=["counts.csv"])

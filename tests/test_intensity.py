@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from air.data.intensity import KINDS, extremes, kind_of, measure, to_bytes, to_share, usual_top
+from air.data.intensity import KINDS, extremes, kind_of, measure, of_less_depth, to_bytes, to_share, usual_top
 
 
 @pytest.mark.parametrize("dtype, kind", [("u1", "8-bit"), ("u2", "16-bit"), ("i2", "16-bit"), ("i4", "integer"),
@@ -54,6 +54,13 @@ def test_images_without_contrast_keep_the_nominal_range(kind, level, expected):
 
 def test_a_single_image_of_a_single_pixel():
     assert measure(extremes(np.array([[9]], np.uint8)), "8-bit") == (0, 255)
+
+
+@pytest.mark.parametrize("kind, high, of, less", [
+    ("16-bit", 3440, (0, 65535), True), ("16-bit", 3440, (0, 4095), False), ("8-bit", 1, (0, 255), True),
+    ("8-bit", 20, (0, 255), False), ("float", 0.84, (0, 255), True), ("float", 0.01, (0, 1), False)])
+def test_images_of_less_depth_than_the_others(kind, high, of, less):
+    assert of_less_depth(np.array([[0, high]], float), kind, of).tolist() == [less]
 
 
 @pytest.mark.parametrize("high, kind, top", [(0, "8-bit", 255), (3440, "16-bit", 4095), (4100, "16-bit", 16383),

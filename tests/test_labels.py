@@ -36,12 +36,13 @@ class TestCountsFile:
         '"file", "count"\n"a.png", "2"\n"b.png", "0"\n', '"file";"count"\n"a.png";"2"\n"b.png";"0"\n',
         "\n\nfile,count\n\na.png,2\n,,\n   \nb.png,0\n\n", "count,remark,file\n2,dark,a.png\n0,,b.png\n",
         "file,count,remark\na.png,2,dark, blurred\nb.png,0\n", "file,count\na.png,2.0\nb.png,0.\n",
-        "file,count\na.png,+02,\nb.png,-0,,\n", "file,count\na.png,2\nb.png,0\na.png,2\n"])
+        "file,count\na.png,+02,\nb.png,-0,,\n", "sep=;\nfile;count\na.png;2,0\nb.png;0\n",
+        "sep=,\r\nfile,count\r\na.png,2\r\nb.png,0\r\n", "file,count\na.png,2\nb.png,0\na.png,2\n"])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
     def test_as_people_write_it(self, counted, text, encoding):
         assert counted(text.encode(encoding)) == {"a.png": 2, "b.png": 0}
 
-    @pytest.mark.parametrize("cell", ["", "-1", "-1.0", "?", "nan", "NA", " ", '""'])
+    @pytest.mark.parametrize("cell", ["", "-1", "-1.0", "?", "nan", "NA", "#N/A", "NULL", " ", '""'])
     def test_a_count_may_be_unknown(self, counted, cell):
         assert counted(f"file,count\na.png,{cell}\nb.png,1\n") == {"b.png": 1}
         assert counted(f"count,file\n{cell},a.png\n1,b.png\n") == {"b.png": 1}
@@ -74,6 +75,23 @@ class TestCountsFile:
         names = [os.fsdecode(b"gr\xfc\xdfe.png"), "größe.png"]
         content = b"file,count\ngr\xfc\xdfe.png,1\ndata/gr\xc3\xb6\xc3\x9fe.png,2\n"
         assert counted(content, names) == dict(zip(names, (1, 2)))
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+    @pytest.mark.parametrize("written", ["Zelle \u00e4.png", "Zelle a\u0308.png"])
+    @pytest.mark.parametrize("name", ["Zelle \u00e4.png", "Zelle a\u0308.png"])
+    def test_accents_in_any_encoding_and_form(self, counted, encoding, written, name):
+        if encoding == "cp1252" and "\u0308" in written:
+            return  # which that encoding does not have
+        assert counted(f"file;count\n{written};3\n".encode(encoding), [name]) == {name: 3}
+
+    def test_a_backslash_may_be_part_of_a_name(self, counted, tmp_path):
+        name = "back\\slash.png"
+        assert counted(f"file,count\n{tmp_path}/data/{name},3\n", [name]) == {name: 3}
+
+    def test_thousands_are_not_guessed(self, counted):
+        for number in ("1.000", "1,000"):
+            with pytest.raises(DataError, match="line 2: '1,000' is not a whole number"):
+                counted(f"file;count\na.png;{number}\n")
 
     def test_a_name_is_taken_literally_first(self, counted):
         assert counted("file,count\nsub\\a.png,1\n", ["a.png", "sub\\a.png", "sub/a.png"]) == {"sub\\a.png": 1}

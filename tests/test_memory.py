@@ -94,10 +94,10 @@ def test_the_limit_is_the_machine_s(make_config, dataset, monkeypatch):
     monkeypatch.setattr("air.training.memory.memory_limit", lambda: 5 * 10**8)
     with pytest.raises(SettingsError, match="need about 0.8 GB of memory, and there are 0.5 GB"):
         check_run(config, dataset, CPU)
-    large = dataset.train[torch.zeros(10**6, dtype=torch.int64)]  # 144 MB of images
-    monkeypatch.setattr("air.training.memory.memory_limit", lambda: 9 * 10**8)
+    large = dataset.train[torch.zeros(10**6, dtype=torch.int64)]  # 144 MB of images, 80 MB of truth
+    monkeypatch.setattr("air.training.memory.memory_limit", lambda: 84 * 10**7)
     check_run(config, dataset, CPU)
-    with pytest.raises(SettingsError, match="and there are 0.9 GB"):
+    with pytest.raises(SettingsError, match="need about 1.0 GB of memory, and there are 0.8 GB"):
         check_run(config, Dataset("large", large, dataset.held_out), CPU)
 
 

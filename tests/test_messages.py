@@ -77,9 +77,10 @@ def said(capsys):
     ([*SPRITES, "--out", "/proc/nowhere"], "--out /proc/nowhere cannot be created (No such file or directory)"),
     ([*SPRITES, "--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
     ([*SPRITES, "--out", "/dev/null/run"], "--out /dev/null/run cannot be created (Not a directory)"),
-    ([*SPRITES, "--out", "a\0b"], "--out a\\x00b cannot be created (embedded null byte)"),
-    ([*SPRITES, "--out", "\udcff"],
-     "the run's folder \\udcff has a name that is not UTF-8, to which TensorBoard cannot write: name another"),
+    ([*SPRITES, "--out", "a\0b"],
+     "a\\x00b is not valid UTF-8 or has a null character: name the run's folder otherwise"),
+    (["--resume", "a\udcff"],
+     "a\\udcff is not valid UTF-8 or has a null character: name the run's folder otherwise"),
     (["--resume", "\x1b[2J\n"], "there is no checkpoint at \\x1b[2J\\n"),
 ])
 def test_messages_of_train(said, arguments, message):
@@ -145,16 +146,21 @@ def test_messages_of_predict(said, tmp_path):
     train.main([*SPRITES, "--batch-size", "8", "--steps", "1", "--out", "run"])
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-            (["nowhere", "empty"], "empty holds no file ending in .png, .apng, .jpg, .jpeg, .jpe, .jfif, .tif, .tiff, "
-                                   ".bmp, .dib, .webp, .gif"),
+            (["nowhere", "empty"], "empty holds no file ending in .png, .apng, .jpg, .jpeg, .jpe, .jfif, .mpo, .tif, "
+                                   ".tiff, .bmp, .dib, .webp, .gif"),
             (["nowhere", "run/reconstructions.png"], "there is no checkpoint at nowhere"),
             (["run", "none.png"], "there is no file or folder none.png"),
             (["run", "empty", "--codes"], "--codes are written to --json: name a file for it"),
             (["run", "empty", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+            (["run", "empty", "--intensity-range", "9", "9"],
+             "--intensity-range must be two numbers, the lower one first, got 9 9"),
+            (["run", "empty", "--max-megapixels", "nan"], "--max-megapixels must be greater than 0, got nan"),
             (["run", "empty", "--device", "cuda"],
              "--device cuda: torch sees no CUDA device; use --device cpu, or auto"),
             (["run", "run/reconstructions.png", "--json", "/proc/nowhere/a.json"],
-             "[Errno 2] No such file or directory: '/proc/nowhere'")):
+             "[Errno 2] No such file or directory: '/proc/nowhere'"),
+            (["run", "run/reconstructions.png", "--json", "/dev/full"],
+             "an output cannot be written (No space left on device)")):
         assert said(predict, arguments) == message
 
 

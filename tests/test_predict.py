@@ -152,6 +152,12 @@ def test_nothing_that_is_read_is_overwritten(run, tmp_path, capsys):
             predict.main([str(out), str(images), *map(str, flags), "--device", "cpu"])
         (message,) = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2 and words in message
+    inner = images / "inner"
+    for flags, words in ((["--csv", images / "counts.csv"], "would overwrite the input"),  # which names images in inner
+                         (["--overlay", inner / "drawn"], "lies in")):
+        with pytest.raises(SystemExit):
+            predict.main([str(out), str(images), "--recursive", *map(str, flags), "--device", "cpu"])
+        assert words in capsys.readouterr().err
     assert before == {path: path.read_bytes() for place in (images, out) for path in place.iterdir()}
     assert not new.exists() and not (tmp_path / "drawn").exists()
 
@@ -185,6 +191,13 @@ def test_the_largest_count_is_only_a_lower_bound(run, biased, tmp_path, capsys):
     predict.main([never, file, "--device", "cpu", "--csv", str(tmp_path / "b")])
     (row,) = csv.DictReader((tmp_path / "b").read_text().splitlines())
     assert (row["count"], row["at_limit"]) == ("0", "false") and not capsys.readouterr().err
+
+
+def test_most_images_at_the_limit_are_unlike_those_of_training(run, biased, capsys):
+    predict.main([str(biased[0]), str(run[1]), "--device", "cpu"])
+    assert capsys.readouterr().err.startswith(
+        "air.predict: 12 of 12 images have at least 4 objects, the most that this model can count: they may be unlike "
+        "those of training (see --invert and --intensity-range), or")
 
 
 def test_each_page_has_a_record_and_an_overlay(run, tmp_path):
@@ -232,6 +245,7 @@ class TestIntensities:
         ({"8-bit": (0, 255)}, "16-bit", 3440, "a.png: 16-bit images, training had 8-bit images: 0 to 255; each was"),
         ({"16-bit": (0, 4095)}, "16-bit", 65535, "a.png: brighter than the range of training and clipped; training"),
         ({"16-bit": (0, 65535)}, "16-bit", 3440, "no 16-bit image exceeds 3440, so all are black; training had"),
+        ({"8-bit": (0, 255)}, "8-bit", 1, "no 8-bit image exceeds 1, so all are black; training had"),
         ({"16-bit": (0, 4095)}, "16-bit", 3440, None), ({"8-bit": (0, 255)}, "8-bit", 9, None)])
     def test_what_is_said_of_it(self, ranges, kind, high, words):
         intensities = Intensities(ranges, None)

@@ -212,6 +212,53 @@ def test_resume_takes_the_run_s_settings_and_may_go_further(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
 
+def test_resuming_a_finished_run_reports_it_and_changes_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    train.main([*SPRITES, "--steps", "2", "--out", str(out)])
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("held out", "picture"))]
+    train.main(["--resume", str(out)])
+    assert capsys.readouterr().out.splitlines() == [*told, "the run was finished before: all its 2 steps have been "
+                                                           "taken"]
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    for damaged in (b"{", b"[]", b'{"steps": 2}', b'{"steps": 1}'):  # not what a run writes, or of fewer steps
+        (out / "metrics.json").write_bytes(damaged)
+        train.main(["--resume", str(out)])
+        assert "step 2/2" in capsys.readouterr().out
+        again, whole = (json.loads(content) for content in ((out / "metrics.json").read_bytes(),
+                                                            before[out / "metrics.json"]))
+        assert again == whole and (out / "metrics.jsonl").read_bytes() == before[out / "metrics.jsonl"]
+
+
+def test_without_a_compiler_compile_is_refused_before_anything_is_written(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": str(tmp_path / "none"),
+           "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    env.pop("CXX", None)
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *SPRITES, "--device", "cpu", "--compile", "--out",
+                           str(tmp_path / "run")], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (
+        2, "train.py: error: --compile needs a C++ compiler, and torch finds none: install one, or leave out "
+           "--compile\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reason, message", [
+    ("InvalidCxxCompiler: No working C++ compiler found",
+     "--compile needs a C++ compiler, and torch finds none: install one, or leave out --compile"),
+    ("no header\nand more", "--compile: torch.compile fails (no header): leave out --compile")])
+def test_a_step_that_cannot_be_compiled_ends_the_command_in_words(tmp_path, capsys, monkeypatch, reason, message):
+    class InductorError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def uncompilable(*args):
+        raise InductorError(reason)
+
+    monkeypatch.setattr("air.training.step.torch.compile", lambda objective: uncompilable)
+    with pytest.raises(SystemExit) as ended:
+        train.main([*SPRITES, "--device", "cpu", "--steps", "1", "--compile", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2 and capsys.readouterr().err == f"train.py: error: {message}\n"
+
+
 def test_a_run_from_another_device_is_resumed_on_this_one(tmp_path, capsys, monkeypatch):
     """A checkpoint of a GPU, on a machine without one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

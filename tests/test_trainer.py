@@ -1,6 +1,4 @@
 import json
-import resource
-import signal
 import threading
 from dataclasses import replace
 
@@ -16,10 +14,9 @@ from air.config import config_from_dict, default_config, with_settings
 from air.data import MultiMNIST
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
-from air.files.signals import SIGNALS
 from air.models.settings import to_dict
 from air.recipe import resolve
-from air.training.trainer import Interrupted, Trainer, TrainingError
+from air.training.trainer import Trainer
 
 
 def everything(out):
@@ -182,73 +179,6 @@ def test_an_epoch_visits_each_scene_once(make_config, dataset, tmp_path):
         epochs.append(torch.cat(batches))
         assert epochs[-1].sort().values.tolist() == list(range(40))
     assert not torch.equal(*epochs)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(make_config, dataset, tmp_path):
-    trainer = Trainer(make_config(), dataset, tmp_path)
-    train_step = trainer.train_step
-
-    def spoilt():
-        if trainer.step == 6:
-            with torch.no_grad():
-                trainer.model.decode.mlp[0].weight.fill_(float("nan"))
-        return train_step()
-
-    trainer.train_step = spoilt
-    with pytest.raises(TrainingError, match=r"loss is nan at step 7; .*checkpoint.pt holds the last good step"):
-        trainer.run()
-    _, checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint["step"] == 5 and all(value.isfinite().all() for value in checkpoint["objective"].values())
-
-
-def test_a_full_disk_stops_the_run_in_words_and_leaves_a_whole_checkpoint(make_config, dataset, tmp_path):
-    """No file may grow beyond some size from step 7 on: a checkpoint's writing fails half-way, as on a full disk."""
-    Trainer(make_config(), dataset, tmp_path / "whole").run()
-    out = tmp_path / "full"
-    trainer = Trainer(make_config(), dataset, out)
-    train_step, (_, most) = trainer.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def filling():
-        if trainer.step == 7:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, most))
-        return train_step()
-
-    trainer.train_step = filling
-    try:
-        with pytest.raises(TrainingError, match=r"cannot be written at step 10 .*checkpoint.pt holds the last good "
-                                                "step. Make room"):
-            trainer.run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    assert load_checkpoint(out)[1]["step"] == 5 and not list(out.glob(".*"))
-    Trainer(make_config(), dataset, out, load_checkpoint(out)[1]).run()
-    assert_identical(everything(out), everything(tmp_path / "whole"))
-
-
-def test_weights_that_are_not_finite_are_never_saved(make_config, dataset, tmp_path):
-    trainer = Trainer(make_config(), dataset, tmp_path)
-    trainer._save()
-    with torch.no_grad():
-        trainer.model.z_what_init.fill_(float("inf"))
-    trainer.step = 7
-    trainer._save()
-    assert load_checkpoint(tmp_path)[1]["step"] == 0
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_every_signal_saves_the_step_it_interrupts(make_config, dataset, tmp_path, number):
-    trainer = Trainer(make_config(), dataset, tmp_path)
-    train_step = trainer.train_step
-
-    def interrupted():
-        if trainer.step == 2:
-            signal.raise_signal(number)
-        return train_step()
-
-    trainer.train_step = interrupted
-    with pytest.raises(Interrupted):
-        trainer.run()
-    assert load_checkpoint(tmp_path)[1]["step"] == 3 and not (tmp_path / "metrics.json").exists()
 
 
 def test_it_trains_outside_the_main_thread(make_config, dataset, tmp_path):

@@ -20,7 +20,17 @@ from air.data.boxes import check_boxes
 from air.data.dataset import Dataset
 from air.data.ground import Ground, ground_of
 from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_files, shares, square
-from air.data.intensity import Range, extremes, kind_of, measure, to_bytes, to_share
+from air.data.intensity import (
+    ENOUGH,
+    UPPER_BITS,
+    Range,
+    extremes,
+    kind_of,
+    measure,
+    of_less_depth,
+    to_bytes,
+    to_share,
+)
 from air.data.labels import check_counts, read_counts, warn_of_outliers
 from air.data.scenes import IMAGE_SIZE, MIN_SIDE, OBJECT_SIZE, DataError, ImageSize, Scenes
 from air.models.settings import Positive, PositiveFraction, Text, settings
@@ -28,6 +38,7 @@ from air.models.settings import Positive, PositiveFraction, Text, settings
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
 LOOKED_AT = 500  # training images whose ground is judged
+MIXED = 1 / 20  # share of images with another depth that is no chance
 LARGEST = 1e30  # intensity, beyond which 32-bit floats overflow
 
 
@@ -149,14 +160,29 @@ def load_folder(own: Folder) -> Loaded:
         of_kind = [picture.extremes for picture in training if picture.kind == kind]
         of_kind = of_kind or [picture.extremes for picture in pictures if picture.kind == kind]
         ranges[kind] = own.range_of(kind, np.concatenate(of_kind))
+        _check_range(kind, ranges[kind], [picture for picture in pictures if picture.kind == kind])
     channels = max(picture.pixels.shape[-1] for picture in pictures)
     images = torch.stack([square(picture, own.image_size, channels, ranges[picture.kind], own.invert)
                           for picture in pictures])
-    ground = ground_of(shares(picture, channels, ranges[picture.kind], own.invert) for picture in training[:LOOKED_AT])
+    ground = ground_of((shares(picture, channels, ranges[picture.kind], own.invert)
+                        for picture in training[:LOOKED_AT]), own.object_size)
     names = [picture.name for picture in pictures]
     seen = {picture.file for picture in pictures}
     counts = read_counts(folder / COUNTS_FILE, [*names, *(name for name, file in files if file not in seen)])
     return Loaded(names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges, ground)
+
+
+def _check_range(kind: str, used: Range, pictures: Sequence[Picture]) -> None:
+    """Warn of images that are nearly black in their kind's range. Raises DataError: none has enough intensities."""
+    all_extremes = np.concatenate([picture.extremes for picture in pictures])
+    if kind == UPPER_BITS and all_extremes[:, 1].max() < ENOUGH:
+        raise DataError(f"{listed([picture.name for picture in pictures])}: colour images of 16 bits that use fewer "
+                        "than 13 of them, of which only the upper eight are read: save them with 8 bits")
+    less = [picture.name for picture, is_less in zip(pictures, of_less_depth(all_extremes, kind, used)) if is_less]
+    if len(less) > MIXED * len(pictures):
+        warnings.warn(f"{len(less)} {kind} images are nearly black from {used[0]:g} to {used[1]:g}, the range of the "
+                      f"others, and seem to have another depth: {listed(less)}; convert them, or train without them",
+                      stacklevel=3)
 
 
 def load_arrays(own: Npz) -> Loaded:
@@ -179,7 +205,7 @@ def load_arrays(own: Npz) -> Loaded:
     counts = check_counts(found["counts"], size, file) if "counts" in found else torch.full((size,), -1)
     boxes = check_boxes(found["boxes"], images, counts, file) if "boxes" in found else None
     training = (image.numpy() for place, image in enumerate(images[:LOOKED_AT]) if not is_held_out(place))
-    ground = ground_of(to_share(image.transpose(1, 2, 0), (0, 255)) for image in training)
+    ground = ground_of((to_share(image.transpose(1, 2, 0), (0, 255)) for image in training), own.object_size)
     return Loaded([f"images[{place}]" for place in range(size)], _scenes(images, counts, boxes), ranges, ground)
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +20,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from air.data.intensity import Range, extremes, to_share
+from air.data.decoding import decode, plain_image
+from air.data.intensity import Range, extremes, to_share, usual_top
 from air.data.scenes import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF")  # Pillow's names
-SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif")
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how TIFF files begin
 MAX_MEGAPIXELS = 180.0  # Pillow's own limit: a small file can claim to hold a huge picture
 FINER = 4  # a JPEG is decoded at least so much finer than needed, instead of at full size
 COLOUR = 4  # levels of 255 by which the channels of a grey image may differ
 WORKERS = 8  # at most: a picture takes up to 100 MB while it is read
 AHEAD = 4  # pictures read ahead, for each worker
 HIDDEN = (".", "__MACOSX")  # how the names of folders begin that programs keep copies in
+UNMENTIONED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that systems put into folders
 NAMED = 5  # files named in a message; the others are counted
+LUMA = np.array(((0.299,), (0.587,), (0.114,)), np.float32)  # red, green, blue to grey (ITU-R 601, as Pillow)
 ORIENTATION, SUBFILE_TYPE = 0x0112, 0x00FE  # Exif and TIFF tags
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -84,7 +88,7 @@ def find_images(folder: Path, recursive: bool = False, known: Sequence[str] = ()
             path = Path(place, name)
             if path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists()):
                 files.append(path)  # a link to nothing is reported when it is read
-            elif path.parent != folder or name not in known:
+            elif name not in UNMENTIONED and (path.parent != folder or name not in known):
                 others.append(str(path.relative_to(folder)))
     told = [f"{len(which)} {kind}{'s' * (len(which) > 1)} ({listed(sorted(which))})"
             for which, kind in ((others, "other file"), (folders, "folder")) if which]
@@ -117,7 +121,7 @@ def shares(picture: Picture, channels: int, of: Range, invert: bool = False) -> 
         opacity = picture.opacity[..., None] / np.float32(255)
         pixels = pixels.astype(np.float32) + of[0] * (1 - opacity)  # what is transparent is at the range's low end
     if channels == 1 and pixels.shape[-1] == 3:
-        pixels = pixels @ np.array(((0.299,), (0.587,), (0.114,)), np.float32)  # ITU-R 601, as Pillow
+        pixels = pixels.astype(np.float32) @ LUMA
     share = to_share(pixels, of)
     if invert:
         share = np.maximum(opacity - share, 0)
@@ -175,7 +179,7 @@ def read_full(picture: Picture) -> Image.Image:
     with _reading(), Image.open(picture.file, formats=FORMATS) as image:
         image.seek(picture.frame)
         image.load()
-        return _upright(image, _plain(image))
+        return _upright(image, plain_image(image))
 
 
 @contextmanager
@@ -202,20 +206,24 @@ def _read(name: str, file: Path, size: int, max_megapixels: float) -> list[Pictu
                 try:
                     image.seek(frame)
                     if image.width * image.height > max_megapixels * 1e6:
-                        raise DataError(f"{image.width} x {image.height} pixels, more than {max_megapixels:g} million")
+                        raise DataError(f"{image.width} x {image.height} pixels, more than max-megapixels, "
+                                        f"{max_megapixels:g} million")
                     read.append(_reduced(image, own, file, frame, size))
                 except Exception as error:
-                    read.append(_named(own, error))
+                    read.append(_named(own, file, error))
     except Exception as error:
-        read.append(_named(name, error))
+        read.append(_named(name, file, error))
     return read
 
 
-def _named(name: str, error: Exception) -> DataError:
+def _named(name: str, file: Path, error: Exception) -> DataError:
     """What is said of a file that cannot be read. Decoders raise errors of all types where bytes are damaged."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
         reason = f"not an image in one of the formats {', '.join(FORMATS)}"
+        with suppress(OSError), file.open("rb") as stream:
+            if stream.read(4) in TIFF:
+                reason = "a TIFF of a kind that cannot be read: save it with integers of 8 or 16 bits or floats of 32"
     return DataError(f"{name} ({reason})")
 
 
@@ -237,47 +245,25 @@ def _frames(image: Image.Image) -> Sequence[int]:
 
 def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int) -> Picture:
     """Decode one frame and reduce it."""
-    sixteen = any(";16" in str(tile[3]) for tile in getattr(image, "tile"))  # known until the image is loaded
+    _, _, *small = placement(*image.size, size)
     width, height = image.size
-    orientation = image.getexif().get(ORIENTATION, 1)
-    upright_size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (FINER * size, FINER * size))
-    image.load()
-    _, _, *small = placement(width, height, size)
-    opacity = None
-    if image.mode[0] in "IF":  # intensities of more than eight bits
-        kind = "float" if image.mode == "F" else "16-bit" if sixteen else "integer"
-        deep = image.convert("F") if image.mode != "F" else image
-        reduced = _upright(image, deep.resize(small, Image.Resampling.BILINEAR))
-        pixels: NDArray[np.generic] = np.array(reduced, np.float32)[..., None]
-        if not np.isfinite(pixels).all():
-            raise DataError("nan or infinite intensities")
-    else:
-        kind = "16-bit" if sixteen else "8-bit"
-        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        plain = _plain(image)
-        alpha = plain.getchannel("A") if plain.mode == "RGBA" else None
-        plain = plain if plain.mode == mode else plain.convert(mode)  # which would copy it
-        if alpha is not None:
-            plain = Image.composite(plain, Image.new(mode, image.size), alpha)
-            opacity = np.array(_upright(image, alpha.resize(small, Image.Resampling.BILINEAR)))
-        reduced = _upright(image, plain.resize(small, Image.Resampling.BILINEAR))
-        pixels = np.array(reduced)
-        if mode == "RGB" and (pixels.max(-1).astype(int) - pixels.min(-1) <= COLOUR).all():
-            pixels = np.array(reduced.convert("L"))
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if sixteen:  # of which Pillow gives the upper eight
-            pixels = pixels.astype(np.float32) * 257
-    return Picture(name, file, frame, upright_size, kind, pixels, opacity)
+    kind, channels, alpha = decode(image)
 
+    def reduce(channel: Image.Image) -> NDArray[np.generic]:
+        return np.array(_upright(image, channel.resize(small, Image.Resampling.BILINEAR)))
 
-def _plain(image: Image.Image) -> Image.Image:
-    """RGBA where something is transparent, else grey or RGB; deep images as they are."""
-    if image.mode[0] in "IF":
-        return image
-    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
-    return image if image.mode == mode else image.convert(mode)  # which would copy it
+    pixels = np.stack([reduce(channel) for channel in channels], -1)
+    if not np.isfinite(pixels).all():
+        raise DataError("nan or infinite intensities")
+    spread = np.ptp(pixels.astype(np.float32), -1).max()
+    if pixels.shape[-1] == 3 and spread <= COLOUR / 255 * usual_top(float(pixels.max()), kind):
+        grey = pixels.astype(np.float32) @ LUMA
+        pixels = np.rint(grey).astype(np.uint8) if kind == "8-bit" else grey
+    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return Picture(name, file, frame, (height, width) if turned else (width, height), kind, pixels,
+                   None if alpha is None else reduce(alpha).astype(np.uint8))
 
 
 def _upright(original: Image.Image, image: Image.Image) -> Image.Image:

@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 
 Range = tuple[float, float]  # the intensities that become 0 and 1
 
-KINDS = ("8-bit", "16-bit", "integer", "float")
+UPPER_BITS = "16-bit colour"  # of which only the upper eight bits are read
+KINDS = ("8-bit", "16-bit", UPPER_BITS, "integer", "float")
 # What images of each kind usually reach: bit depths, and 1 for floats.
 TOPS: Mapping[str, Sequence[float]] = {
-    "8-bit": (255,), "16-bit": (255, 1023, 4095, 16383, 65535),
+    "8-bit": (255,), "16-bit": (255, 1023, 4095, 16383, 65535), UPPER_BITS: (16383, 65535),
     "integer": (255, 1023, 4095, 16383, 65535), "float": (1, 255, 1023, 4095, 16383, 65535)}
-NOMINAL = {"8-bit": 255.0, "16-bit": 65535.0, "integer": 65535.0, "float": 1.0}  # where there is nothing to measure
+NOMINAL = {"8-bit": 255.0, "16-bit": 65535.0, UPPER_BITS: 65535.0, "integer": 65535.0,
+           "float": 1.0}  # where there is nothing to measure
+ENOUGH = 2**13  # the least largest intensity of 16 bits of which the upper eight are enough
 ROUNDING = 1e-3  # by which floats may exceed their top, as a share of it
 IGNORED_PIXELS = 1 / 500  # of an image, at either end: hot and dead pixels; at least IGNORED_AT_LEAST
 IGNORED_AT_LEAST = 2
 IGNORED_IMAGES = 1 / 100  # at either end: overexposed ones; at least one of MANY images
 MANY = 10
+FAR = 4  # times, between depths: 10, 12, 14 and 16 bits
 CHUNK = 1000  # images converted at a time
 
 
@@ -70,6 +74,22 @@ def measure(lowest_and_highest: NDArray[np.float64], kind: str) -> Range:
 def usual_top(high: float, kind: str) -> float:
     """The smallest usual top of a kind that holds an intensity; the intensity itself beyond all of them."""
     return next((float(top) for top in TOPS[kind] if high <= top * (1 + ROUNDING)), high)
+
+
+def of_less_depth(lowest_and_highest: NDArray[np.float64], kind: str, of: Range) -> NDArray[np.bool_]:
+    """Which images use a smaller depth than the set, such as 12 bits among 16, and are nearly black in its range.
+
+    Args:
+        lowest_and_highest: (M, 2), see `extremes`.
+        kind: of their numbers.
+        of: the range of the set.
+    Returns:
+        (M,); True where an image uses half of a usual top, or of the 1 of a mask, that is far below the range's.
+    """
+    low, high = lowest_and_highest.T
+    tops = np.array([1.0 if kind == "8-bit" and each <= 1 else usual_top(each, kind) for each in high])
+    less: NDArray[np.bool_] = (tops <= of[1] / FAR) & (high - low >= tops / 2)
+    return less
 
 
 def to_share(values: NDArray[Any], of: Range) -> NDArray[np.float32]:

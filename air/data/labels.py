@@ -9,6 +9,7 @@ import io
 import os
 import posixpath
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,9 +26,12 @@ ALWAYS_FOLLOWED = 4  # counts up to twice this and 2 more cost the model little
 NAMED = 5  # images named in a message; the others are counted
 SHOWN = 60  # characters of a cell in a message
 
-_UNKNOWN = {"", "?", "na", "n/a", "nan", "none"}
-_TRUTH = {"true": True, "1": True, "false": False, "0": False, "": False}
+_UNKNOWN = {"", "?", "na", "n/a", "#n/a", "<na>", "nan", "null", "none"}
+_TRUE = ("true", "1", "wahr", "vrai", "vero", "verdadero")  # as spreadsheets write it in some languages
+_FALSE = ("false", "0", "", "falsch", "faux", "falso")
+_TRUTH = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
 _PAGE = re.compile(rb"\[\d+\]$")
+_SEPARATOR_LINE = re.compile(r"\A\s*sep=.[^\S\n]*\n")  # of spreadsheets
 
 
 # ---- counts.csv ------------------------------------------------------------------------------------------------------
@@ -90,6 +94,7 @@ def _decode(file: Path) -> str:
 def _rows(file: Path, text: str) -> Iterable[tuple[int, dict[str, str]]]:
     """Line numbers and the cells file, count and at_limit of the rows that are not blank."""
     most: list[str] = []
+    text = _SEPARATOR_LINE.sub("\n", text)  # a line of its own, so that numbers of lines stay right
     for separator in ",;\t":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
         try:
@@ -109,9 +114,17 @@ def _rows(file: Path, text: str) -> Iterable[tuple[int, dict[str, str]]]:
                 if columns["count"] == len(header) - 1:  # it shows what would be lost, such as the 5 of 1,5
                     row[columns["count"]:] = [separator.join(row[columns["count"]:]).rstrip(separator)]
                 cells = {name: row[column] if column < len(row) else "" for name, column in columns.items()}
+                if separator != ",":
+                    cells["count"] = _with_point(cells["count"])
                 yield reader.line_num, {"at_limit": ""} | cells
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: cannot be read as a row of cells ({error})") from None
+
+
+def _with_point(number: str) -> str:
+    """A number as written where a comma may be the decimal sign; 1.000 and 1,000 may be a thousand: no number."""
+    thousands = re.fullmatch(r"\s*\d+([.,]\d{3})+\s*", number)
+    return number.replace(".", ",") if thousands else number.replace(",", ".", 1)
 
 
 class _Images:
@@ -120,6 +133,7 @@ class _Images:
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = os.path.join(os.path.realpath(os.fsencode(folder)), b"")
         self.names = {os.fsencode(name): name for name in names}
+        self.normalised = {_normalised(name): name for name in names}
         self.by_last_part: dict[bytes, list[str]] = {}
         self.pages: dict[bytes, list[str]] = {}  # by the last part of their file's name
         for path, name in self.names.items():
@@ -132,9 +146,13 @@ class _Images:
         """The image's name. Raises ValueError: no image has it, or several have."""
         literal = cell.encode("utf-8", "surrogateescape")
         path = literal.strip().replace(b"\\", b"/")
-        for reading in (literal, posixpath.normpath(path), self._beside(path)):
+        for reading in (literal, posixpath.normpath(path), self._beside(path), self._beside(literal)):
             if reading in self.names:
                 return self.names[reading]
+        for encoding in ("utf-8", "cp1252"):  # a spreadsheet's plain CSV may be in the latter
+            name = self.normalised.get(_normalised(path.decode(encoding, "replace")))
+            if name is not None:
+                return name
         last = posixpath.basename(path)
         fitting = self.by_last_part.get(last, [])
         if len(fitting) > 1:
@@ -150,6 +168,11 @@ class _Images:
         """A path that starts in the working directory or at the root, as one that starts in the images' folder."""
         folder, last = os.path.split(path)  # an image that is a link is known by the link's name
         return os.path.join(os.path.realpath(folder), last).removeprefix(self.folder).replace(os.sep.encode(), b"/")
+
+
+def _normalised(name: str) -> str:
+    """A name whose accents are one character with their letter, as some systems write them and others do not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _count(cell: str) -> int | None:
@@ -221,10 +244,10 @@ def largest_followed(counts: Tensor) -> int:
     Args:
         counts: (M,) int64, -1 where unknown.
     Returns:
-        The largest count that is no outlier; -1 if all are unknown.
+        The largest count that is no outlier; -1 if all are unknown, or all but a single one that is above 10.
     """
     known = counts[counts >= 0].sort().values
-    if not len(known):
+    if not len(known) or len(known) == 1 < len(counts) and known[0] > _far_above(0):  # one label among unknown counts
         return -1
     rare = max(1, min(3, len(known) // 10), len(known) // 100)
     for start in range(max(1, len(known) - rare), len(known)):
@@ -242,15 +265,17 @@ def warn_of_outliers(counts: Tensor, training: Tensor, name: Callable[[int], str
         name: of an image, by its place in `counts`.
     """
     followed = largest_followed(training)
-    outliers = (counts > _far_above(followed)).nonzero().flatten().tolist() if followed >= 0 else []
+    far_above = _far_above(followed)
+    outliers = (counts > far_above).nonzero().flatten().tolist() if (training >= 0).any() else []
     if not outliers:
         return
-    far_above = _far_above(followed)
     told = ", ".join(f"{name(image)} has {counts[image]} objects" for image in outliers[:NAMED])
     if len(outliers) > NAMED:
         told += f" and {len(outliers) - NAMED} more have above {far_above}"
-    warnings.warn(f"{told}, the other images at most {counts[counts <= far_above].max()}: the model will not count "
-                  "that far; --model.num-steps raises the limit", stacklevel=2)
+    most = max(counts[counts <= far_above].tolist(), default=-1)
+    others = f"the other images at most {most}" if most >= 0 else "and no other count is known"
+    warnings.warn(f"{told}, {others}: the model will not count that far; --model.num-steps raises the limit",
+                  stacklevel=2)
 
 
 def _far_above(count: int) -> int:

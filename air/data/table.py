@@ -13,7 +13,7 @@ from tyro.conf import Suppress
 
 from air.data.cache import cached
 from air.data.dataset import Generated
-from air.data.scenes import SCENE_SETTINGS, DataError, Scenes, draw_counts, probes
+from air.data.scenes import SCENE_SETTINGS, DataError, ImageSize, Scenes, draw_counts, probes
 from air.files import memory_limit
 from air.models.settings import Counts, SomeCounts, check_memory, settings
 from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
@@ -33,7 +33,7 @@ class Table(Generated):
     name: Suppress[Literal["scenes-table"]] = "scenes-table"
     counts: SomeCounts = (0, 1, 2, 3)
     """Numbers of objects that occur."""
-    image_size: Suppress[int] = View().image_size
+    image_size: Suppress[ImageSize] = View().image_size
 
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes.

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from air.data.images import MAX_MEGAPIXELS, Picture, listed, placement, read_files, read_full, square
-from air.data.intensity import Range, describe, to_bytes, usual_top
+from air.data.intensity import ENOUGH, UPPER_BITS, Range, describe, to_bytes, usual_top
 from air.data.scenes import DataError
 from air.evaluation.pictures import STEP_COLOURS
 from air.inference.refine import refine
@@ -50,7 +50,7 @@ class Intensities:
     def __init__(self, ranges: Mapping[str, Range], given: Range | None) -> None:
         """Args: ranges: of the images that the run was trained on, by kind; given: for all images instead."""
         self.ranges, self.given = ranges, given
-        self.highest: dict[str, float] = {}
+        self.highest: dict[str, tuple[float, Range]] = {}  # intensity of each kind, and the range of that image
         self.beyond: list[str] = []
         self.other: dict[str, list[str]] = {}
 
@@ -61,12 +61,14 @@ class Intensities:
         low, high = picture.extremes[0].tolist()
         if picture.kind not in self.ranges:
             self.other.setdefault(picture.kind, []).append(picture.name)
-            return min(0.0, low), usual_top(high, picture.kind)
-        self.highest[picture.kind] = max(high, self.highest.get(picture.kind, high))
-        bottom, top = self.ranges[picture.kind]
-        if high > top + (top - bottom) / 2:
-            self.beyond.append(picture.name)
-        return bottom, top
+            used = min(0.0, low), usual_top(high, picture.kind)
+        else:
+            used = self.ranges[picture.kind]
+            if high > used[1] + (used[1] - used[0]) / 2:
+                self.beyond.append(picture.name)
+        known = self.highest.setdefault(picture.kind, (high, used))
+        self.highest[picture.kind] = max(known, (high, used))
+        return used
 
     def remarks(self) -> list[str]:
         """Sentences about the images so far."""
@@ -75,9 +77,9 @@ class Intensities:
                 for kind, names in self.other.items()]
         if self.beyond:
             said.append(f"{listed(self.beyond)}: brighter than the range of training and clipped; {trained}")
-        for kind, high in self.highest.items():
-            low, top = self.ranges[kind]
-            if kind != "8-bit" and high < low + (top - low) / DARK:
+        for kind, (high, (low, top)) in self.highest.items():
+            least = {"8-bit": 1, UPPER_BITS: ENOUGH}.get(kind, low + (top - low) / DARK)
+            if 0 < high <= least < top:
                 said.append(f"no {kind} image exceeds {high:g}, so all are black; {trained}")
         return [f"{each}; --intensity-range LOW HIGH sets another" for each in said]
 

@@ -2,8 +2,8 @@
 
 A program's signals end it with a sentence and code 130, whatever it is doing (`exit_at_signals`). Within that, a loop
 may ask for the first signal as a flag (`interrupt_flag`), and a write may hold signals back until it is done
-(`deferred_signals`). Handlers are the main thread's; in other threads all three do nothing. A signal that is ignored,
-as SIGHUP under nohup, stays ignored. This module imports nothing slow: it is at work before torch is imported.
+(`deferred_signals`). Handlers are the main thread's; in other threads all three do nothing. Where SIGHUP is ignored, as
+nohup asks, it stays ignored. This module imports nothing slow: it is at work before torch is imported.
 """
 
 import os
@@ -19,6 +19,30 @@ INTERRUPTED = 130  # the exit code
 temporary_files: set[str] = set()  # of writes under way, which an interrupted program removes
 
 
+class Flag:
+    """What a handler may set at any moment. A `threading.Event` has a lock, for which two handlers at once would wait
+    for ever.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """Set the flag."""
+        self._is_set = True
+
+    def clear(self) -> None:
+        """Take the flag back."""
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._is_set
+
+
+announced = Flag()  # that the program has said that it was interrupted: further signals say nothing
+
+
 class Handlers:
     """Replaces the signals' handlers for a while."""
 
@@ -30,7 +54,9 @@ class Handlers:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+            action = signal.getsignal(number)
+            under_nohup = action == signal.SIG_IGN and number == getattr(signal, "SIGHUP", None)
+            if action is not None and not under_nohup:  # None: one that Python knows nothing of
                 self._previous[number] = signal.signal(number, handler)
 
     def restore(self) -> None:
@@ -52,11 +78,12 @@ def exit_handler(sentence: Callable[[], str]) -> Callable[[int, Any], None]:
     process = os.getpid()
 
     def handler(number: int, frame: object) -> None:
+        ignore_signals()  # one sentence is enough
         if os.getpid() == process:  # not in a fork, which has a copy of the handler and of the set
             for path in tuple(temporary_files):
                 with suppress(OSError):
                     os.unlink(path)
-            if is_first_process():
+            if is_first_process() and not announced.is_set():
                 start = "\n" if os.isatty(2) else ""  # after the terminal's ^C, or a progress bar
                 with suppress(OSError):
                     os.write(2, f"{start}{sentence()}\n".encode(errors="backslashreplace"))
@@ -76,16 +103,20 @@ def exit_at_signals(sentence: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def interrupt_flag(several: Callable[[], bool] = lambda: False) -> Iterator[threading.Event]:
+def interrupt_flag(several: Callable[[], bool] = lambda: False) -> Iterator[Flag]:
     """Set the flag at a signal, so that the current step finishes; a second signal acts as it did before.
+
+    A signal that comes too late for the block to look at its flag again acts when the block ends.
 
     Args:
         several: whether this is one of several processes, where every signal sets the flag: torchrun forwards what the
             terminal has already sent to all.
     """
-    flag, handlers = threading.Event(), Handlers()
+    flag, handlers = Flag(), Handlers()
+    arrived: list[int] = []
 
     def handler(number: int, frame: object) -> None:
+        arrived.append(number)
         flag.set()
         if not several():
             handlers.restore()
@@ -95,6 +126,8 @@ def interrupt_flag(several: Callable[[], bool] = lambda: False) -> Iterator[thre
         yield flag
     finally:
         handlers.restore()
+    if arrived:  # and the block has not ended with an exception because of it
+        signal.raise_signal(arrived[0])
 
 
 @contextmanager

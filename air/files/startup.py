@@ -8,9 +8,18 @@ import atexit
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from air.files.console import console, open_standard_descriptors, say
-from air.files.signals import Handlers, exit_at_signals, exit_handler, ignore_signals
+from air.files.signals import (
+    INTERRUPTED,
+    Handlers,
+    announced,
+    deferred_signals,
+    exit_at_signals,
+    exit_handler,
+    ignore_signals,
+)
 
 
 def begin(program: str) -> None:
@@ -34,8 +43,22 @@ def running(program: str, advice: Callable[[], str] = lambda: "") -> Iterator[No
         program: its name, which the sentence and warnings begin with.
         advice: gives how to continue, for the end of the sentence.
     """
+    announced.clear()
     with exit_at_signals(lambda: f"{program}: interrupted{advice()}"), console(program):
         yield
+
+
+def end_interrupted(sentence: str, error: bool = False) -> NoReturn:
+    """End a program with code 130 after it has finished what it was at.
+
+    Args:
+        sentence: what is done and how to continue.
+        error: whether it goes to standard error.
+    """
+    with deferred_signals():
+        say(sentence, error)
+        announced.set()
+    sys.exit(INTERRUPTED)
 
 
 def check_torch() -> None:

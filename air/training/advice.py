@@ -17,11 +17,14 @@ def before_training(config: Config, dataset: Dataset) -> list[str]:
     ground, model = dataset.ground, config.model
     if ground is None or not isinstance(model, AIRSettings):
         return []
+    if ground.is_all:
+        return ["the images show nothing but an even ground: dark shapes on transparency need --data.invert, and faint "
+                "ones another --data.intensity-range"]
     if ground.is_brighter:
-        seen = f"the objects look darker than what is behind them, {ground.level:.2f} of white at the border"
+        seen = f"the objects look darker than what is behind them, {ground.level:.2f} of white"
         return [f"{seen}: {'leave out' if getattr(config.data, 'invert') else 'add'} --data.invert"]
     if not ground.is_black and not model.background:
-        return [f"the ground is not black, {ground.level:.2f} of white at the border and varying by "
+        return [f"the ground is not black, {ground.level:.2f} of white and varying along the border by "
                 f"{ground.spread:.2f}: add --model.background, or "
                 "make an even ground black with --data.intensity-range"]
     return []
@@ -50,5 +53,8 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
     advice = f"a --model.scale-prior-mean {below} {config.model.scale_prior_mean:.3g}"
     if "object_size" in flag_names(type(config.data)):
         advice = f"a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}"
+    causes = f"try {advice}"
+    if offset < 0:
+        causes = f"either windows cover two objects, which reconstructions.png shows, or {causes}"
     return [f"the objects found are {larger} than the scale prior says, by {abs(offset):.1f} of its sds on average: "
-            f"try {advice}"]
+            f"{causes}"]

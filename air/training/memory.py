@@ -7,7 +7,7 @@ sizes:
     bytes = base + data set + 4 parameters (weights, gradients, Adam's two moments) + STEP · kept + evaluation
 
 The constants are those of 17 short runs on the CPU (estimators, 1 to 100 particles, guides, backgrounds, convolutions,
-3D scenes, batches of 64 to 512 images): the estimate is 0.69 to 1.03 times their peak resident memory, so a run that
+3D scenes, batches of 64 to 512 images): the estimate is 0.67 to 0.99 times their peak resident memory, so a run that
 fits is not refused. On CUDA it leaves out what belongs to the host, and has not been compared.
 """
 
@@ -24,7 +24,7 @@ from air.models.settings import check_memory
 from air.recipe import build_model, build_objective
 from air.scenes3d.renderer import View
 
-BASE = 0.8e9  # bytes of the process, most of it torch
+BASE = 0.75e9  # bytes of the process, most of it torch's CUDA build
 STEP = 1.8  # peak of a step over what it keeps for its backward pass
 PROBED_STEPS = 4  # memory grows linearly in N beyond; a step of the guide is slow to lay out
 EVALUATED = 12  # images of an evaluation for each object of each scene

@@ -31,6 +31,7 @@ QUICK_SCENES = 1000  # held-out scenes of intermediate evaluations; the final on
 PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
 CHECK_EVERY = 50  # steps between checks of a GPU's loss: each waits for the device
 SEED_STRIDE = 10_007  # between the seeds of processes
+LOWER_LR = "Try a lower --optim.lr, or --precision fp32"
 ASK_EVERY = 10  # steps between the processes' agreeing whether to stop
 
 
@@ -115,6 +116,8 @@ class Trainer:
         log = NoOpLogger() if rank() else RunLogger(self.out, self.logged, self.step, self._steps)
         try:
             self._train(log)
+            if not self._is_finite():
+                raise TrainingError(f"the weights are not finite after step {self.step}; {self._saved()}. {LOWER_LR}")
             metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
             if self.dataset.unseen is not None:
                 metrics["unseen"] = evaluate(self.model, self.dataset.unseen, refined=True)
@@ -164,8 +167,7 @@ class Trainer:
             self.model.count_prior.follow(mean(torch.stack(shares)))
         self.step += 1
         if self.step % self.check_every == 0 and not math.isfinite(loss.item()):
-            raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. "
-                                "Try a lower --optim.lr, or --precision fp32")
+            raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. {LOWER_LR}")
         self.means.add(metrics)
         return metrics
 
@@ -220,7 +222,7 @@ class Trainer:
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if not all(parameter.isfinite().all() for parameter in self.objective.parameters()):
+        if not self._is_finite():
             return  # the next loss will not be finite: keep the last good checkpoint
         processes = gather({
             "rng": torch.get_rng_state(), "means": self.means.state_dict(),
@@ -232,6 +234,9 @@ class Trainer:
                 "objective": self.objective.state_dict(), "optimizer": self.take_step.state_dict(),
                 "step": self.step, "seconds": self.seconds, "gradient_norms": self._gradient_norms(),
                 "images": dict(self.dataset.digests), "processes": processes})
+
+    def _is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.objective.parameters())
 
     def _saved(self) -> str:
         saved = self.out / FILE_NAME

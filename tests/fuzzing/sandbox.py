@@ -38,7 +38,7 @@ class Outcome:
     out: str
     err: str
     seconds: float
-    memory: int  # bytes at most
+    memory: int  # bytes at most, above those at the start
     leftovers: Sequence[str]  # temporary files
 
     @property
@@ -71,6 +71,7 @@ class Sandbox:
         start = self._start_process if fresh else self._fork
         began = time.monotonic()
         process = start(program, argv, folder, [stream.fileno() for stream in streams])
+        held = memory_of("self" if fresh else process)  # of a fork, what it shares with this process
         code, memory = _wait(process, began, limit, signals)
         texts = []
         for stream in streams:
@@ -78,7 +79,7 @@ class Sandbox:
             texts.append(stream.read().decode(errors="backslashreplace"))
             stream.close()
         left = sorted(set(self._temporary(folder)) - before)
-        return Outcome(argv, code, *texts, time.monotonic() - began, memory, left)
+        return Outcome(argv, code, *texts, time.monotonic() - began, memory - held, left)
 
     def _temporary(self, folder: Path) -> list[str]:
         return [os.path.join(place, name) for root in (folder, self.cache) for place, _, names in os.walk(root)
@@ -193,7 +194,7 @@ def faults(outcome: Outcome, program: str, refused: bool | None = None, codes: S
         found.append("control characters are echoed")
     if len(max(outcome.complaints, key=len, default="")) > 3000:
         found.append("more than 3,000 characters in a sentence")
-    if outcome.memory - own_memory() > MEMORY:
+    if outcome.memory > MEMORY:
         found.append(f"memory: {outcome.memory / 2**30:.1f} GB")
     if outcome.leftovers:
         found.append("temporary files left behind")
@@ -204,9 +205,12 @@ def faults(outcome: Outcome, program: str, refused: bool | None = None, codes: S
     return found
 
 
-def own_memory() -> int:
-    """Bytes that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def memory_of(process: int | str) -> int:
+    """Bytes that a process holds; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def not_finite(content: Any) -> bool:

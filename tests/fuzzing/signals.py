@@ -42,8 +42,8 @@ def _interrupted(outcome: Outcome, program: str, sent: list[tuple[float, int]]) 
     found = faults(outcome, program, codes=(0, INTERRUPTED, *((-signal.SIGKILL,) if killed else ())))
     if killed:  # the next run clears them
         found = [fault for fault in found if fault != "temporary files left behind"]
-    if outcome.code == INTERRUPTED and len(outcome.complaints) > 1:
-        found.append("more than a sentence about an interruption")
+    if outcome.code == INTERRUPTED and len(outcome.complaints) > len(sent):
+        found.append("more than a sentence about each signal")
     if outcome.code == INTERRUPTED and not (outcome.err + outcome.out).strip():
         found.append("interrupted without a word")
     return found
