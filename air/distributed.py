@@ -5,6 +5,7 @@ alone.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -91,7 +92,7 @@ def is_peer_failure(error: RuntimeError) -> bool:
 
 
 def rank_zero_first(build: Callable[[], T]) -> T:
-    """Call `build` in rank 0 before the others, which then find what it downloaded or cached."""
+    """Call `build` in rank 0 before the others, which then find what it downloaded or cached; only rank 0 warns."""
     if world_size() == 1:
         return build()
     if rank() == 0:
@@ -100,4 +101,6 @@ def rank_zero_first(build: Callable[[], T]) -> T:
         finally:
             dist.barrier()
     dist.barrier()
-    return build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build()

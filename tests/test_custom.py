@@ -119,6 +119,9 @@ class TestIntensities:
             assert dataset.train.images.max() == pytest.approx(255 * 3440 / of, abs=0.5)
         with pytest.raises(ValueError, match="the lower intensity must come first, got 5 and 5"):
             Folder(intensity_range=(5, 5))
+        for of in ((5, 5), (0, float("nan"))):  # of a damaged checkpoint
+            with pytest.raises(ValueError, match="ranges"):
+                Folder(ranges={"16-bit": of})
 
     @pytest.mark.parametrize("dtype, top, of", [(np.uint16, 3440, 4095), (np.int64, 215, 255), (np.float64, 215, 255),
                                                 (np.float32, 0.84, 1), (np.uint8, 1, 1), (bool, True, 255)])

@@ -42,14 +42,14 @@ MIXED = 1 / 20  # share of images with another depth that is no chance
 LARGEST = 1e30  # intensity, beyond which 32-bit floats overflow
 
 
-def _ascending(given: Range | None) -> Range | None:
-    if given is not None and not given[0] < given[1]:
+def _ascending(given: Range) -> Range:
+    if not given[0] < given[1]:
         raise ValueError(f"the lower intensity must come first, got {given[0]:g} and {given[1]:g}")
     return given
 
 
 Intensity = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
-IntensityRange = Annotated[tuple[Intensity, Intensity] | None, AfterValidator(_ascending)]
+IntensityRange = Annotated[tuple[Intensity, Intensity], AfterValidator(_ascending)]
 
 
 @settings
@@ -60,9 +60,9 @@ class CustomImages:
     """An object's side as a share of the image's."""
     invert: bool = False
     """The objects are dark on a bright background."""
-    intensity_range: IntensityRange = None
+    intensity_range: IntensityRange | None = None
     """The intensities that are black and white (None: measured over the training images)."""
-    ranges: Suppress[dict[str, Range]] = field(default_factory=dict)
+    ranges: Suppress[dict[str, IntensityRange]] = field(default_factory=dict)
 
     def range_of(self, kind: str, lowest_and_highest: NDArray[np.float64]) -> Range:
         """The range of images of one kind: the one given, the run's, or measured over the training images.
