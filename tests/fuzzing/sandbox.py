@@ -71,7 +71,8 @@ class Sandbox:
         start = self._start_process if fresh else self._fork
         began = time.monotonic()
         process = start(program, argv, folder, [stream.fileno() for stream in streams])
-        held = memory_of("self" if fresh else process)  # of a fork, what it shares with this process
+        # What a fork shares with this process, unless it has ended already.
+        held = (0 if fresh else memory_of(process)) or memory_of("self")
         code, memory = _wait(process, began, limit, signals)
         texts = []
         for stream in streams:
