@@ -140,3 +140,4 @@ class TestIntensities:
             Image.fromarray(pixels).save(twelve_bit / f"{number:02}.png")
         with pytest.warns(UserWarning, match="20 16-bit images are nearly black from 0 to 65535.*: 00.png, 01.png"):
             load_dataset(Folder(root=str(twelve_bit), image_size=20))
+        load_dataset(Folder(root=str(twelve_bit), image_size=20, intensity_range=(0, 65535)))  # without a word

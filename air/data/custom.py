@@ -160,7 +160,8 @@ def load_folder(own: Folder) -> Loaded:
         of_kind = [picture.extremes for picture in training if picture.kind == kind]
         of_kind = of_kind or [picture.extremes for picture in pictures if picture.kind == kind]
         ranges[kind] = own.range_of(kind, np.concatenate(of_kind))
-        _check_range(kind, ranges[kind], [picture for picture in pictures if picture.kind == kind])
+        if own.intensity_range is None:  # what is given by hand is meant
+            _check_range(kind, ranges[kind], [picture for picture in pictures if picture.kind == kind])
     channels = max(picture.pixels.shape[-1] for picture in pictures)
     images = torch.stack([square(picture, own.image_size, channels, ranges[picture.kind], own.invert)
                           for picture in pictures])
