@@ -4,6 +4,8 @@ from PIL import Image
 
 from air.data import DataError, Folder, Npz, load_dataset
 from air.data.custom import load_folder, split
+from air.data.decoding import Decoded
+from air.data.intensity import UPPER_BITS
 
 
 def save(folder, name, pixels):
@@ -141,3 +143,13 @@ class TestIntensities:
         with pytest.warns(UserWarning, match="20 16-bit images are nearly black from 0 to 65535.*: 00.png, 01.png"):
             load_dataset(Folder(root=str(twelve_bit), image_size=20))
         load_dataset(Folder(root=str(twelve_bit), image_size=20, intensity_range=(0, 65535)))  # without a word
+
+    @pytest.mark.parametrize("given", [None, (0, 255)])
+    def test_colours_of_which_nothing_would_be_read_are_refused(self, tmp_path, monkeypatch, given):
+        """16 bits a channel with values of eight: Pillow reads the upper byte, which is 0."""
+        for number in range(12):
+            Image.new("RGB", (20, 20)).save(tmp_path / f"{number:02}.png")
+        decoded = Decoded(UPPER_BITS, [Image.new("F", (20, 20))] * 3, None)
+        monkeypatch.setattr("air.data.images.decode", lambda image: decoded)
+        with pytest.raises(DataError, match="colour images of 16 bits that use fewer than 13 of them"):
+            load_dataset(Folder(root=str(tmp_path), image_size=20, intensity_range=given))

@@ -160,8 +160,8 @@ def load_folder(own: Folder) -> Loaded:
         of_kind = [picture.extremes for picture in training if picture.kind == kind]
         of_kind = of_kind or [picture.extremes for picture in pictures if picture.kind == kind]
         ranges[kind] = own.range_of(kind, np.concatenate(of_kind))
-        if own.intensity_range is None:  # what is given by hand is meant
-            _check_range(kind, ranges[kind], [picture for picture in pictures if picture.kind == kind])
+        _check_range(kind, ranges[kind], [picture for picture in pictures if picture.kind == kind],
+                     given=own.intensity_range is not None)
     channels = max(picture.pixels.shape[-1] for picture in pictures)
     images = torch.stack([square(picture, own.image_size, channels, ranges[picture.kind], own.invert)
                           for picture in pictures])
@@ -173,14 +173,18 @@ def load_folder(own: Folder) -> Loaded:
     return Loaded(names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges, ground)
 
 
-def _check_range(kind: str, used: Range, pictures: Sequence[Picture]) -> None:
-    """Warn of images that are nearly black in their kind's range. Raises DataError: none has enough intensities."""
+def _check_range(kind: str, used: Range, pictures: Sequence[Picture], given: bool) -> None:
+    """Warn of images that are nearly black in their kind's range, unless that is given by hand.
+
+    Raises:
+        DataError: too little of the images' intensities is read.
+    """
     all_extremes = np.concatenate([picture.extremes for picture in pictures])
     if kind == UPPER_BITS and all_extremes[:, 1].max() < ENOUGH:
         raise DataError(f"{listed([picture.name for picture in pictures])}: colour images of 16 bits that use fewer "
                         "than 13 of them, of which only the upper eight are read: save them with 8 bits")
     less = [picture.name for picture, is_less in zip(pictures, of_less_depth(all_extremes, kind, used)) if is_less]
-    if len(less) > MIXED * len(pictures):
+    if len(less) > MIXED * len(pictures) and not given:
         warnings.warn(f"{len(less)} {kind} images are nearly black from {used[0]:g} to {used[1]:g}, the range of the "
                       f"others, and seem to have another depth: {listed(less)}; convert them, or train without them",
                       stacklevel=3)
