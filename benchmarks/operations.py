@@ -25,7 +25,8 @@ from air.training.trainer import Trainer
 from benchmarks.bench_step import synthetic_scenes
 
 RECORDED = Path(__file__).parent / "results" / "operations.json"
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh",
+               "_unsafe_view", "_record_function_enter_new", "_record_function_exit"}  # the last two mark a profile
 GROUPS = 8  # of the same operation, the largest ones printed
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> data set, estimator, settings

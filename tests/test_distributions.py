@@ -5,31 +5,76 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from air.models.distributions import CountPrior, NormalLatent, log_at_least, log_count_probs, normal_kl, normal_log_prob
+from air.models.distributions import (
+    CategoricalLatent,
+    CountPrior,
+    NormalLatent,
+    divergences,
+    draw,
+    log_at_least,
+    log_count_probs,
+    standard_normal_kl,
+)
 
 
-def random_normals():
+def random_latent():
+    """Shape (5, 4), with a prior for each of the four."""
     torch.manual_seed(0)
-    loc, prior_loc = torch.randn(2, 5, 4, dtype=torch.float64)
-    scale, prior_scale = torch.rand(2, 5, 4, dtype=torch.float64) + 0.1
-    return loc, scale, prior_loc, prior_scale
+    offset, prior_loc = torch.randn(2, 5, 4, dtype=torch.float64)
+    ratio, prior_scale = torch.rand(2, 5, 4, dtype=torch.float64) + 0.1
+    return NormalLatent(offset, ratio, torch.randn(5, 4, dtype=torch.float64), prior_loc[0], prior_scale[0])
 
 
-def test_normal_kl_and_log_prob_equal_torch_distributions():
-    loc, scale, prior_loc, prior_scale = random_normals()
-    torch.testing.assert_close(normal_kl(loc, scale, prior_loc, prior_scale),
-                               kl_divergence(Normal(loc, scale), Normal(prior_loc, prior_scale)))
-    torch.testing.assert_close(normal_log_prob(prior_loc, loc, scale), Normal(loc, scale).log_prob(prior_loc))
+def test_the_kl_equals_that_of_torch_distributions():
+    latent = random_latent()
+    expected = kl_divergence(Normal(latent.loc, latent.scale), Normal(latent.prior_loc, latent.prior_scale))
+    torch.testing.assert_close(latent.kl(), expected.sum(-1))
+    torch.testing.assert_close(standard_normal_kl(latent.offset, latent.ratio), expected)
+    assert torch.autograd.gradcheck(standard_normal_kl, (latent.offset.requires_grad_(), latent.ratio.requires_grad_()))
+
+
+def test_the_log_ratio_is_that_of_torch_distributions_at_the_draw():
+    latent = random_latent()
+    q, p = Normal(latent.loc, latent.scale), Normal(latent.prior_loc, latent.prior_scale)
+    torch.testing.assert_close(latent.log_ratio(), (p.log_prob(latent.value) - q.log_prob(latent.value)).sum(-1))
+    torch.testing.assert_close(latent.value, latent.loc + latent.scale * latent.noise)
 
 
 def test_latent_kl_is_minus_the_mean_log_ratio():
-    loc, scale, prior_loc, prior_scale = random_normals()
-    noise = torch.randn(100_000, 5, 4, dtype=torch.float64)
-    latent = NormalLatent(loc + scale * noise, loc, scale, prior_loc, prior_scale)
+    latent = random_latent()
+    latent = latent._replace(noise=torch.randn(100_000, 5, 4, dtype=torch.float64))
     ratios = latent.log_ratio()  # (100000, 5)
     standard_error = ratios.std(0) / math.sqrt(len(ratios))
     assert latent.kl().shape == (5,)
     assert ((ratios.mean(0) + latent.kl()).abs() < 4 * standard_error).all()
+
+
+def test_a_latent_moved_is_drawn_at_its_mean():
+    moved = random_latent().at(torch.full((5, 4), 0.3, dtype=torch.float64))
+    torch.testing.assert_close(moved.loc, torch.full_like(moved.loc, 0.3))
+    torch.testing.assert_close(moved.value, moved.loc)
+    torch.testing.assert_close(moved.scale, random_latent().scale)
+
+
+def test_divergences_are_those_of_each_latent():
+    first, other = random_latent(), random_latent()
+    narrow = NormalLatent(*(field[..., :3] for field in other))
+    what = CategoricalLatent(torch.tensor([0, 1, 2, 0, 1]), torch.randn(5, 3, dtype=torch.float64).log_softmax(-1))
+    latents = {"scene": NormalLatent(*(field[:1] for field in first[:3]), *first[3:]), "first": first, "what": what,
+               "narrow": narrow}
+    assert list(divergences(latents)) == list(divergences(latents, sampled=True)) == list(latents)
+    torch.testing.assert_close(divergences(latents), {name: latent.kl() for name, latent in latents.items()})
+    torch.testing.assert_close(divergences(latents, sampled=True),
+                               {name: -latent.log_ratio() for name, latent in latents.items()})
+
+
+def test_the_gradients_of_a_draw_and_of_what_is_read_beside_it_add_up():
+    torch.manual_seed(0)
+    loc, scale, noise = torch.rand(3, 2, 4, dtype=torch.float64)
+    loc.requires_grad_(), scale.requires_grad_()
+    torch.testing.assert_close(draw(loc, scale, noise)[0], loc + scale * noise)
+    for read in (lambda v, m, s: v, lambda v, m, s: v.sin() * m * s, lambda v, m, s: m / s, lambda v, m, s: v * s):
+        assert torch.autograd.gradcheck(lambda m, s: read(*draw(m, s, noise)), (loc, scale))
 
 
 def test_count_distribution_equals_a_sum_over_all_z_pres():
@@ -54,6 +99,7 @@ def test_count_distribution_is_finite_where_probabilities_are_not():
     assert log_q.isfinite().all() and log_q.argmax() == 1
     log_q.sum().backward()
     assert logits.grad.isfinite().all()
+    assert torch.autograd.gradcheck(log_count_probs, torch.randn(4, 3, dtype=torch.float64, requires_grad=True))
 
 
 def test_geometric_prior():

@@ -70,8 +70,8 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
 
 def test_revival_puts_all_weight_on_the_branch_of_the_first_skipped_window():
     def weights(terms, particles=1):
-        explored = exploration_weights(terms.log_q, torch.tensor(0.5, dtype=torch.float64))
-        return explored, revival_weights(terms.skipped(), explored, particles)
+        explored = exploration_weights(terms.q, torch.tensor(0.5, dtype=torch.float64))
+        return explored, revival_weights(terms.skipped, explored, particles)
 
     q = [0.0, 0.25, 0.25, 0.5]
     explored = torch.tensor([[0.125, 0.25, 0.25, 0.375]], dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_revival_puts_all_weight_on_the_branch_of_the_first_skipped_window():
     # Two particles of an image: one skips a window, the other does not; both are revived.
     fine, skipped = terms_of([0, 50, 90, 80], q), terms_of([0, -50, -60, 80], q)
     terms = fine._replace(**{field: torch.cat((getattr(fine, field), getattr(skipped, field)))
-                             for field in ("conditional_elbo", "log_q")})
+                             for field in ("q", "skipped")})
     torch.testing.assert_close(weights(terms, particles=2), (explored.repeat(2, 1), first.repeat(2, 1)))
 
 
@@ -129,7 +129,7 @@ def test_with_a_perfect_baseline_both_outcomes_of_a_step_give_the_same_gradient(
     gain = elbo[0, STEPS] - elbo[0, STEPS - 1]
 
     class Perfect(nn.Module):
-        def forward(self, images, history):
+        def forward(self, images, history, particles):
             return gain.expand(len(images), STEPS)
 
     objective.baseline = Perfect()
@@ -161,7 +161,7 @@ def test_normalising_divides_the_signal_by_its_running_deviation(toy_images):
 
 
 def test_running_moments_follow_the_signal_in_training_only(toy_images):
-    objective, images = NVIL(Toy(False)), toy_images.repeat(5000, 1, 1, 1)
+    objective, images = NVIL(Toy(False), centre=True), toy_images.repeat(5000, 1, 1, 1)
     objective(images)
     first = objective.mean.clone()
     assert first.isfinite() and objective.variance > 0
@@ -298,10 +298,12 @@ def test_baseline_r2_is_the_share_of_the_gains_variance_that_it_predicts(toy_ima
     """Only draws that continue have a weight; their gains are 7 or 17 nats."""
     objective = NVIL(Toy(True), draws=1)
     gain = torch.tensor([[7.0, 17.0], [17.0, 100.0], [7.0, 7.0]], dtype=torch.float64)
-    weight = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)  # gains 7, 17, 17, 7
+    counts = torch.tensor([[[2], [1], [1]]])  # gains 7, 17, 17, 7
+    objective._gain = lambda terms, log_w, bound: gain[None]
+    objective._draw = lambda terms: (counts, torch.ones(1, 3, 1, dtype=torch.float64))
     for guess, r2 in ((12.0, 0.0), (17.0, -1.0), (7.0, -1.0)):
-        objective.baseline.forward = lambda images, history, guess=guess: torch.full_like(gain, guess)
-        _, metrics = objective._predict_gain(gain, weight, toy_images, torch.zeros(3, STEPS, 2, dtype=torch.float64))
+        objective.baseline.forward = lambda images, history, particles, guess=guess: torch.full_like(gain, guess)
+        metrics = objective(toy_images)[1]
         assert metrics["baseline_r2"].item() == pytest.approx(r2)
         assert metrics["baseline_loss"].item() == pytest.approx(sum((g - guess)**2 for g in (7, 17, 17, 7)) / 3)
 

@@ -13,7 +13,7 @@ def test_steps_are_pure_functions(make_model, images, name):
     """A step depends on its arguments alone: a state can be continued from several times."""
     guide, particles = make_model(guide=name).guide_net, 2
     residual = images.repeat_interleave(particles, 0)
-    latents = torch.rand(10, 3, 8, dtype=torch.float64).unbind(1)
+    latents = [each.split((3, 4, 1), -1) for each in torch.rand(10, 3, 8, dtype=torch.float64).unbind(1)]
     with torch.no_grad():
         state = guide.start(images, particles)
         first, after_first = guide.step(state, residual, latents[0])
@@ -35,8 +35,8 @@ def test_guides_declare_what_they_read(make_model, images, name, reads_residual,
 
     def second(residual, latents):
         with torch.no_grad():
-            _, state = guide.step(guide.start(images, 1), images, torch.zeros_like(latents))
-            return guide.step(state, residual, latents)[0].logits
+            _, state = guide.step(guide.start(images, 1), images, [torch.zeros_like(latents)])
+            return guide.step(state, residual, [latents])[0].logits
 
     usual = second(images, latents)
     assert torch.equal(second(images / 2, latents), usual) != reads_residual

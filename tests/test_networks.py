@@ -15,7 +15,6 @@ from air.models.networks import (
     RecurrentNet,
     fold,
     non_linearity_class,
-    shared_products,
 )
 from air.scenes3d.renderer import View
 from tests.conftest import SMALL
@@ -29,11 +28,11 @@ def test_recurrent_net_is_an_lstm_on_image_and_latents(embed_net):
     nn.init.normal_(net.h_init), nn.init.normal_(net.c_init)
     cell, images = as_lstm_cell(net), torch.randn(2, 1, 4, 4, dtype=torch.float64)
     gates, state = net.read(images)
-    expected = state
+    expected = state.h.expand(2, -1), state.c
     for latents in torch.randn(3, 2, 3, dtype=torch.float64):
-        state = net(gates, latents, state)
+        state = net(gates, latents.split((2, 1), -1), state)
         expected = cell(torch.cat((net.embed(images.flatten(1)), latents), 1), expected)
-        torch.testing.assert_close(state, expected)
+        torch.testing.assert_close(tuple(state), tuple(expected))
 
 
 def test_image_is_multiplied_by_its_weights_once(monkeypatch):
@@ -41,7 +40,7 @@ def test_image_is_multiplied_by_its_weights_once(monkeypatch):
     net.image_gates.register_forward_hook(lambda *_: calls.append(1))
     gates, state = net.read(torch.randn(2, 1, 4, 4))
     for _ in range(5):
-        state = net(gates, torch.randn(2, 3), state)
+        state = net(gates, [torch.randn(2, 3)], state)
     assert len(calls) == 1
 
 
@@ -119,60 +118,21 @@ def test_scales_are_positive_and_outputs_keep_their_dtype_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         loc, scale = encoder(100 * torch.randn(8, 1, 3, 3))
         logit, where_loc, where_scale = predict(100 * torch.randn(8, 6))
-        b = baseline(torch.randn(8, 1, 3, 3), torch.randn(8, 2, 3))
+        b = baseline(torch.randn(8, 1, 3, 3), torch.randn(2, 1, 8, 3))
     assert (scale > 0).all() and (where_scale > 0).all()
     assert {t.dtype for t in (loc, scale, logit, where_loc, where_scale, b)} == {torch.float32}
     assert b.shape == (8, 2)
-
-
-def chained(products, x, other):
-    """A function of a weight through three chained products, whose batch sizes differ."""
-    first = products[0](x)
-    second = products[1](first[:2].sin())
-    return first.square().sum() + (second * other).sum() + products[2](second.cos()).cumsum(0).sum()
-
-
-def test_shared_products_equal_linear_in_value_and_gradient():
-    torch.manual_seed(0)
-    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    x, other = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    plain = chained([lambda x: F.linear(x, weight)] * 3, x, other)
-    (wanted,) = torch.autograd.grad(plain, weight)
-    shared = chained(shared_products(weight, [3, 2, 2]), x, other)
-    assert shared == plain
-    for retain in (True, False):  # backward works twice
-        torch.testing.assert_close(torch.autograd.grad(shared, weight, retain_graph=retain)[0], wanted)
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, weight: chained(shared_products(weight, [3, 2, 2]), x, other),
-                                    (x, weight))
-    torch.autograd.grad(chained(shared_products(weight, [3, 2, 2]), x, other), x)  # and without the weight's gradient
-
-
-def test_an_unused_shared_product_adds_no_gradient():
-    weight, x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True), torch.ones(4, 3, dtype=torch.float64)
-    shared_products(weight, [4, 4])[0](x).sum().backward()
-    assert (weight.grad == 4).all()
-
-
-def test_shared_products_in_low_precision_and_without_gradients():
-    torch.manual_seed(0)
-    weight, x = torch.randn(5, 7, requires_grad=True), torch.randn(3, 7)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = shared_products(weight, [3])[0](x)
-        assert low.dtype == torch.bfloat16 and torch.equal(low, F.linear(x, weight))
-    with torch.no_grad():
-        plain = shared_products(weight, [3])[0](x)
-    assert not plain.requires_grad and torch.equal(plain, F.linear(x, weight))
 
 
 def test_baseline_sees_the_past_only():
     """b_t depends on the image and the draws up to step t - 1, not on later ones."""
     torch.manual_seed(0)
     baseline = Baseline(RecurrentNet(9, None, 3, 6, "ReLU"), 6, [4], "ReLU", None).double()
-    images, history = torch.randn(2, 1, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    images = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    history = [[torch.randn(rows, 2, dtype=torch.float64), torch.ones(1, 1).expand(rows, 1).double()]
+               for rows in (1, 2, 2, 2)]
     b = baseline(images, history)
-    changed = history.clone()
-    changed[:, 2] += 1
+    changed = [*history[:2], [history[2][0] + 1, history[2][1]], history[3]]
     again = baseline(images, changed)
     assert (again[:, :2] == b[:, :2]).all() and (again[:, 2:] != b[:, 2:]).all()
     assert (baseline(images + 1, history) != b).all()

@@ -54,8 +54,8 @@ def test_the_loaded_model_has_the_same_distributions(theirs, images, tmp_path):
     model = air.load_pyro_checkpoint(saved(theirs.float(), tmp_path), **KEYWORDS).double()
     theirs.double()
     torch.manual_seed(0)
-    logits, latents, _, painted = model.attend(images)
-    where, what = latents["where"], latents["what"]
+    attended = model.attend(images)
+    logits, where, what = attended.logits, attended.latents["where"], attended.latents["what"]
     state = theirs.h_init.expand(5, -1), theirs.c_init.expand(5, -1)
     z_where, z_what = theirs.z_where_init.expand(5, -1), theirs.z_what_init.expand(5, -1)
     for t in range(3):
@@ -65,14 +65,14 @@ def test_the_loaded_model_has_the_same_distributions(theirs, images, tmp_path):
         torch.testing.assert_close(logits[:, t].sigmoid(), out[:, 0].sigmoid())
         torch.testing.assert_close(where.loc[:, t], out[:, 1:4] + theirs.z_where_loc_prior)
         torch.testing.assert_close(where.scale[:, t], F.softplus(out[:, 4:]) * theirs.z_where_scale_prior)
-        z_where, z_what = where.value[:, t], what.value[:, t]
+        z_where, z_what = attended.z_where[:, t], attended.z_what[:, t]
         code = theirs.encode.mlp.seq(image_to_window(images, z_where, 6).flatten(1))
         torch.testing.assert_close(what.loc[:, t], code[:, :4])
         torch.testing.assert_close(what.scale[:, t], F.softplus(code[:, 4:]))
         window = (theirs.decode.mlp.seq(z_what) - 1).sigmoid().view(5, 1, 6, 6)
         torch.testing.assert_close(model.decode(z_what), window)
     assert model.z_where_prior_scale.tolist() == pytest.approx([0.3, 0.9, 0.8])
-    assert painted.shape == (5, 3, 1, 12, 12)
+    assert attended.painted.shape == (5, 3, 1, 12, 12)
 
 
 def test_without_an_embedding_the_cell_reads_the_pixels(images, tmp_path, theirs):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from air import refine
 from air.models.spatial import invert_z_where
@@ -15,12 +16,13 @@ def framed(images):
 
 def look(model, image, right, down):
     """One look at one image, with torch.roll: the bound of each count, and the latents shifted back."""
-    rollout = model.rollout(image.roll((down, right), (-2, -1))[None], at_mean=True)
-    where, what = rollout.latents["where"], rollout.latents["what"]
+    latents = model.rollout(image.roll((down, right), (-2, -1))[None], at_mean=True).latents
+    where, what = latents["where"], latents["what"]
     size, centre = invert_z_where(where.value).split((1, 2), -1)
     centre = centre - torch.tensor([right, down]) / 6  # a pixel is 2/12 of the canvas's [-1, 1]
     z_where = invert_z_where(torch.cat((size, centre), -1))
-    kl = where._replace(loc=z_where, value=z_where).kl() + what.kl()
+    prior = model.z_where_prior_loc, model.z_where_prior_scale
+    kl = kl_divergence(Normal(z_where, where.scale), Normal(*prior)).sum(-1) + what.kl()
     bound = torch.stack([model.count_prior.log_probs[n] - kl[0, :n].sum() for n in range(model.num_steps + 1)])
     painted = model.paint(z_where, what.value)
     return bound + model.log_likelihood(image[None], painted)[0], z_where[0], what.value[0], painted[0]

@@ -28,6 +28,7 @@ class Toy(nn.Module):
         torch.manual_seed(5)
         self.use_baselines = use_baselines
         self.count_prior = CountPrior.geometric(STEPS, 0.3).double()
+        self.contains = torch.ones(STEPS + 1, STEPS, dtype=torch.float64).tril(-1)
         self.logits = nn.Parameter(torch.tensor([0.4, -0.7], dtype=torch.float64))
         self.fit = nn.Parameter(torch.tensor([-3.0, 1.0, 2.5], dtype=torch.float64))
         self.loc = nn.Parameter(torch.tensor([[0.3, -0.2], [1.1, 0.4]], dtype=torch.float64))
@@ -44,8 +45,10 @@ class Toy(nn.Module):
         shift = 0.5 * torch.arange(particles, dtype=torch.float64).repeat(len(images))[:, None]
         one = torch.ones((), dtype=torch.float64)
         loc = self.loc.expand(rows, -1, -1)
-        latent = NormalLatent(loc + shift[..., None], loc, one, 0 * one, 2 * one)
-        return Rollout(self.logits + brightness - shift, {"toy": latent}, loc, torch.zeros(rows, STEPS, 1, 2, 2),
+        # q = Normal(loc, 1), p = Normal(0, 4), and the draw is loc + shift
+        latent = NormalLatent(loc / 2, (one / 2).expand_as(loc), shift[..., None].expand_as(loc), 0 * one, 2 * one)
+        history = [[each] for each in loc.unbind(1)]
+        return Rollout(self.logits + brightness - shift, {"toy": latent}, history, torch.zeros(rows, STEPS, 1, 2, 2),
                        self.fit * (1 + brightness) - shift)
 
 
@@ -74,7 +77,7 @@ def exact_gradient(images):
 def log_weights(model, images, particles):
     """q(n) and log w(n) = log p(x, n, z) - log q(n, z), (B K, N+1) each."""
     q, rollout = probabilities(model, images, particles)
-    z, loc = rollout.latents["toy"][:2]
+    z, loc = rollout.latents["toy"].value, rollout.latents["toy"].loc
     log_ratio = (-(z / 2)**2 / 2 - math.log(2) + (z - loc)**2 / 2).sum(-1)  # log N(z; 0, 4) - log N(z; loc, 1)
     log_ratio = torch.stack((0 * log_ratio[:, 0], log_ratio[:, 0], log_ratio[:, 0] + log_ratio[:, 1]), 1)
     return q, rollout.log_likelihood + log_ratio + log_prior() - q.log()

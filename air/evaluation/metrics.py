@@ -106,7 +106,7 @@ class ElboTerms(Accumulator[Batch]):
     """elbo, log_likelihood, kl_* (nats per image) and mean_count, with the count summed out."""
 
     def update(self, batch: Batch) -> None:
-        self.add(batch.terms.per_image(batch.q))
+        self.add(batch.terms.per_image())
 
     def compute(self) -> dict[str, Any]:
         return self.means()
@@ -309,7 +309,7 @@ def iw_bound(model: CountingModel, images: Tensor, particles: int) -> Tensor:
     """
     rollout = model.rollout(images, particles=particles)
     terms = elbo_terms(model, rollout, sampled=True, masked=True)
-    log_w = (terms.conditional_elbo + terms.log_p).logsumexp(-1)  # (B K,)
+    log_w = terms.log_joint.logsumexp(-1)  # (B K,)
     return log_w.unflatten(0, (-1, particles)).logsumexp(-1) - math.log(particles)
 
 

@@ -1,11 +1,9 @@
 """Enumerate: the count summed out exactly."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from air.inference.elbo import Metrics, Terms
+from air.inference.elbo import Metrics, Terms, log_mean_exp
 from air.inference.estimator import Estimator
 from air.models.base import CountingModel
 from air.models.settings import power_exceeds
@@ -18,7 +16,7 @@ class Enumerate(Estimator):
 
     For K = 1, with sg = stop_gradient, the loss is minus the batch mean of
 
-        Σ_n weight(n) (conditional_elbo_n + log p(n) - sg log q(n))  +  Σ_n (q(n) - sg q(n)) sg elbo_n
+        Σ_n weight(n) (log_joint_n - sg log q(n))  +  Σ_n (q(n) - sg q(n)) sg elbo_n
 
     The first sum trains the likelihood and the latents, by the weights of the branches: q(n), unless the estimator
     explores or revives. The second has the value 0 and trains q(n): its gradient is Σ_n ∇q(n) elbo_n, that of
@@ -46,8 +44,14 @@ class Enumerate(Estimator):
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
         _, terms = self._rollout(self._images(images))
-        bound = self._mean_bound(terms)
-        return -bound.mean(), self._metrics(terms, bound)
+        bound = self._mean_bound(terms) if self.particles > 1 else self._mean_elbo(terms)
+        return bound.sum() / -len(bound), self._metrics(terms, bound)
+
+    def _mean_elbo(self, terms: Terms) -> Tensor:
+        """The equation in the class's docstring, for K = 1: (B,)."""
+        explored, revived = self._branch_weights(terms)
+        weight = explored.lerp(revived, self.revive)
+        return (weight * terms.log_w + (terms.q - terms.q.detach()) * terms.log_w.detach()).sum(-1)
 
     def _mean_bound(self, terms: Terms) -> Tensor:
         """The bound's mean over the combinations of K counts, (B,).
@@ -55,12 +59,12 @@ class Enumerate(Estimator):
         Below, a row of "combinations" has the shape (B, N+1, ..., N+1, K), with one axis per particle's count.
         """
         explored, revived = map(self._combinations, self._branch_weights(terms))
-        log_w = self._combinations(terms.conditional_elbo + terms.log_p - terms.log_q.detach())
-        bound = log_w.logsumexp(-1) - math.log(self.particles)  # (B, N+1, ..., N+1)
+        log_w = self._combinations(terms.log_w)
+        bound = log_mean_exp(log_w)  # (B, N+1, ..., N+1)
 
         # q(n) follows the bound among explored counts, whatever is revived. Of a product of K weights, the score of
         # particle k replaces its own, w_k: Π_j w_j (q_k - sg q_k) / w_k. For K = 1 that is q - sg q.
-        q = self._combinations(terms.log_q.exp()) / explored.clamp(min=torch.finfo(explored.dtype).tiny)
+        q = self._combinations(terms.q) / explored.clamp(min=torch.finfo(explored.dtype).tiny)
         score = ((q - q.detach()) * self._reward(log_w, bound)).sum(-1)
 
         weight = explored.prod(-1)

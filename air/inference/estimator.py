@@ -21,30 +21,30 @@ Metrics are scalars, detached, in nats unless they are counts or shares:
     baseline_r2             share of the gains' variance that the baseline predicts; < 0: worse than a constant (NVIL)
 """
 
-import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from air.inference.elbo import Metrics, Terms, elbo_terms
+from air.inference.elbo import Metrics, Terms, elbo_terms, log_mean_exp
 from air.inference.estimator_settings import EstimatorSettings, SampledCountSettings
 from air.models.base import CountingModel, Rollout
 from air.models.settings import checked_by
 
 
-def exploration_weights(log_q: Tensor, exploration: Tensor) -> Tensor:
+def exploration_weights(q: Tensor, exploration: Tensor) -> Tensor:
     """(1-ε) q(n) + ε / (N+1): the weight of branch n while exploring.
 
     Args:
-        log_q: (B, N+1).
+        q: (B, N+1).
         exploration: ε in [0, 1], a scalar.
     Returns:
         (B, N+1), detached; each row sums to 1.
     """
-    q = log_q.detach().exp()
-    return q.lerp(torch.full_like(q, 1 / q.shape[-1]), exploration)
+    q = q.detach()
+    return torch.addcmul(q, exploration, 1 / q.shape[-1] - q)
 
 
 def revival_weights(skipped: Tensor, otherwise: Tensor, particles: int) -> Tensor:
@@ -54,17 +54,17 @@ def revival_weights(skipped: Tensor, otherwise: Tensor, particles: int) -> Tenso
     best particle, so next to one that follows q(n) the revival of the others would have no effect.
 
     Args:
-        skipped: (B K, N) bool, see `Terms.skipped`.
+        skipped: (B K, N) bool, see `Terms`.
         otherwise: (B K, N+1), the weights in all other images.
         particles: K.
     Returns:
         (B K, N+1); each row sums to 1.
     """
-    by_image = reduce(skipped, "(b k) n -> b n", "any", k=particles)
-    skipped = repeat(by_image, "b n -> (b k) n", k=particles)
-    branch = skipped.int().argmax(-1, keepdim=True) + 1  # (B K, 1)
-    one_hot = (torch.arange(otherwise.shape[-1], device=branch.device) == branch).to(otherwise.dtype)
-    return torch.where(skipped.any(-1, keepdim=True), one_hot, otherwise)
+    if particles > 1:
+        by_image = reduce(skipped, "(b k) n -> b n", "any", k=particles)
+        skipped = repeat(by_image, "b n -> (b k) n", k=particles)
+    first = skipped.cumsum(-1).cumsum(-1) == 1  # (B K, N), only there are both sums 1
+    return torch.where(skipped.any(-1, keepdim=True), F.pad(first, (1, 0)), otherwise)
 
 
 class Estimator(nn.Module):
@@ -129,8 +129,8 @@ class Estimator(nn.Module):
 
     def _branch_weights(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """The weights of the branches n = 0..N while exploring, and in a revival: (B K, N+1) each."""
-        explored = exploration_weights(terms.log_q, self.exploration)
-        return explored, revival_weights(terms.skipped(), explored, self.particles)
+        explored = exploration_weights(terms.q, self.exploration)
+        return explored, revival_weights(terms.skipped, explored, self.particles)
 
     @staticmethod
     def _reward(log_w: Tensor, bound: Tensor) -> Tensor:
@@ -138,10 +138,12 @@ class Estimator(nn.Module):
 
         A constant 1/K is added, so that it is log w for K = 1.
         """
+        if log_w.shape[-1] == 1:
+            return log_w.detach()
         return (bound[..., None] - (log_w.softmax(-1) - 1 / log_w.shape[-1])).detach()
 
     def _metrics(self, terms: Terms, bound: Tensor) -> Metrics:
-        metrics = terms.metrics(terms.log_q.detach().exp())
+        metrics = terms.metrics()
         return metrics if self.particles == 1 else {**metrics, "bound": bound.detach().mean()}
 
 
@@ -149,7 +151,7 @@ class SampledCount(Estimator):
     """Base of the estimators that sample counts; subclasses choose the control variate.
 
     A rollout is expensive and a count is free. So M = `draws` counts are drawn per rollout, as if there had been M
-    rollouts (below, B stands for M B). While exploring, n is drawn by the branches' weights, as the pathwise part of
+    rollouts. While exploring, n is drawn by the branches' weights, as the pathwise part of
     the gradient requires, and the score-function part is corrected by the importance weight of q(n).
     """
 
@@ -168,29 +170,30 @@ class SampledCount(Estimator):
         self.draws = draws
 
     def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:
-        """Draw a count per particle: the counts, and their importance weights under q(n), (B K, 1) each.
+        """Draw M counts per particle: the counts, and their importance weights under q(n), (M, B K, 1) each.
 
         With ρ = `revive`, an image's K counts are drawn from the mixture (1-ρ) Π_k explored_k + ρ Π_k revived_k. The
         importance weight of particle k follows q instead of its factor, the other particles being drawn as explored:
 
             q_k(n_k) Π_{j≠k} explored_j(n_j) / mixture = q_k / explored_k / (1 + ρ (Π_j revived_j / explored_j - 1))
         """
-        q, (explored, revived) = terms.log_q.detach().exp(), self._branch_weights(terms)
-        revives = torch.rand_like(q[::self.particles, :1]) < self.revive  # (B, 1)
-        drawn_by = torch.where(revives.repeat_interleave(self.particles, 0), revived, explored)
+        q, (explored, revived) = terms.q.detach(), self._branch_weights(terms)
+        q, explored, revived = (each.expand(self.draws, -1, -1) for each in (q, explored, revived))
+        revives = torch.rand_like(q[:, ::self.particles, :1]) < self.revive  # (M, B, 1)
+        drawn_by = torch.where(repeat(revives, "m b 1 -> m (b k) 1", k=self.particles), revived, explored)
         # Inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
-        count = (drawn_by.cumsum(-1)[:, :-1] < torch.rand_like(q[:, :1])).sum(-1, keepdim=True)
-        explored = explored.clamp(min=torch.finfo(q.dtype).tiny)
-        ratio = rearrange((revived / explored).gather(-1, count), "(b k) 1 -> b k", k=self.particles).prod(-1)
-        mixture = (1 + self.revive * (ratio - 1)).repeat_interleave(self.particles)[:, None]
-        return count, (q / explored).gather(-1, count) / mixture
+        count = (drawn_by.cumsum(-1)[..., :-1] < torch.rand_like(q[..., :1])).sum(-1, keepdim=True)
+        at_count = [each.gather(-1, count) for each in (q, explored.clamp(min=torch.finfo(q.dtype).tiny), revived)]
+        q, explored, revived = (rearrange(each, "m (b k) 1 -> m b k", k=self.particles) for each in at_count)
+        mixture = 1 + self.revive * ((revived / explored).prod(-1, keepdim=True) - 1)
+        return count, rearrange(q / explored / mixture, "m b k -> m (b k) 1")
 
     def _bound(self, terms: Terms, count: Tensor) -> tuple[Tensor, Tensor]:
-        """log w_k (B, K) and the bound (B,) at the drawn counts, with their pathwise gradients.
+        """log w_k (M, B, K) and the bound (M, B) at the drawn counts, with their pathwise gradients.
 
-        The gradient of -log q(n) in log w_k is part of the learning signal. Here it would add noise, and bias where n
-        is not drawn from q.
+        The gradient of -log q(n), which `Terms.log_w` leaves out, is part of the learning signal. Here it would add
+        noise, and bias where n is not drawn from q.
         """
-        log_w = terms.conditional_elbo + (terms.log_p - terms.log_q).detach()  # (B K, N+1)
-        log_w = rearrange(log_w.gather(-1, count), "(b k) 1 -> b k", k=self.particles)
-        return log_w, log_w.logsumexp(-1) - math.log(self.particles)
+        log_w = terms.log_w.expand(self.draws, -1, -1).gather(-1, count)  # (M, B K, 1)
+        log_w = rearrange(log_w, "m (b k) 1 -> m b k", k=self.particles)
+        return log_w, log_mean_exp(log_w)

@@ -11,6 +11,7 @@ from air.inference.elbo import Metrics, Terms, bound_with
 from air.inference.estimator import SampledCount
 from air.inference.estimator_settings import NVILSettings
 from air.models.base import CountingModel
+from air.models.networks import History
 from air.models.settings import checked_by
 
 
@@ -66,68 +67,75 @@ class NVIL(SampledCount):
         """
         images = self._images(images)
         rollout, terms = self._rollout(images)
-        terms, logits = terms.repeat(self.draws), rollout.logits.repeat(self.draws, 1)
-        count, importance = self._draw(terms)  # (B K, 1) each
+        count, importance = self._draw(terms)  # (M, B K, 1) each
         log_w, bound = self._bound(terms, count)
         steps = torch.arange(self.model.num_steps, device=count.device)
-        z_pres, reached = steps < count, steps <= count  # (B K, N): step t is drawn where z_pres_{t-1} = 1
-        weight = reached * importance  # (B K, N)
+        z_pres, reached = steps < count, steps <= count  # (M, B K, N): step t is drawn where z_pres_{t-1} = 1
+        weight, continued = importance * reached, importance * z_pres  # (M, B K, N)
 
-        gain = self._gain(terms, log_w, bound)  # R_t, (B K, N)
-        predicted_gain, baseline = self._predict_gain(gain, weight * z_pres, images, rollout.history)
+        gain = self._gain(terms, log_w, bound)  # R_t, (M, B K, N)
+        predicted_gain = self._predicted_gain(images, rollout.history)  # g_t, (B K, N)
         # R_t - b_t, b_t = (1 - q_t) g_t
-        signal, signal_sd = self._learning_signal(gain - (-logits.detach()).sigmoid() * predicted_gain, weight)
-        log_q_steps = F.logsigmoid(torch.where(z_pres, logits, -logits))  # log q(z_pres_t)
-        score = (weight * log_q_steps * signal).sum() / len(bound)
-        metrics = {**self._metrics(terms, bound), "signal_sd": signal_sd,
-                   **{name: value.detach() for name, value in baseline.items()}}
-        return baseline["baseline_loss"] - bound.mean() - score, metrics
+        residual = torch.addcmul(gain, (-rollout.logits.detach()).sigmoid(), predicted_gain.detach(), value=-1)
+        mean, deviation, total = _moments(torch.stack((gain, residual)), torch.stack((continued, weight)))
+        variance = deviation / total
+        log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
+        score = weight * self._learning_signal(residual, mean[1], variance[1]) * log_q_steps
+        loss = -bound.mean() - score.sum() / bound.numel()
+        metrics = {**self._metrics(terms, bound), "signal_sd": variance[1].sqrt()}
+        if self.baseline is None:
+            return loss, metrics
+        error = (continued * (gain - predicted_gain).square()).sum()
+        baseline_loss = error / bound.numel()
+        r2 = 1 - error.detach() / deviation[0].clamp(min=1)
+        return loss + baseline_loss, {**metrics, "baseline_loss": baseline_loss.detach(), "baseline_r2": r2}
 
     def _gain(self, terms: Terms, log_w: Tensor, bound: Tensor) -> Tensor:
-        """R_t: what the bound gains because particle k continued at step t, t = 1..N; (B K, N)."""
-        stop = rearrange(terms.elbo()[:, :-1].detach(), "(b k) n -> b k n", k=self.particles)  # log w_k(t - 1)
+        """R_t: what the bound gains because particle k continued at step t, t = 1..N; (M, B K, N)."""
+        stop = rearrange(terms.log_w[:, :-1].detach(), "(b k) n -> b k n", k=self.particles)  # log w_k(t - 1)
         gain = self._reward(log_w, bound)[..., None] - bound_with(log_w.detach(), stop)
-        return rearrange(gain, "b k n -> (b k) n")
+        return rearrange(gain, "m b k n -> m (b k) n")
 
-    def _predict_gain(self, gain: Tensor, weight: Tensor, images: Tensor, history: Tensor) -> tuple[Tensor, Metrics]:
-        """Let the baseline predict the gain of continuing.
+    def _predicted_gain(self, images: Tensor, history: History) -> Tensor:
+        """g_t, what the baseline expects a chain to gain if it continues at step t: (B K, N); 0 without a baseline.
 
         Args:
-            gain: R_t, (B K, N).
-            weight: (B K, N), importance weight where the chain continued, else 0.
             images: (B, C, H, W).
-            history: (B K, N, L), as in `Rollout`.
-        Returns:
-            g_t, (B K, N); and the baseline's mean squared error where the chain continued ("baseline_loss"), with the
-            share of the gain's variance that it predicts there ("baseline_r2").
+            history: as in `Rollout`.
         """
         if self.baseline is None:
-            return torch.zeros_like(gain), {"baseline_loss": gain.new_zeros(())}
-        predicted_gain = self.baseline(images, history.detach()).repeat(self.draws, 1)
-        error = (weight * (gain - predicted_gain).square()).sum()
-        mean = (weight * gain).sum() / weight.sum().clamp(min=1)
-        variance = (weight * (gain - mean).square()).sum()
-        return predicted_gain.detach(), {"baseline_loss": error * self.particles / len(gain),
-                                         "baseline_r2": 1 - error / variance.clamp(min=1)}
+            return images.new_zeros(())
+        return self.baseline(images, [[each.detach() for each in step] for step in history], self.particles)
 
-    def _learning_signal(self, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """R_t - b_t (B K, N) -> the learning signal (B K, N), and its standard deviation before any rescaling."""
-        steps = weight.sum()
-        batch_mean = (weight * residual).sum() / steps
-        batch_variance = (weight * (residual - batch_mean).square()).sum() / steps
+    def _learning_signal(self, residual: Tensor, batch_mean: Tensor, batch_variance: Tensor) -> Tensor:
+        """R_t - b_t and its moments in the batch -> the learning signal, centred, normalised and scaled as set."""
+        if not (self.centre or self.normalise):
+            return self.signal_scale * residual
         mean = torch.where(self.mean.isnan(), batch_mean, self.mean)
         variance = torch.where(self.variance.isnan(), batch_variance, self.variance)
         if self.training:
             self.mean.copy_(mean.lerp(batch_mean, 1 - self.decay))
             self.variance.copy_(variance.lerp(batch_variance, 1 - self.decay))
-
         signal = self.signal_scale * (residual - mean if self.centre else residual)
-        if self.normalise:
-            signal = signal / variance.sqrt().clamp(min=1)
-        return signal, batch_variance.sqrt()
+        return signal / variance.sqrt().clamp(min=1) if self.normalise else signal
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(lr, baseline_lr)
         if self.baseline is not None:
             groups.append({"params": list(self.baseline.parameters()), "lr": baseline_lr})
         return groups
+
+
+def _moments(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted moments over all but the first dimension.
+
+    Args:
+        values: (V, ...).
+        weight: (V, ...), not negative.
+    Returns:
+        The mean, the sum of weighted squared deviations from it, and the sum of weights, (V,) each.
+    """
+    values, weight = values.flatten(1), weight.flatten(1)
+    total = weight.sum(1).clamp(min=torch.finfo(weight.dtype).tiny)
+    mean = (weight * values).sum(1) / total
+    return mean, (weight * (values - mean[:, None]).square()).sum(1), total

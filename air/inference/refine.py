@@ -49,17 +49,17 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     looks = torch.stack([bordered[..., pixels - down:pixels - down + model.x_size,
                                   pixels - right:pixels - right + model.x_size]
                          for right, down in shifts.tolist()], 1)  # (B, L, C, H, W)
-    logits, latents, history, _ = model.attend(rearrange(looks, "b l c h w -> (b l) c h w"), at_mean=True)
-    where, z_what = latents["where"], latents["what"].value
+    logits, latents, history, z_where, z_what, _ = model.attend(rearrange(looks, "b l c h w -> (b l) c h w"),
+                                                                at_mean=True)
     back = shifts.to(images).repeat(len(images), 1)[:, None] * (2 / model.x_size)  # (B L, 1, 2), in canvas units
     # The centre is at -(x, y)/s, so shifting it back by d adds s d.
-    scale, offset = where.value.split((1, 2), -1)
+    scale, offset = z_where.split((1, 2), -1)
     z_where = torch.cat((scale, offset + scale * back), -1)
     painted = model.paint(z_where, z_what)  # (B L, N, C, H, W)
-    latents = {**latents, "where": where._replace(value=z_where, loc=z_where)}
+    latents = {**latents, "where": latents["where"].at(z_where)}
     log_likelihood = model.log_likelihood(repeat(images, "b c h w -> (b l) c h w", l=LOOKS), painted)
     terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood))
-    best, look = rearrange(terms.conditional_elbo + terms.log_p, "(b l) n -> b l n", l=LOOKS).max(1)  # (B, N+1) each
+    best, look = rearrange(terms.log_joint, "(b l) n -> b l n", l=LOOKS).max(1)  # (B, N+1) each
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * LOOKS + look.gather(1, count).squeeze(-1)
     return model.inference(best.softmax(-1), z_where[row], z_what[row], painted[row], background)

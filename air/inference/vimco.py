@@ -38,13 +38,13 @@ class VIMCO(SampledCount):
 
         The loss contains the score-function term, so its value is not the bound; `metrics["bound"]` is.
         """
-        terms = self._rollout(self._images(images))[1].repeat(self.draws)
-        count, importance = self._draw(terms)  # (B K, 1) each
-        log_w, bound = self._bound(terms, count)  # (B, K), (B,)
-        summed_out = (terms.elbo() + terms.log_q).detach().logsumexp(-1)  # log Σ_n q(n) w_k(n), (B K,)
+        terms = self._rollout(self._images(images))[1]
+        count, importance = self._draw(terms)  # (M, B K, 1) each
+        log_w, bound = self._bound(terms, count)  # (M, B, K), (M, B)
+        summed_out = terms.log_joint.detach().logsumexp(-1)  # log Σ_n q(n) w_k(n), (B K,)
         summed_out = rearrange(summed_out, "(b k) -> b k", k=self.particles)
         others = (summed_out.sum(-1, keepdim=True) - summed_out) / (self.particles - 1)  # log of their geometric mean
-        signal = self._reward(log_w, bound) - bound_with(log_w.detach(), others)  # (B, K)
-        weighted_log_q = importance * terms.log_q.gather(-1, count)  # (B K, 1)
-        score = rearrange(weighted_log_q, "(b k) 1 -> b k", k=self.particles) * signal
+        signal = self._reward(log_w, bound) - bound_with(log_w.detach(), others[..., None]).squeeze(-1)  # (M, B, K)
+        log_q = terms.log_q.expand(self.draws, -1, -1).gather(-1, count)  # (M, B K, 1)
+        score = rearrange(importance * log_q, "m (b k) 1 -> m b k", k=self.particles) * signal
         return -(bound + score.sum(-1)).mean(), {**self._metrics(terms, bound), "signal_sd": signal.std()}

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from air.models.air_settings import AIRSettings
 from air.models.base import CountingModel, Inference, Rollout, check_number
 from air.models.custom_networks import check_decoder, check_encoder
-from air.models.distributions import CountPrior, NormalLatent, log_count_probs
+from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs
 from air.models.guides import GuideName, make_guide
-from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, RecurrentNet, fold
+from air.models.layers import shared_weights
+from air.models.likelihoods import squared_errors
+from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
 from air.models.settings import checked_by
-from air.models.spatial import image_to_window, painted_boxes, window_to_image
+from air.models.spatial import SpatialTransformer, painted_boxes
 
 # A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
 # best IoU and 0.25 the best AP50; this lies between them.
@@ -35,16 +37,15 @@ BOX_THRESHOLD = 0.2
 
 
 class Step(NamedTuple):
-    """One step of the guide with z_pres = 1; stacked over steps, (B, N, ...)."""
+    """One step of the guide with z_pres = 1, (B, ·) each."""
 
-    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    previous_latents: Tensor  # (B, 3 + D + 1), what the guide has read: z_where, z_what and z_pres of step t - 1
-    z_where: Tensor  # (B, 3)
-    where_loc: Tensor  # (B, 3)
-    where_scale: Tensor  # (B, 3)
-    z_what: Tensor  # (B, D)
-    what_loc: Tensor  # (B, D)
-    what_scale: Tensor  # (B, D)
+    logits: Tensor  # 1, of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    z_where: Tensor  # 3
+    z_what: Tensor  # D
+    where_loc: Tensor  # 3, relative to the prior, see `Proposal`
+    what_loc: Tensor  # D
+    where_scale: Tensor  # 3, relative to the prior
+    what_scale: Tensor  # D
 
 
 class Attended(NamedTuple):
@@ -52,7 +53,9 @@ class Attended(NamedTuple):
 
     logits: Tensor  # (B, N)
     latents: dict[str, NormalLatent]  # "where" (B, N, 3) and "what" (B, N, D)
-    history: Tensor  # (B, N, 3 + D + 1)
+    history: History  # (z_where, z_what, z_pres) of the step before, N times
+    z_where: Tensor  # (B, N, 3)
+    z_what: Tensor  # (B, N, D)
     painted: Tensor  # (B, N, C, H, W)
 
 
@@ -66,6 +69,8 @@ class AIR(CountingModel):
 
     z_where_prior_loc: Tensor
     z_where_prior_scale: Tensor
+    zero: Tensor  # (1, 1), as is `one`: a prior's loc and scale
+    one: Tensor
 
     @checked_by(AIRSettings)
     def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
@@ -115,11 +120,12 @@ class AIR(CountingModel):
         """
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines)
         self.window_size = window_size
+        self.transformer = SpatialTransformer(x_size, window_size)
 
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
         latents = 3 + z_what_size + 1
-        self.guide_net = make_guide(guide, num_steps, channels, x_size, scale_prior_mean, latents, rnn_hidden_size,
+        self.guide_net = make_guide(guide, channels, x_size, scale_prior_mean, latents, rnn_hidden_size,
                                     embed_net, predict_net, non_linearity)
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
         self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
@@ -145,6 +151,8 @@ class AIR(CountingModel):
         self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=trained)
         self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
         self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
+        self.register_buffer("zero", torch.zeros(1, 1), persistent=False)
+        self.register_buffer("one", torch.ones(1, 1), persistent=False)
 
     def make_baseline(self) -> Baseline:
         baseline = Baseline(RecurrentNet(*self._baseline_rnn), *self._baseline_head)
@@ -180,7 +188,7 @@ class AIR(CountingModel):
     def paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
         """Paint each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
         window = self.decode(rearrange(z_what, "b n d -> (b n) d"))  # (B N, C, w, w)
-        painted = window_to_image(window, rearrange(z_where, "b n s -> (b n) s"), self.x_size)
+        painted = self.transformer.paint(window, rearrange(z_where, "b n s -> (b n) s"))
         return rearrange(painted, "(b n) c h w -> b n c h w", n=z_where.shape[1])
 
     def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
@@ -192,12 +200,7 @@ class AIR(CountingModel):
         Returns:
             (B, N+1) in nats; at most `log_likelihood_ceiling`.
         """
-        residual = images.flatten(1)  # x - canvas_n
-        squares = [residual.square().sum(-1)]
-        for painted_t in painted.flatten(2).unbind(1):
-            residual = residual - painted_t
-            squares.append(residual.square().sum(-1))
-        return self.log_likelihood_of(torch.stack(squares, 1))
+        return self.log_likelihood_of(squared_errors(images.flatten(1), painted.flatten(2), self.contains))
 
     # ---- inference network ---------------------------------------------------------------------------------------
 
@@ -208,7 +211,7 @@ class AIR(CountingModel):
             images, particles = fold(images, particles), 1
             of_scene["background"], background = self.infer_background(images, at_mean)
             images = images - background
-        logits, latents, history, painted = self.attend(images, at_mean, particles)
+        logits, latents, history, _, _, painted = self.attend(images, at_mean, particles)
         images = fold(images, particles)
         return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted))
 
@@ -219,9 +222,9 @@ class AIR(CountingModel):
             q(z_background | x) with a draw, (B, z_background_size), and what the draw paints, (B, C, H, W).
         """
         loc, scale = self.encode_background(images)
-        value = loc if at_mean else loc + scale * torch.randn_like(loc)
-        latent = NormalLatent(value, loc, scale, images.new_zeros(()), images.new_ones(()))
-        return latent, self.decode_background(value)
+        noise = torch.zeros_like(loc) if at_mean else torch.randn_like(loc)
+        latent = NormalLatent(loc, scale, noise, self.zero, self.one)
+        return latent, self.decode_background(torch.addcmul(loc, scale, noise))
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Attended:
         """Run the guide with z_pres = 1 on images less their background, and paint its objects.
@@ -231,33 +234,37 @@ class AIR(CountingModel):
         images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
         residual = fold(images, particles)
         batch, sizes = residual.shape[0], (3, self.z_what_init.shape[-1])
-        state = self.guide_net.start(images, particles)
-        noise = images.new_zeros(batch, self.num_steps, sum(sizes))
-        noise = noise if at_mean else noise.normal_()
-        ones = images.new_ones(batch, 1)
-        previous = torch.cat((self.z_where_init, self.z_what_init, images.new_ones(1, 1)), -1).expand(batch, -1)
+        noise = images.new_empty(batch, self.num_steps, sum(sizes))
+        noise_where, noise_what = (noise.zero_() if at_mean else noise.normal_()).split(sizes, -1)
+        previous: tuple[Tensor, ...] = (self.z_where_init, self.z_what_init, self.one)
         steps: list[Step] = []
+        history: list[Sequence[Tensor]] = []
         painted: list[Tensor] = []  # (B, 1, C, H, W) each; all objects are painted at once if no step reads a residual
-        for noise_where, noise_what in (n.split(sizes, -1) for n in noise.unbind(1)):
-            if painted:
-                residual = residual - painted[-1].squeeze(1)
-            proposal, state = self.guide_net.step(state, residual, previous)
-            where_loc = self.z_where_prior_loc + proposal.loc
-            where_scale = self.z_where_prior_scale * proposal.scale
-            z_where = where_loc + where_scale * noise_where
-            # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
-            what_loc, what_scale = self.encode(image_to_window(residual, z_where, self.window_size))
-            z_what = what_loc + what_scale * noise_what
-            steps.append(Step(proposal.logits, previous, z_where, where_loc, where_scale, z_what, what_loc, what_scale))
-            previous = torch.cat((z_where, z_what, ones), -1)
-            if self.guide_net.reads_residual:
-                painted.append(self.paint(z_where[:, None], z_what[:, None]))
-        step = Step(*(torch.stack(each, 1) for each in zip(*steps)))  # (B, N, ...)
-        where = NormalLatent(step.z_where, step.where_loc, step.where_scale, self.z_where_prior_loc,
+        with shared_weights():
+            state = self.guide_net.start(images, particles)
+            for where_step, what_noise in zip((noise_where * self.z_where_prior_scale).unbind(1), noise_what.unbind(1)):
+                if painted:
+                    residual = residual - painted[-1].squeeze(1)
+                proposal, state = self.guide_net.step(state, residual, previous)
+                z_where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_step)
+                z_where = self.z_where_prior_loc + z_where
+                # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
+                what_loc, what_scale = self.encode(self.transformer.read(residual, z_where))
+                z_what, what_loc, what_scale = draw(what_loc, what_scale, what_noise)
+                steps.append(Step(proposal.logits, z_where, z_what, where_loc, what_loc, where_scale, what_scale))
+                history.append(previous)
+                previous = z_where, z_what, self.one.expand(batch, 1)
+                if self.guide_net.reads_residual:
+                    painted.append(self.paint(z_where[:, None], z_what[:, None]))
+        together = torch.cat([each for step in steps for each in step], -1).unflatten(-1, (self.num_steps, -1))
+        logits, z_where, z_what, *normals = together.split((1, *3 * sizes), -1)
+        where_loc, what_loc, where_scale, what_scale = normals
+        where = NormalLatent(where_loc / self.z_where_prior_scale, where_scale, noise_where, self.z_where_prior_loc,
                              self.z_where_prior_scale)
-        what = NormalLatent(step.z_what, step.what_loc, step.what_scale, images.new_zeros(()), images.new_ones(()))
-        objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what)
-        return Attended(step.logits.squeeze(-1), {"where": where, "what": what}, step.previous_latents, objects)
+        what = NormalLatent(what_loc, what_scale, noise_what, self.zero, self.one)
+        objects = torch.cat(painted, 1) if painted else self.paint(z_where, z_what)
+        return Attended(logits.squeeze(-1), {"where": where, "what": what}, history, z_where, z_what,
+                        objects)
 
     def guide(self, images: Tensor, batch_size: int | None = None,
               z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:
@@ -279,17 +286,16 @@ class AIR(CountingModel):
         images = self.as_images(images, intensities=True)
         if self.background:
             images = images - self.infer_background(images)[1]
-        logits, latents, _, _ = self.attend(images)
-        z_pres = logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
-        return list(latents["where"].value.unbind(1)), list(z_pres[..., None].unbind(1))
+        attended = self.attend(images)
+        z_pres = attended.logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
+        return list(attended.z_where.unbind(1)), list(z_pres[..., None].unbind(1))
 
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
         images = self.as_images(images, intensities=True)
         background = self.infer_background(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
-        logits, latents, _, painted = self.attend(images - background, at_mean=True)
-        return self.inference(log_count_probs(logits).exp(), latents["where"].value, latents["what"].value, painted,
-                              background)
+        logits, _, _, z_where, z_what, painted = self.attend(images - background, at_mean=True)
+        return self.inference(log_count_probs(logits).exp(), z_where, z_what, painted, background)
 
     def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor
                   ) -> Inference:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from air.models.distributions import CountPrior, Latent
-from air.models.networks import Baseline
+from air.models.networks import Baseline, History
 
 SLACK = 0.05  # intensities outside [0, 1] by more than this cause a warning
 LOWEST, HIGHEST = -1.0, 2.0  # intensities outside are on another scale
@@ -26,7 +26,7 @@ class Rollout(NamedTuple):
 
     logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
     latents: Mapping[str, Latent]  # name -> (B, N, size): "where", "what", SceneAIR's "turn"; (B, size): "background"
-    history: Tensor  # (B, N, L), what the guide has read at each step besides the image
+    history: History  # of N steps: what the guide has read besides the image
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
 
@@ -57,6 +57,8 @@ class Inference:
 class CountingModel(nn.Module, ABC):
     """A model of images with 0 to N objects, inferred one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
 
+    contains: Tensor  # (N+1, N), 1 for t <= n, else 0: which objects a canvas of n contains
+
     def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
                  count_prior: float | CountPrior, use_masking: bool, use_baselines: bool) -> None:
         """Keep what the models share.
@@ -74,6 +76,8 @@ class CountingModel(nn.Module, ABC):
                              f"got {tuple(count_prior.log_probs.shape)}")
         self.num_steps, self.x_size, self.channels, self.likelihood_sd = num_steps, x_size, channels, likelihood_sd
         self.use_masking, self.use_baselines, self.count_prior = use_masking, use_baselines, count_prior
+        contains = torch.ones(num_steps + 1, num_steps).tril(-1)
+        self.register_buffer("contains", contains, persistent=False)
 
     @abstractmethod
     def prior(self, n: int) -> tuple[Any, Tensor]:
@@ -121,12 +125,11 @@ class CountingModel(nn.Module, ABC):
 
     def z_pres(self, count: Tensor) -> Tensor:
         """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""
-        steps = torch.arange(self.num_steps, device=count.device)
-        return (steps < count[:, None]).to(self.count_prior.log_probs.dtype)
+        return self.contains[count]
 
     def log_likelihood_of(self, squared_error: Tensor) -> Tensor:
         """Σ_pixels log Normal(x; canvas, likelihood_sd²) in nats, from Σ_pixels (x - canvas)²."""
-        return self.log_likelihood_ceiling - squared_error / (2 * self.likelihood_sd**2)
+        return torch.rsub(squared_error, self.log_likelihood_ceiling, alpha=1 / (2 * self.likelihood_sd**2))
 
     @property
     def log_likelihood_ceiling(self) -> float:

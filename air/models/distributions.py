@@ -5,13 +5,14 @@ q(z_pres_t = 1 | z_pres_{t-1} = 1) is a distribution over n.
 """
 
 import math
-from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from air.models.settings import PositiveFraction
 
@@ -19,22 +20,48 @@ GeometricFactor = Annotated[PositiveFraction, Field(ge=1e-30)]  # k of p(n) ∝ 
 
 
 class NormalLatent(NamedTuple):
-    """A diagonal Normal posterior, its prior, and one reparameterised draw; all (..., D) or broadcastable to that."""
+    """A diagonal Normal posterior, its prior, and one reparameterised draw; all (..., D) or broadcastable to that.
 
-    value: Tensor
-    loc: Tensor
-    scale: Tensor
+    The posterior is held in units of its prior, in which the KL is simplest.
+    """
+
+    offset: Tensor  # (loc - prior_loc) / prior_scale
+    ratio: Tensor  # scale / prior_scale
+    noise: Tensor  # standard Normal; 0 for a draw at the mean
     prior_loc: Tensor
     prior_scale: Tensor
 
+    @property
+    def loc(self) -> Tensor:
+        """The posterior's mean."""
+        return torch.addcmul(self.prior_loc, self.prior_scale, self.offset)
+
+    @property
+    def scale(self) -> Tensor:
+        """The posterior's standard deviation."""
+        return self.prior_scale * self.ratio
+
+    @property
+    def value(self) -> Tensor:
+        """The draw, loc + scale · noise."""
+        return torch.addcmul(self.prior_loc, self.prior_scale, self._drawn)
+
+    @property
+    def _drawn(self) -> Tensor:
+        return torch.addcmul(self.offset, self.ratio, self.noise)
+
+    def at(self, loc: Tensor) -> "NormalLatent":
+        """The posterior moved to another mean, with the draw there."""
+        offset = (loc - self.prior_loc) / self.prior_scale
+        return self._replace(offset=offset, noise=torch.zeros_like(offset))
+
     def kl(self) -> Tensor:
         """KL(q || p) in nats, (...): summed over the last dimension."""
-        return normal_kl(self.loc, self.scale, self.prior_loc, self.prior_scale).sum(-1)
+        return standard_normal_kl(self.offset, self.ratio).sum(-1)
 
     def log_ratio(self) -> Tensor:
         """log p(value) - log q(value) in nats, (...): its mean under q is -KL(q || p)."""
-        log_p = normal_log_prob(self.value, self.prior_loc, self.prior_scale)
-        return (log_p - normal_log_prob(self.value, self.loc, self.scale)).sum(-1)
+        return ((self.noise.square() - self._drawn.square()) / 2 + self.ratio.log()).sum(-1)
 
 
 class CategoricalLatent(NamedTuple):
@@ -55,19 +82,81 @@ class CategoricalLatent(NamedTuple):
 Latent = NormalLatent | CategoricalLatent
 
 
-def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-    """KL(Normal(loc, scale²) || Normal(prior_loc, prior_scale²)), elementwise, in nats.
+def draw(loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A reparameterised draw from Normal(loc, scale²), loc + scale · noise, and its loc and scale.
 
-    Source: Kingma & Welling (2014), appendix B, for any prior.
+    Whoever reads loc and scale as well, to compute a KL, should read those returned: the backward pass then adds up
+    their gradients and the draw's at once.
     """
-    # KL = log(σ_p/σ) + (σ² + (μ - μ_p)²) / 2σ_p² - 1/2
-    ratio = scale / prior_scale
-    return (ratio.square() + ((loc - prior_loc) / prior_scale).square() - 1) / 2 - ratio.log()
+    value, loc, scale = _Draw.apply(loc, scale, noise)
+    return value, loc, scale
 
 
-def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """log Normal(value; loc, scale²), elementwise, in nats."""
-    return -((value - loc) / scale).square() / 2 - scale.log() - math.log(2 * math.pi) / 2
+class _Draw(torch.autograd.Function):
+    """See `draw`."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(noise)
+        ctx.set_materialize_grads(False)
+        return torch.addcmul(loc, scale, noise), loc, scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_value: Tensor | None, of_loc: Tensor | None, of_scale: Tensor | None
+                 ) -> tuple[Tensor | None, Tensor | None, None]:
+        noise, = ctx.saved_tensors
+        if of_value is None:
+            return of_loc, of_scale, None
+        return (of_value if of_loc is None else of_value + of_loc,
+                of_value * noise if of_scale is None else torch.addcmul(of_scale, of_value, noise), None)
+
+
+def divergences(latents: Mapping[str, Latent], sampled: bool = False) -> dict[str, Tensor]:
+    """Every latent's KL(q || p) in nats, (...); the elementwise part of Normal latents of one shape is taken together.
+
+    Args:
+        latents: by name.
+        sampled: log q(value) - log p(value) instead of its mean, the KL.
+    """
+    if sampled:
+        return {name: -latent.log_ratio() for name, latent in latents.items()}
+    shapes: dict[torch.Size, dict[str, NormalLatent]] = {}
+    for name, latent in latents.items():
+        if isinstance(latent, NormalLatent):
+            shapes.setdefault(latent.offset.shape[:-1], {})[name] = latent
+    found: dict[str, Tensor] = {}
+    for alike in shapes.values():
+        offset, ratio = (torch.cat(fields, -1) for fields in zip(*(latent[:2] for latent in alike.values())))
+        sizes = [latent.offset.shape[-1] for latent in alike.values()]
+        found |= dict(zip(alike, (each.sum(-1) for each in standard_normal_kl(offset, ratio).split(sizes, -1))))
+    return {name: found[name] if name in found else latent.kl() for name, latent in latents.items()}
+
+
+def standard_normal_kl(loc: Tensor, scale: Tensor) -> Tensor:
+    """KL(Normal(loc, scale²) || Normal(0, 1)), elementwise, in nats.
+
+    Source: Kingma & Welling (2014), appendix B.
+    """
+    kl: Tensor = _StandardNormalKL.apply(*torch.broadcast_tensors(loc, scale))
+    return kl
+
+
+class _StandardNormalKL(torch.autograd.Function):
+    """See `standard_normal_kl`; its backward pass is the closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(loc, scale)
+        # KL = -log σ - 1/2 + (σ² + μ²) / 2
+        kl = torch.rsub(scale.log(), -0.5)
+        return kl.addcmul_(scale, scale, value=0.5).addcmul_(loc, loc, value=0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale = ctx.saved_tensors
+        return gradient * loc, gradient * (scale - scale.reciprocal())
 
 
 def log_at_least(logits: Tensor) -> Tensor:
@@ -89,8 +178,25 @@ def log_count_probs(logits: Tensor) -> Tensor:
     Returns:
         (..., N+1); its exponentials sum to 1.
     """
-    # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N
-    return log_at_least(logits) + F.pad(F.logsigmoid(-logits), (0, 1))
+    log_q: Tensor = _LogCountProbs.apply(logits)
+    return log_q
+
+
+class _LogCountProbs(torch.autograd.Function):
+    """See `log_count_probs`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N
+        return log_at_least(logits) + F.pad(F.logsigmoid(-logits), (0, 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # ∂ log q(n) / ∂ logit_t = [n >= t] - q_t [n >= t - 1]
+        at_least = gradient.flip(-1).cumsum(-1).flip(-1)  # Σ_{m>=n} gradient_m
+        return torch.addcmul(at_least[..., 1:], ctx.saved_tensors[0].sigmoid(), at_least[..., :-1], value=-1)
 
 
 class CountPrior(nn.Module):

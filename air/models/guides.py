@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from air.models.networks import MLP, LSTMState, Product, RecurrentNet, non_linearity_class
+from air.models.networks import MLP, LSTMState, RecurrentNet, non_linearity_class
 from air.models.spatial import pixel_centres
 
 GuideName = Literal["recurrent", "difference", "search"]
@@ -54,13 +54,14 @@ class Guide(nn.Module, ABC):
         """
 
     @abstractmethod
-    def step(self, state: Any, residual: Tensor, previous_latents: Tensor) -> tuple[Proposal, Any]:
+    def step(self, state: Any, residual: Tensor, previous_latents: Sequence[Tensor]) -> tuple[Proposal, Any]:
         """Propose the next object.
 
         Args:
             state: from `start` or from the previous step.
             residual: (B K, C, H, W), the image less the objects so far if `reads_residual`, else the image.
-            previous_latents: (B K, 3 + D + 1), z_where, z_what and z_pres = 1 of the previous step.
+            previous_latents: z_where (B K, 3), z_what (B K, D) and z_pres = 1 (B K, 1) of the previous step; one row
+                each at the first step.
         Returns:
             The step's proposal and the next state.
         """
@@ -100,7 +101,7 @@ class RecurrentGuide(Guide):
     def start(self, images: Tensor, particles: int) -> RecurrentState:
         return RecurrentState(*self.rnn.read(images, particles))
 
-    def step(self, state: RecurrentState, residual: Tensor, previous_latents: Tensor
+    def step(self, state: RecurrentState, residual: Tensor, previous_latents: Sequence[Tensor]
              ) -> tuple[Proposal, RecurrentState]:
         lstm = self.rnn(state.image_gates, previous_latents, state.lstm)
         return self.predict(lstm.h), state._replace(lstm=lstm)
@@ -111,7 +112,6 @@ class DifferenceState(NamedTuple):
 
     image_gates: Tensor | None  # (B K, 4 R), known before the first step only: later steps read the residual
     lstm: LSTMState
-    products: tuple[Product, ...]  # of the steps to come, with the weight that all steps share
 
 
 class DifferenceGuide(Guide):
@@ -120,26 +120,20 @@ class DifferenceGuide(Guide):
     reads_residual = True
     reads_latents = True
 
-    def __init__(self, rnn: RecurrentNet, predict: Predict, num_steps: int) -> None:
+    def __init__(self, rnn: RecurrentNet, predict: Predict) -> None:
         super().__init__()
         self.rnn = rnn
         self.predict = predict
-        self.num_steps = num_steps
 
     def start(self, images: Tensor, particles: int) -> DifferenceState:
-        batch = images.shape[0]
         # Nothing is painted yet, so the particles of an image share the first reading.
-        first, *later = self.rnn.products([batch] + [batch * particles] * (self.num_steps - 1))
-        return DifferenceState(*self.rnn.read(images, particles, first), tuple(later))
+        return DifferenceState(*self.rnn.read(images, particles))
 
-    def step(self, state: DifferenceState, residual: Tensor, previous_latents: Tensor
+    def step(self, state: DifferenceState, residual: Tensor, previous_latents: Sequence[Tensor]
              ) -> tuple[Proposal, DifferenceState]:
-        gates, products = state.image_gates, state.products
-        if gates is None:
-            gates, _ = self.rnn.read(residual, product=products[0])
-            products = products[1:]
+        gates = self.rnn.read(residual)[0] if state.image_gates is None else state.image_gates
         lstm = self.rnn(gates, previous_latents, state.lstm)
-        return self.predict(lstm.h), DifferenceState(None, lstm, products)
+        return self.predict(lstm.h), DifferenceState(None, lstm)
 
 
 class Attention(nn.Module):
@@ -228,7 +222,8 @@ class SearchGuide(Guide):
     def start(self, images: Tensor, particles: int) -> SearchState:
         return SearchState()
 
-    def step(self, state: SearchState, residual: Tensor, previous_latents: Tensor) -> tuple[Proposal, SearchState]:
+    def step(self, state: SearchState, residual: Tensor, previous_latents: Sequence[Tensor]
+             ) -> tuple[Proposal, SearchState]:
         return self(residual), state
 
     def forward(self, residual: Tensor) -> Proposal:
@@ -240,19 +235,19 @@ class SearchGuide(Guide):
         return Proposal(logit, torch.cat((larger, shift), -1), F.softplus(scale))
 
 
-def make_guide(name: GuideName, num_steps: int, channels: int, x_size: int, scale_mean: float, latents: int,
+def make_guide(name: GuideName, channels: int, x_size: int, scale_mean: float, latents: int,
                rnn_hidden_size: int, embed_net: Sequence[int] | None, predict_net: Sequence[int], non_linearity: str
                ) -> Guide:
     """Build a guide by name.
 
     Args:
         name: of the guide.
-        latents: 3 + D + 1, size of `previous_latents`.
-        num_steps, channels, x_size, scale_mean, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's
+        latents: 3 + D + 1, the size of `previous_latents` together.
+        channels, x_size, scale_mean, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's
             constructor; scale_mean is its scale_prior_mean.
     """
     if name == "search":
         return SearchGuide(channels, x_size, scale_mean, non_linearity)
     rnn = RecurrentNet(channels * x_size**2, embed_net, latents, rnn_hidden_size, non_linearity)
     predict = Predict(rnn_hidden_size, predict_net, non_linearity)
-    return RecurrentGuide(rnn, predict) if name == "recurrent" else DifferenceGuide(rnn, predict, num_steps)
+    return RecurrentGuide(rnn, predict) if name == "recurrent" else DifferenceGuide(rnn, predict)

@@ -6,9 +6,9 @@ and likelihoods are computed in full precision.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,62 +17,14 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
+from air.models.layers import Linear, lstm_cell, shared_weights
 from air.models.settings import shown
 
-Product = Callable[[Tensor], Tensor]
 
 
 def fold(rows: Tensor, particles: int) -> Tensor:
     """Fold K particles per row into the batch: (B, ...) -> (B K, ...); row b K + k is particle k of row b."""
     return repeat(rows, "b ... -> (b k) ...", k=particles)  # a view for K = 1
-
-
-def shared_products(weight: Tensor, rows: Sequence[int]) -> list[Product]:
-    """Products x -> x Wᵀ that share one weight; each is called once, one after the other.
-
-    The weight's gradient is a sum over the products. Here all of their inputs and gradients are concatenated, and the
-    sum is taken as a single matrix product, which makes a step of DAIR a quarter faster on a CPU. The numbers are those
-    of F.linear.
-
-    Args:
-        weight: (out, in).
-        rows: for each product, the number of rows of its x, (rows, in).
-    Returns:
-        One function per entry of `rows`. F.linear itself where the trick does not apply: while compiling, under
-        autocast, and without gradients.
-    """
-    autocast = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
-    if torch.compiler.is_compiling() or autocast or not torch.is_grad_enabled():
-        return [partial(F.linear, weight=weight)] * len(rows)
-    return [partial(_Product.apply, token, weight.detach()) for token in _Shared.apply(weight, *rows)]
-
-
-class _Shared(torch.autograd.Function):
-    """Weight -> one token per product. A token's gradient carries the rows (gradient, x) of its product."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, *rows: int) -> tuple[Tensor, ...]:
-        ctx.out = len(weight)
-        return tuple(weight.new_zeros(()).expand(each, sum(weight.shape)) for each in rows)
-
-    @staticmethod
-    def backward(ctx: Any, *both: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, x = torch.cat(both).tensor_split((ctx.out,), 1)
-        return gradient.T @ x, *(None for _ in both)
-
-
-class _Product(torch.autograd.Function):
-    """x Wᵀ, whose gradient for W is left to `_Shared`."""
-
-    @staticmethod
-    def forward(ctx: Any, token: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        return torch.cat((gradient, x), 1), None, gradient @ weight if ctx.needs_input_grad[2] else None
 
 
 @cache
@@ -133,7 +85,7 @@ class MLP(nn.Sequential):
             raise ValueError("an MLP needs at least one layer, got no output size")
         act, layers = non_linearity_class(non_linearity), list[nn.Module]()
         for fan_in, fan_out in zip([in_size, *out_sizes], out_sizes):
-            layers += [nn.Linear(fan_in, fan_out), act()]
+            layers += [Linear(fan_in, fan_out), act()]
         super().__init__(*(layers if output_non_linearity else layers[:-1]))
 
 
@@ -212,10 +164,14 @@ def _quarter(window_size: int) -> int:
     return window_size // 4
 
 
+# What each step of a guide reads besides the image: the latents of the step before, (B, ·) each.
+History = Sequence[Sequence[Tensor]]
+
+
 class LSTMState(NamedTuple):
     """The state of an LSTM cell."""
 
-    h: Tensor  # (B, R)
+    h: Tensor  # (B, R); (1, R) before the first step
     c: Tensor  # (B, R)
 
 
@@ -240,41 +196,40 @@ class RecurrentNet(nn.Module):
         super().__init__()
         self.embed = nn.Identity() if embed_net is None else MLP(pixels, embed_net, non_linearity, True)
         features = pixels if embed_net is None else embed_net[-1]
-        self.image_gates = nn.Linear(features, 4 * hidden_size)
-        self.step_gates = nn.Linear(hidden_size + latents, 4 * hidden_size, bias=False)
+        self.image_gates = Linear(features, 4 * hidden_size)
+        self.step_gates = Linear(hidden_size + latents, 4 * hidden_size, bias=False)
         for parameter in (*self.image_gates.parameters(), *self.step_gates.parameters()):
             nn.init.uniform_(parameter, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))  # as in nn.LSTMCell
         self.h_init = nn.Parameter(torch.zeros(1, hidden_size))
         self.c_init = nn.Parameter(torch.zeros(1, hidden_size))
 
-    def products(self, rows: Sequence[int]) -> list[Product]:
-        """One product for each of several calls of `read`, of so many images each (see `shared_products`)."""
-        return shared_products(self.image_gates.weight, rows)
-
-    def read(self, images: Tensor, particles: int = 1, product: Product | None = None) -> tuple[Tensor, LSTMState]:
+    def read(self, images: Tensor, particles: int = 1) -> tuple[Tensor, LSTMState]:
         """Compute the image's part of the gates, once per image.
 
         Args:
             images: (B, C, H, W), or features (B, F) if the net was built for them.
             particles: K; the result is repeated for each.
-            product: one of `products`, if several batches are read.
         Returns:
             The gates' part (B K, 4 R) and the state before the first step.
         """
-        features = self.embed(images.flatten(1))
-        gates = self.image_gates(features) if product is None else product(features) + self.image_gates.bias
-        gates = fold(gates, particles)
-        size = (gates.shape[0], -1)
-        return gates, LSTMState(self.h_init.expand(size), self.c_init.expand(size))
+        gates = fold(self.image_gates(self.embed(images.flatten(1))), particles)
+        return gates, LSTMState(self.h_init, self.c_init.expand(gates.shape[0], -1))
 
-    def forward(self, image_gates: Tensor, latents: Tensor, state: LSTMState) -> LSTMState:
-        """Take one step: the image's gates (B, 4 R), latents (B, L) of the previous step and state -> next state."""
-        h, c = state
-        gates = image_gates + self.step_gates(torch.cat((h, latents), -1))
-        i_and_f, g, o = gates.split((2 * c.shape[-1], c.shape[-1], c.shape[-1]), -1)
-        i, f = i_and_f.sigmoid().chunk(2, -1)
-        c = torch.addcmul(f * c, i, g.tanh())
-        return LSTMState(o.sigmoid() * c.tanh(), c)
+    def forward(self, image_gates: Tensor, latents: Sequence[Tensor], state: LSTMState) -> LSTMState:
+        """Take one step: the image's gates (B, 4 R), the previous step's latents and state -> next state.
+
+        Args:
+            image_gates: (B, 4 R), from `read`.
+            latents: (B, ·) each, or (1, ·) if all rows share them; L numbers together.
+            state: from `read` or the previous step.
+        """
+        parts = [state.h, *latents]
+        batch = image_gates.shape[0]  # not len, which torch.export takes for a constant
+        if not all(part.shape[0] == 1 for part in parts):
+            parts = [part.expand(batch, -1) for part in parts]
+        read = torch.cat(parts, -1).expand(batch, -1)
+        gates = self.step_gates(read, plus=image_gates)
+        return LSTMState(*lstm_cell(gates.to(state.c.dtype), state.c))
 
 
 class Baseline(nn.Module):
@@ -299,18 +254,20 @@ class Baseline(nn.Module):
         self.predict = MLP(hidden_size, [*hidden, 1], non_linearity)
         self.scalar = 1.0 if scalar is None else scalar
 
-    def forward(self, images: Tensor, history: Tensor) -> Tensor:
+    def forward(self, images: Tensor, history: History, particles: int = 1) -> Tensor:
         """Predict the learning signal.
 
         Args:
             images: (B, C, H, W).
-            history: (B K, N, L), the latents that each step of the guide has read, for K particles.
+            history: what each of the guide's N steps has read besides the image, for K particles.
+            particles: K.
         Returns:
             b_t, (B K, N) in nats.
         """
-        image_gates, state = self.rnn.read(images, len(history) // len(images))
-        outputs = []
-        for latents in history.unbind(1):
-            state = self.rnn(image_gates, latents, state)
-            outputs.append(state.h)
-        return self.predict(torch.stack(outputs, 1)).squeeze(-1).to(history.dtype) * self.scalar
+        with shared_weights():
+            image_gates, state = self.rnn.read(images, particles)
+            outputs = []
+            for latents in history:
+                state = self.rnn(image_gates, latents, state)
+                outputs.append(state.h)
+        return self.predict(torch.stack(outputs, 1)).squeeze(-1).to(images.dtype) * self.scalar

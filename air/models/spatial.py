@@ -9,10 +9,12 @@ Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transfor
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def invert_z_where(z_where: Tensor) -> Tensor:
@@ -40,12 +42,7 @@ def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    _check(images, z_where, "images")
-    centres = pixel_centres(window_size, z_where)
-    square = window_size, window_size
-    window = torch.stack((centres.expand(square), centres[:, None].expand(square)), -1)  # (x, y) in window coordinates
-    scale, shift = z_where[:, None, None, :1], z_where[:, None, None, 1:]
-    return F.grid_sample(images, (window - shift) / scale, align_corners=False)
+    return SpatialTransformer(images.shape[-1], window_size).to(z_where).read(images, z_where)
 
 
 def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
@@ -61,18 +58,103 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    _check(window, z_where, "window")
-    side = window.shape[-1]
-    # x depends only on the column and y only on the row, so bilinear sampling is a matrix product on either side, with
-    # the values of a hat function. grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
-    with nullcontext() if window.is_meta else torch.autocast(window.device.type, enabled=False):
-        points = z_where[:, :1, None] * pixel_centres(image_size, z_where) + z_where[:, 1:, None]  # (B, 2, H)
-        pixels = ((points + 1) * side - 1) / 2  # of the window
-        places = torch.arange(side, dtype=pixels.dtype, device=pixels.device)
-        hats = (1 - (pixels[..., None] - places).abs()).relu()  # (B, 2, H, w)
-        columns, rows = hats.to(window.dtype).unbind(1)
-        narrow = window.flatten(1, 2) @ columns.mT  # (B, C w, H)
-        return rows[:, None] @ narrow.unflatten(1, window.shape[1:3])
+    return SpatialTransformer(image_size, window.shape[-1]).to(z_where).paint(window, z_where)
+
+
+class SpatialTransformer(nn.Module):
+    """`image_to_window` and `window_to_image` for fixed sizes, whose constants are buffers.
+
+    A row of S pixels that spans [-1, 1] has its centres at (2 j + 1 - S) / S, j = 0..S-1. The numerators are kept: they
+    are exact in every dtype.
+    """
+
+    image: Tensor  # (H,), numerators of the centres
+    window: Tensor  # (w,)
+    window_xy: Tensor  # (w, w, 2), (x, y) of every pixel
+
+    def __init__(self, image_size: int, window_size: int) -> None:
+        """Args: image_size, window_size: sides H and w in pixels."""
+        super().__init__()
+        for name, size in (("image", image_size), ("window", window_size)):
+            self.register_buffer(name, torch.arange(1.0 - size, size, 2), persistent=False)
+        self.register_buffer("window_xy", torch.cartesian_prod(self.window, self.window).flip(-1).unflatten(
+            0, (window_size, window_size)), persistent=False)
+
+    def read(self, images: Tensor, z_where: Tensor) -> Tensor:
+        """(B, C, H, H) and (B, 3) -> (B, C, w, w), see `image_to_window`."""
+        _check(images, z_where, "images")
+        size = len(self.window)
+        if not images.requires_grad:
+            return F.grid_sample(images, _SamplingGrid.apply(z_where, self.window_xy), align_corners=False)
+        # The gradient of grid_sample for its input adds up in a different order each time on CUDA.
+        scale, shift = z_where[..., None].split((1, 2), 1)
+        return _resample(images, (self.window / size - shift) / scale, self.image)
+
+    def paint(self, window: Tensor, z_where: Tensor) -> Tensor:
+        """(B, C, w, w) and (B, 3) -> (B, C, H, H), see `window_to_image`."""
+        _check(window, z_where, "window")
+        scale, shift = z_where[..., None].split((1, 2), 1)
+        # grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
+        return _resample(window, torch.addcmul(shift, scale, self.image, value=1 / len(self.image)), self.window)
+
+
+def _resample(source: Tensor, points: Tensor, numerators: Tensor) -> Tensor:
+    """Sample images bilinearly at the points of a grid.
+
+    x depends only on the column and y only on the row, so bilinear sampling is a matrix product on either side, with
+    the values of a hat function.
+
+    Args:
+        source: (B, C, S, S).
+        points: (B, 2, P), x of the grid's columns and y of its rows, in [-1, 1] units of the source.
+        numerators: (S,), of the centres of the source's pixels.
+    Returns:
+        (B, C, P, P); zero outside the source.
+    """
+    with nullcontext() if source.is_meta else torch.autocast(source.device.type, enabled=False):
+        columns, rows = _Hats.apply(points, numerators).to(source.dtype).unbind(1)  # (B, P, S) each
+        narrow = source.flatten(1, 2) @ columns.mT  # (B, C S, P)
+        return rows[:, None] @ narrow.unflatten(1, source.shape[1:3])
+
+
+class _Hats(torch.autograd.Function):
+    """Weights of pixels in bilinear interpolation: points (B, 2, P) and numerators (S,) -> (B, 2, P, S).
+
+    With pixel j at c_j = numerators_j / S, the weight is max(0, 1 - |point - c_j| S / 2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, numerators: Tensor) -> Tensor:
+        away = torch.sub(numerators, points[..., None], alpha=len(numerators))  # in half pixels
+        hats = torch.rsub(away.abs(), 1, alpha=0.5).relu_()
+        ctx.save_for_backward(away, hats)
+        return hats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        away, hats = ctx.saved_tensors
+        inside = torch.ops.aten.threshold_backward(gradient, hats, 0)
+        return (inside * away.sign()).sum(-1) * (away.shape[-1] / 2), None
+
+
+class _SamplingGrid(torch.autograd.Function):
+    """z_where (B, 3) and numerators (w, w, 2) -> where on the image a glimpse's pixels lie, (B, w, w, 2)."""
+
+    @staticmethod
+    def forward(ctx: Any, z_where: Tensor, numerators: Tensor) -> Tensor:
+        size = len(numerators)
+        scale, shift = (z_where * size)[:, None, None].split((1, 2), -1)
+        grid = (numerators - shift).div_(scale)  # (centre - shift) / scale
+        ctx.save_for_backward(z_where, grid)
+        return grid
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        z_where, grid = ctx.saved_tensors
+        by_scale = (gradient * grid).sum((1, 2, 3))[:, None]
+        return torch.cat((by_scale, gradient.sum((1, 2))), -1) / -z_where[:, :1], None
 
 
 def window_boxes(z_where: Tensor, image_size: int) -> Tensor:

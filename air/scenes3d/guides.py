@@ -131,7 +131,7 @@ class SceneRecurrentGuide(SceneGuide):
         if residual is not None:
             features = self.encoder(residual).to(residual.dtype)
             gates, _ = self.rnn.read(features)
-        hidden = self.rnn(gates, previous_latents, hidden)
+        hidden = self.rnn(gates, [previous_latents], hidden)
         outputs = self.predict(torch.cat((hidden[0], features), -1)).to(features.dtype)
         return Proposal.from_outputs(outputs), RecurrentState(features, gates, hidden)
 

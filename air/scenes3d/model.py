@@ -38,7 +38,7 @@ from torch import Tensor
 from air.models.base import CountingModel, Inference, Rollout, check_number
 from air.models.distributions import CategoricalLatent, CountPrior, Latent, NormalLatent, log_count_probs
 from air.models.guides import GuideName
-from air.models.networks import Baseline, RecurrentNet, fold
+from air.models.networks import Baseline, History, RecurrentNet, fold
 from air.models.settings import checked_by
 from air.scenes3d.guides import LATENTS, ROTATABLE, TURN, WHERE, Proposal, make_guide
 from air.scenes3d.renderer import REACH, Layers, View, candidate_layers, canvases, compose_stages, layers, render
@@ -72,7 +72,7 @@ class Trace(NamedTuple):
     where: NormalLatent  # (B K, N, WHERE)
     turn: NormalLatent  # (B K, N, TURN)
     what: CategoricalLatent  # (B K, N)
-    history: Tensor  # (B K, N, L), the previous latents of each step
+    history: History  # the previous latents of each step, (B K, L)
     candidates: Layers | None  # (B K, N, S, P), each object as every shape; None: not needed, so not rendered
 
 
@@ -198,7 +198,7 @@ class SceneAIR(CountingModel):
             if self.updates_residual:
                 candidates.append(self._candidates(*step.value.split((WHERE, TURN), -1)))
                 blends.append(candidates[-1].blend(step.log_what))
-        return self._trace(steps, candidates, at_mean)
+        return self._trace(steps, candidates, noise, at_mean)
 
     def _residual(self, images: Tensor, blends: Sequence[Layers]) -> Tensor:
         """What the objects found so far leave of the images, (B K, 3, H, W)."""
@@ -209,15 +209,16 @@ class SceneAIR(CountingModel):
         """Render objects as every shape: (..., WHERE) and (..., TURN) -> (..., S, P)."""
         return candidate_layers(self.poses(where, turn), self.view, self.sharpness)
 
-    def _trace(self, steps: Sequence[Step], candidates: Sequence[Layers], at_mean: bool) -> Trace:
+    def _trace(self, steps: Sequence[Step], candidates: Sequence[Layers], noise: Tensor, at_mean: bool) -> Trace:
         """Stack the steps, and choose each object's shape."""
         logits, history, log_what, value, loc, scale = (torch.stack(fields, 1) for fields in zip(*steps))
         q = log_what.exp()
         shapes = log_what.argmax(-1) if at_mean else torch.multinomial(q.flatten(0, 1), 1).view(q.shape[:2])
-        values, locs, scales = (field.split((WHERE, TURN), -1) for field in (value, loc, scale))
+        locs, scales, noises = (field.split((WHERE, TURN), -1) for field in (loc, scale, noise))
         standard = value.new_zeros(()), value.new_ones(())  # the prior's loc and scale
-        where, turn = (NormalLatent(*q, *standard) for q in zip(values, locs, scales))
-        return Trace(logits.squeeze(-1), where, turn, CategoricalLatent(shapes, log_what), history,
+        where, turn = (NormalLatent(*q, *standard) for q in zip(locs, scales, noises))
+        return Trace(logits.squeeze(-1), where, turn, CategoricalLatent(shapes, log_what),
+                     [[each] for each in history.unbind(1)],
                      Layers.stack(candidates) if candidates else None)
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:

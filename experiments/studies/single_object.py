@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
@@ -31,7 +32,6 @@ import air
 from air.data import Scenes, SingleObject, load_dataset
 from air.evaluation.pictures import grid_picture, to_rgb
 from air.models.base import Inference
-from air.models.distributions import normal_log_prob
 from air.scenes3d.guides import LATENTS, TURN, WHERE, SceneSearchGuide
 from air.scenes3d.model import CONTRAST, SceneAIR
 from air.scenes3d.poses import pose_errors
@@ -133,7 +133,7 @@ class Ascent:
         return self.model.poses(*self.z.split((WHERE, TURN), -1))
 
     def _log_joint(self) -> Tensor:
-        prior = normal_log_prob(self.z, self.z.new_zeros(()), self.z.new_ones(())).sum((1, 2))
+        prior = Normal(0.0, 1.0).log_prob(self.z).sum((1, 2))
         return self.model.log_likelihood(self.rows, self.model.layers(self.what, self._poses()))[:, 1] + prior
 
 

@@ -1,0 +1,125 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from air.models.layers import Linear, lstm_cell, shared_weights
+
+
+def layer(weight, bias=None):
+    made = Linear(weight.shape[1], weight.shape[0], bias is not None)
+    del made.weight, made.bias  # parameters; these are tensors
+    made.weight, made.bias = weight, bias
+    return made
+
+
+def chained(linear, x, other, plus=None):
+    """A function of a weight through three chained products, whose batch sizes differ."""
+    first = linear(x)
+    second = linear(first[:2].sin(), plus)
+    return first.square().sum() + (second * other).sum() + linear(second.cos()[:, None]).cumsum(0).sum()
+
+
+def shared(weight, bias, x, other, plus=None):
+    with shared_weights():
+        return chained(layer(weight, bias), x, other, plus)
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    sizes = {"weight": (4, 4), "bias": (4,), "x": (3, 4), "other": (4,), "plus": (2, 4)}
+    return {name: torch.randn(size, dtype=torch.float64, requires_grad=name != "other")
+            for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("without", ["bias", "plus"])
+def test_shared_weights_equal_linear_in_value_and_gradient(tensors, without):
+    weight, bias, x, other, plus = (value if name != without else None for name, value in tensors.items())
+
+    def plain(weight, bias, x, other, plus=None):
+        return chained(lambda x, more=None: F.linear(x, weight, bias) + (0 if more is None else more), x, other, plus)
+
+    inputs = [each for each in (weight, bias, x, plus) if each is not None]
+    wanted = torch.autograd.grad(plain(weight, bias, x, other, plus), inputs)
+    loss = shared(weight, bias, x, other, plus)
+    torch.testing.assert_close(loss, plain(weight, bias, x, other, plus))
+    for retain in (True, False):  # backward works twice
+        torch.testing.assert_close(torch.autograd.grad(loss, inputs, retain_graph=retain), wanted)
+
+
+def test_rows_of_a_backward_pass_that_left_the_weight_out_are_not_counted_later(tensors):
+    weight, x, other = tensors["weight"], tensors["x"], tensors["other"]
+    loss = shared(weight, None, x, other)
+    (wanted,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    torch.autograd.grad(loss, x, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], wanted)
+
+
+@pytest.mark.parametrize("used", [[0], [1], [0, 1], [2]])
+def test_calls_that_nothing_reads_add_no_gradient(tensors, used):
+    weight, bias, x = tensors["weight"], tensors["bias"], tensors["x"].detach()
+    with shared_weights():
+        linear = layer(weight, bias)
+        outputs = [linear((t + 1) * x) for t in range(3)]
+    found = torch.autograd.grad(sum(outputs[t].square().sum() for t in used), (weight, bias))
+    plain = sum(F.linear((t + 1) * x, weight, bias).square().sum() for t in used)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, (weight, bias)))
+
+
+def test_layers_of_their_own_keep_their_gradients_apart():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Linear(3, 5), nn.Tanh(), Linear(5, 3)).double(), torch.randn(2, 3, dtype=torch.float64)
+
+    def gradients():
+        return torch.autograd.grad(net(net(x)).square().sum(), list(net.parameters()))
+
+    plain = gradients()
+    with shared_weights():
+        torch.testing.assert_close(gradients(), plain)
+
+
+def test_frozen_weights_get_no_gradient_and_pass_theirs_on(tensors):
+    weight, x, other = tensors["weight"].detach(), tensors["x"], tensors["other"]
+    (found,) = torch.autograd.grad(shared(weight, None, x, other), x)
+    plain = chained(lambda x, _=None: F.linear(x, weight), x, other)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, x)[0])
+
+
+def test_low_precision_and_no_gradients_take_the_plain_layer():
+    torch.manual_seed(0)
+    linear, x = Linear(7, 5), torch.randn(3, 7)
+    with shared_weights():
+        with torch.autocast("cpu", torch.bfloat16):
+            low = linear(x)
+            assert low.dtype == torch.bfloat16 and torch.equal(low, F.linear(x, linear.weight, linear.bias))
+        with torch.no_grad():
+            plain = linear(x)
+    assert not plain.requires_grad and torch.equal(plain, F.linear(x, linear.weight, linear.bias))
+
+
+def test_the_gradient_of_a_shared_weight_is_one_product(tensors):
+    from benchmarks.operations import OperationLog
+    weight, bias, x = tensors["weight"], tensors["bias"], tensors["x"].detach()
+    with shared_weights():
+        linear = layer(weight, bias)
+        loss = sum(linear(t * x).sum() for t in range(5))
+    with OperationLog() as log:
+        loss.backward()
+    assert log.counts["mm"] == 1
+
+
+def test_the_cell_is_that_of_torch():
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(3, 5).double()
+    x, h, c = torch.randn(2, 3).double(), torch.randn(2, 5).double(), torch.randn(2, 5).double()
+    gates = F.linear(x, cell.weight_ih, cell.bias_ih) + F.linear(h, cell.weight_hh, cell.bias_hh)
+    torch.testing.assert_close(lstm_cell(gates, c), cell(x, (h, c)))
+
+
+@pytest.mark.parametrize("read", [lambda h, c: (h, c), lambda h, c: h, lambda h, c: c])
+def test_the_cell_s_gradient(read):
+    torch.manual_seed(0)
+    gates, c = torch.randn(3, 20, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda gates, c: read(*lstm_cell(gates, c)),
+                                    (gates.requires_grad_(), c.requires_grad_()))
