@@ -21,7 +21,6 @@ from air.models.layers import Linear, lstm_cell, shared_weights
 from air.models.settings import shown
 
 
-
 def fold(rows: Tensor, particles: int) -> Tensor:
     """Fold K particles per row into the batch: (B, ...) -> (B K, ...); row b K + k is particle k of row b."""
     return repeat(rows, "b ... -> (b k) ...", k=particles)  # a view for K = 1
