@@ -49,6 +49,9 @@ def setup(device: str) -> torch.device:
                              f"{torch.cuda.device_count()}; start fewer processes, or use --device cpu")
         torch.cuda.set_device(local)
     if not dist.is_initialized():
+        # Where NCCL fails or times out, torch would abort the process. With 2 it ends the collectives that wait, and
+        # the next one raises an error, which `is_peer_failure` recognises.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         # gloo beside nccl: everything but the gradients is exchanged on the CPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return torch.device("cuda", local) if device == "cuda" else torch.device(device)
