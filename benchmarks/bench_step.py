@@ -133,8 +133,8 @@ class Bench:
         """Take one turn of measurements, in ms."""
         self.time_steps(steps)
         self.times["inference"] += [self._time(lambda: self.infer(self.batch)) for _ in range(steps)]
-        self.times["products"].append(self._time_products(self.products))
-        self.times["inference_products"].append(self._time_products(self.inference_products))
+        self.times["products"].append(self.time_products(self.products))
+        self.times["inference_products"].append(self.time_products(self.inference_products))
         p, g, out = torch.rand(3, self.parameters, device=self.device).unbind()
         add = self._time_alone("add", lambda: torch.add(p, g, out=out))
         self.times["optimiser"].append(add * ADAM_PASSES / 3)  # an addition makes 3 passes over as many bytes
@@ -145,7 +145,7 @@ class Bench:
         if self.queues:
             self.times["in_a_row"].append(self._time(lambda: [self.trainer.train_step() for _ in range(steps)]) / steps)
 
-    def _time_products(self, products: Counter[Product]) -> float:
+    def time_products(self, products: Counter[Product]) -> float:
         """The total time of the products, each timed alone."""
         return sum(count * self._time_alone(product, product.ready(self.device)) for product, count in products.items())
 
