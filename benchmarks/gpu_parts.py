@@ -172,8 +172,9 @@ def agree(case: Case, place: Place) -> Row:
         runs.append((elbos, state_of(trainer)))
     (elbos, written), (again, graph), (_, twice) = runs
     apart = max(abs(a - b) / abs(a) for a, b in zip(elbos, again))
-    row = Row(case.name, {"elbo apart": apart, WRITTEN: same(written, graph), TWICE: same(graph, twice),
-                          "captured": trainer.take_step.replay is not None})
+    if trainer.take_step.replay is None:
+        raise RuntimeError("no step was captured")
+    row = Row(case.name, {"elbo apart": apart, WRITTEN: same(written, graph), TWICE: same(graph, twice)})
     return judged(row, tuple(name for name in case.same if not (place.dry and name == WRITTEN)))
 
 

@@ -39,6 +39,7 @@ HAS_GPU = torch.cuda.is_available()
 # What torch says on CUDA where nothing is wrong; any other warning is an error there as well.
 BENIGN = ("Synchronization debug mode is a prototype feature",
           "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",
+          "Online softmax is disabled on the fly",
           "Attempting to run cuBLAS, but there was no current CUDA context")
 
 
