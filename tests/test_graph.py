@@ -145,9 +145,9 @@ def test_a_stale_batch_would_be_noticed(make_step, device, monkeypatch):
     written, captured = make_step("enumerate", captures=False), make_step("enumerate")
     start = state_of(written)
     real = batches(written)
-    monkeypatch.setitem(globals(), "batches", lambda some: real[:WARM_UP] + [real[WARM_UP]] * (STEPS - WARM_UP))
-    stale = take(captured)[1]
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setitem(globals(), "batches", lambda some: real[:WARM_UP] + [real[WARM_UP]] * (STEPS - WARM_UP))
+        stale = take(captured)[1]
     with pytest.raises(AssertionError):
         assert_same(take(written)[1], stale, start, (1.0, 0.1))
 
