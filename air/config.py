@@ -63,7 +63,7 @@ class RunSettings:
     device: Annotated[Literal["auto", "cpu", "cuda"], short("--device")] = "auto"
     """auto: cuda where torch sees a device."""
     precision: Annotated[Precision, short("--precision")] = "fp32"
-    """fp32; tf32: matrix products on CUDA; bf16: the networks' layers."""
+    """fp32; tf32: matrix products and convolutions on CUDA; bf16: the networks' layers."""
     compile: Annotated[bool, short("--compile")] = False
     """torch.compile the objective."""
     eval_every: PositiveInt = 500

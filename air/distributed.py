@@ -49,7 +49,10 @@ def setup(device: str) -> torch.device:
                              f"{torch.cuda.device_count()}; start fewer processes, or use --device cpu")
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        # gloo beside nccl: everything but the gradients is exchanged on the CPU.
+        # Where NCCL fails or times out, torch would abort the process. With 2 it ends the collectives that wait, and
+        # the next one raises an error, which `is_peer_failure` recognises.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        # gloo beside nccl: only gradients and means of what is on the device are exchanged there.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return torch.device("cuda", local) if device == "cuda" else torch.device(device)
 
@@ -99,8 +102,8 @@ def rank_zero_first(build: Callable[[], T]) -> T:
         try:
             return build()
         finally:
-            dist.barrier()
-    dist.barrier()
+            any_of(False)  # a barrier that never waits in NCCL, which gives up after ten minutes
+    any_of(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build()

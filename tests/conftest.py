@@ -1,4 +1,8 @@
-"""Shared fixtures: a small model in float64, small scenes, a cache of the tests' own, and where real data lie."""
+"""Shared fixtures: a small model in float64, small scenes, a cache of the tests' own, and where real data lie.
+
+On a machine with a GPU all tests but those marked `cuda` run as on one without: torch sees no device, and neither do
+the processes that they start.
+"""
 
 import os
 from dataclasses import replace
@@ -27,6 +31,43 @@ SMALL = {"num_steps": 3, "x_size": 12, "window_size": 6, "z_what_size": 4, "rnn_
 # Arguments of train.py in a process of its own, on as few scenes and with as small networks as `few_scenes` gives here.
 FEW = ["--data.train-scenes", "64", "--data.held-out-scenes", "24", "--model.rnn-hidden-size", "16",
        "--model.embed-net", "16"]
+
+
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+HAS_GPU = torch.cuda.is_available()
+
+# What torch says on CUDA where nothing is wrong; any other warning is an error there as well.
+BENIGN = ("Synchronization debug mode is a prototype feature",
+          "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",
+          "Online softmax is disabled on the fly",
+          "Attempting to run cuBLAS, but there was no current CUDA context")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skipif(not HAS_GPU, reason="torch sees no CUDA device"))
+            for sentence in BENIGN:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{sentence}"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_gpu():
+    """Hide the GPU from this process, which has looked for it already, and from those that it starts."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: False)
+        patched.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def gpu(request, monkeypatch):
+    """Show the GPU to the tests that are marked."""
+    if request.node.get_closest_marker("cuda"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: HAS_GPU)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if VISIBLE is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,17 @@ import train
 from air import AIR, ESTIMATORS
 from air.checkpoints import load_checkpoint
 from air.config import with_settings
-from air.distributed import any_of, cleanup, gather, mean, rank, rank_zero_first, setup, world_size
+from air.distributed import (
+    any_of,
+    cleanup,
+    gather,
+    is_peer_failure,
+    mean,
+    rank,
+    rank_zero_first,
+    setup,
+    world_size,
+)
 from air.evaluation import evaluate as evaluation
 from air.training.trainer import Trainer
 from tests.conftest import FEW, SMALL
@@ -30,6 +40,31 @@ def test_collectives_of_a_single_process():
     value = torch.tensor([1.0, 2.0])
     assert gather("word") == ["word"] and mean(value) is value and rank_zero_first(lambda: 3) == 3
     assert any_of(True) and not any_of(False)
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_an_error_of_nccl_is_raised_rather_than_ending_the_process(monkeypatch, own):
+    """Unless the user says otherwise; everything but the gradients goes over gloo."""
+    asked = {}
+    for name, value in (("is_available", True), ("device_count", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: asked.update(
+        backend=backend, handling=os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"]))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", own or "")
+    if own is None:
+        monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
+    assert setup("cuda") == torch.device("cuda", 0)
+    assert asked == {"backend": "cpu:gloo,cuda:nccl", "handling": own or "2"}
+
+
+def test_a_dead_process_is_recognised_by_nccl_s_errors_and_gloo_s():
+    aborted = "NCCL communicator was aborted on rank 0."
+    assert is_peer_failure(torch.distributed.DistBackendError(aborted))
+    assert is_peer_failure(RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"))
+    assert not is_peer_failure(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def two_processes(work, *arguments):
@@ -56,6 +91,8 @@ def tell_one_another(folder):
     own = torch.tensor([1.0 + rank()])
     assert mean(own).item() == 1.5 and own.item() == 1.0 + rank()
     assert any_of(rank() == 1) and any_of(rank() == 0) and not any_of(False)
+
+    torch.distributed.barrier = None  # on CUDA it would go by NCCL
 
     def build():
         if rank() == 0:
@@ -141,8 +178,8 @@ def torchrun():
     def start(*arguments):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                    str(ROOT / "train.py")]
-        few = [] if "--resume" in arguments else FEW
-        return subprocess.Popen([*command, *map(str, arguments), *few], text=True, stdout=subprocess.PIPE,
+        arguments += ("--device", "cpu", *([] if "--resume" in arguments else FEW))
+        return subprocess.Popen([*command, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return start
 
@@ -196,7 +233,7 @@ def test_other_numbers_of_processes_go_on_with_a_run(torchrun, tmp_path):
     first = torchrun("--dataset", "sprites", "--batch-size", 8, "--steps", 24, "--out", parts)
     said, errors = first.communicate(timeout=120)
     assert first.returncode == 0 and len(load_checkpoint(parts)[1]["processes"]) == 2, errors
-    train.main(["--resume", str(parts), "--steps", "26"])
+    train.main(["--resume", str(parts), "--steps", "26", "--device", "cpu"])
     assert len(load_checkpoint(parts)[1]["processes"]) == 1
     wider = torchrun("--resume", parts, "--steps", 28)
     said, errors = wider.communicate(timeout=120)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from air.data import Table
-from air.evaluation.evaluate import accumulators, evaluate
+from air.evaluation import evaluate as evaluation
+from air.evaluation.evaluate import accumulators, chunk_size, evaluate
 from air.evaluation.metrics import Boxes, Poses, ScaleOffset
 from air.inference.refine import refine
 from air.models.base import Inference
@@ -120,6 +121,32 @@ def test_accumulators_are_those_that_apply(make_model, scenes):
     assert Boxes in topics(make_model(), no_boxes[scenes.counts == 0])  # known: there are none
     assert topics(SceneAIR(2, 0.35, View(image_size=16)), table) >= {Poses, Boxes}
     assert ScaleOffset not in topics(SceneAIR(2, 0.35, View(image_size=16)), table)
+
+
+def test_chunks_are_larger_on_cuda_within_the_memory_of_a_small_gpu(monkeypatch):
+    """Those of the CPU decide its draws; larger images than the default model's get smaller chunks."""
+    cpu, cuda, default = torch.device("cpu"), torch.device("cuda"), 3 * 50**2
+    assert chunk_size(cpu, 432) == chunk_size(cpu, default) == chunk_size(cpu, 10**7) == 500
+    assert chunk_size(cuda, 432) == chunk_size(cuda, default) == 5000
+    assert chunk_size(cuda, 5 * default) == 1000 and chunk_size(cuda, 10**7) == 500
+    monkeypatch.setattr("air.evaluation.evaluate.world_size", lambda: 2)
+    assert chunk_size(cuda, default) == 500
+
+
+def test_scenes_looks_and_particles_come_in_chunks(make_model, scenes, monkeypatch):
+    """Here of 20 rollouts: 20 scenes, 2 scenes of nine looks, 6 scenes of three particles."""
+    seen = {"run_model": [], "iw_bound": [], "refine": []}
+    model = make_model(count_prior=0.3)
+
+    def counted(name):
+        act = getattr(evaluation, name)
+        return lambda *given: seen[name].append(len(given[1])) or act(*given)
+
+    monkeypatch.setattr(evaluation, "chunk_size", lambda device, pixels: {3 * 12**2: 20}[pixels])
+    for name in seen:
+        monkeypatch.setattr(evaluation, name, counted(name))
+    evaluation.evaluate(model, scenes, iw_particles=3, refined=True)
+    assert seen == {"run_model": [20, 20], "iw_bound": 6 * [6] + [4], "refine": 20 * [2]}
 
 
 def test_chunks_together_are_all_scenes(make_model, scenes, monkeypatch):

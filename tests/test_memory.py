@@ -13,7 +13,7 @@ from air.config import default_config, with_settings
 from air.data import Dataset
 from air.models.settings import SettingsError
 from air.recipe import build_model, build_objective
-from air.training.memory import check_run, step_bytes
+from air.training.memory import check_run, evaluation_bytes, step_bytes
 from air.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -116,3 +116,10 @@ def test_the_estimate_is_near_the_peak_of_a_real_run(tmp_path, arguments):
                           text=True, capture_output=True, check=True)
     estimate, peak = json.loads(done.stdout.splitlines()[-1])
     assert peak / 1.6 < estimate < 1.2 * peak
+
+
+def test_an_evaluation_on_cuda_is_laid_out_with_its_larger_chunks():
+    small, large = ({"model.num_steps": 3, "model.channels": 1, "model.x_size": side} for side in (50, 500))
+    for settings, times in ((small, 10), (large, 1)):
+        config = with_settings(default_config(), settings)
+        assert evaluation_bytes(config, torch.device("cuda")) == times * evaluation_bytes(config, CPU)

@@ -1,18 +1,20 @@
-"""The step as written, and as a CUDA graph; where there is no CUDA, all of that but the graph itself."""
+"""The step as written, and what a captured one does beside the graph; tests/test_graph.py compares the two."""
 
 import copy
 import subprocess
 import sys
+import warnings
+from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from air import AIR, ESTIMATORS
 from air.training import step as step_module
-from air.training.step import WARM_UP, TrainStep, random_shift
+from air.training.step import WARM_UP, TrainStep, random_shift, set_tf32
 from tests.conftest import SMALL
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
 
 @pytest.fixture
@@ -27,7 +29,11 @@ def make_step(images):
 
 
 def weights(some):
-    return [p.detach().clone() for group in some.optimizer.param_groups for p in group["params"]]
+    return [p.detach().clone() for p in weights_in_place(some)]
+
+
+def weights_in_place(some):
+    return [p for group in some.optimizer.param_groups for p in group["params"]]
 
 
 def take(some, batches, rates):
@@ -90,11 +96,11 @@ def test_what_is_replayed_reads_each_step_s_batch_and_rates(make_step, monkeypat
     plain = make_step()
     losses = take(plain, BATCHES, RATES)
     calls = []
-    monkeypatch.setattr(step_module, "on_side_stream", lambda run: calls.append("aside") or run())
-    monkeypatch.setattr(step_module, "capture", lambda run: calls.append("capture") or run)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "stream")
+    monkeypatch.setattr(step_module, "on_stream", lambda stream, run: calls.append("aside") or run())
+    monkeypatch.setattr(step_module, "capture", lambda stream, run: calls.append("capture") or run)
     replayed = make_step()
-    replayed.captures = True
-    replayed._place_lrs()
+    replayed.capture_steps(True)
     rates = [group["lr"] for group in replayed.optimizer.param_groups]
     assert all(group["capturable"] for group in replayed.optimizer.param_groups)
     assert take(replayed, BATCHES, RATES) == pytest.approx(losses, rel=1e-6)
@@ -143,25 +149,116 @@ def test_a_step_shifts_its_images(make_step):
     assert torch.equal(seen[0], random_shift(some.images, 1)) and not torch.equal(seen[0], some.images)
 
 
+class FakeStream:
+    """What CUDA's streams and graphs are asked to do, in order."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, other):
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+class FakeGraph:
+    def __init__(self, log):
+        self.log = log
+
+    def replay(self):
+        self.log.append("replay")
+
+
+def test_warm_up_and_capture_share_a_stream(make_step, monkeypatch):
+    log = []
+    current, streams = FakeStream("current", log), []
+
+    def new_stream(device):
+        streams.append(FakeStream(f"stream {len(streams)}", log))
+        return streams[-1]
+
+    @contextmanager
+    def inside(what, stream):
+        log.append(f"{what} on {stream.name}")
+        yield
+        log.append("end")
+
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside("run", stream))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: inside("capture", stream))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(log))
+    some = make_step()
+    some.capture_steps(True)
+    take(some, BATCHES[:5], RATES)
+    warm_up = ["stream 0 waits for current", "run on stream 0", "end", "current waits for stream 0"]
+    assert log == 3 * warm_up + ["capture on stream 0", "end", "replay", "replay"] and WARM_UP == 3
+    log.clear()
+    some.load_state_dict(copy.deepcopy(some.state_dict()))  # captures anew, on the same stream
+    take(some, BATCHES[:5], RATES)
+    assert log == 3 * warm_up + ["capture on stream 0", "end", "replay", "replay"] and len(streams) == 1
+
+
+class CastLog(TorchDispatchMode):
+    """Which tensors are cast to bfloat16, by where they lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.cast = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._to_copy and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.cast.append(args[0].data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_captured_step_casts_each_weight_once_and_each_step_anew(make_step, monkeypatch):
+    """What the captured region does: it casts as often as a step that is not captured, and keeps no cast."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "stream")
+    monkeypatch.setattr(step_module, "on_stream", lambda stream, run: run())
+    monkeypatch.setattr(step_module, "capture", lambda stream, run: run)
+    written, captured = make_step(precision="bf16"), make_step(precision="bf16")
+    captured.capture_steps(True)
+    logs = []
+    for some in (written, captured):
+        take(some, BATCHES[:WARM_UP], RATES)
+        for batch in BATCHES[WARM_UP:WARM_UP + 2]:
+            with CastLog() as log:
+                take(some, [batch], [1.0])
+            where = {p.data_ptr() for p in weights_in_place(some)}
+            assert max(Counter(each for each in log.cast if each in where).values()) == 1
+            logs.append(log.cast)
+    assert len({len(each) for each in logs}) == 1 and len(logs[0]) > 10
+
+
 def test_tf32_is_for_cuda(make_step):
     with pytest.raises(ValueError, match="tf32 needs a CUDA device"):
         make_step(precision="tf32")
 
 
-@needs_cuda
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-@pytest.mark.parametrize("estimator", list(ESTIMATORS))
-def test_a_graph_takes_the_steps_that_are_written(make_step, estimator, precision):
-    written, replayed = (make_step("cuda", estimator, precision) for _ in range(2))
-    assert written.captures
-    written.captures = False
-    written._place_lrs()
-    losses = take(written, BATCHES, RATES)
-    assert take(replayed, BATCHES, RATES) == pytest.approx(losses, rel=1e-2 if precision == "bf16" else 1e-4)
-    assert replayed.replay is not None
+@pytest.fixture
+def tf32_settings():
+    """As they were, after the test."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
-@needs_cuda
-def test_a_graph_draws_anew_at_each_replay(make_step):
-    some = make_step("cuda")
-    assert len(set(take(some, [[0, 1]] * 8, [0.0] * 8))) == 8
+def test_the_precision_is_that_of_products_and_convolutions(tf32_settings):
+    for wanted, products in ((False, "highest"), (True, "high"), (False, "highest")):
+        set_tf32(torch.device("cuda"), wanted)
+        assert torch.get_float32_matmul_precision() == products and torch.backends.cudnn.allow_tf32 is wanted
+    torch.backends.cudnn.allow_tf32 = True
+    set_tf32(torch.device("cpu"), False)
+    assert torch.backends.cudnn.allow_tf32  # of no interest there
+
+
+def test_torch_s_advice_on_newer_settings_is_not_repeated(tf32_settings, monkeypatch):
+    """torch 2.9 gives it to whoever uses those that 2.4 has; other warnings are shown."""
+    def warns(precision):
+        warnings.warn("Please use the new API settings to control TF32 behavior, such as ...", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    with monkeypatch.context() as patched, pytest.warns(UserWarning) as seen:
+        patched.setattr(torch, "set_float32_matmul_precision", warns)
+        set_tf32(torch.device("cuda"), False)
+    assert [str(each.message) for each in seen] == ["something else"]

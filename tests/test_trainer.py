@@ -1,4 +1,5 @@
 import json
+import signal
 import threading
 from dataclasses import replace
 
@@ -16,7 +17,9 @@ from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
 from air.models.settings import to_dict
 from air.recipe import resolve
-from air.training.trainer import Trainer
+from air.training import trainer as trainer_module
+from air.training.logs import NoOpLogger
+from air.training.trainer import Interrupted, Trainer
 
 
 def everything(out):
@@ -167,6 +170,64 @@ def test_a_learned_count_prior_follows_what_is_inferred_after_the_warm_up(make_c
     shares = torch.stack([metrics[f"share_{n}"] for n in range(4)])
     torch.testing.assert_close(shares.sum().item(), 1.0)
     torch.testing.assert_close(prior(), 0.99 * fixed + 0.01 * shares)
+
+
+@pytest.fixture
+def on_a_queue(make_config, dataset, tmp_path, monkeypatch):
+    """A trainer whose steps only queue a second's work each; whatever waits for the device waits for the queue.
+
+    Evaluations take 100 s and checkpoints 1000 s of their own. Changes are those of `make_config`.
+    """
+    def make(changes=None):
+        trainer = Trainer(make_config(changes=changes), dataset, tmp_path)
+        clock = {"now": 0.0, "queue": 0.0}
+
+        def wait(device=None, own=0.0):
+            clock["now"] += clock["queue"] + own
+            clock["queue"] = 0.0
+
+        def step():
+            trainer.step += 1
+            clock["queue"] += 1.0
+            return {"elbo": torch.tensor(0.0)}
+
+        monkeypatch.setattr(trainer_module.time, "monotonic", lambda: clock["now"])
+        monkeypatch.setattr(torch.cuda, "synchronize", wait)
+        trainer.device, trainer.train_step = torch.device("cuda"), step
+        trainer._evaluate, trainer._save = lambda *what: wait(own=100.0), lambda: wait(own=1000.0)
+        return trainer
+    return make
+
+
+@pytest.mark.parametrize("eval_every, checkpoint_every", [(4, 5), (5, 3), (50, 5), (4, 4), (50, 50)])
+def test_the_seconds_are_those_of_the_steps_kernels(on_a_queue, eval_every, checkpoint_every):
+    """All of them, though an evaluation or a checkpoint waits for the queue; and nothing else."""
+    trainer = on_a_queue({"run.eval_every": eval_every, "run.checkpoint_every": checkpoint_every})
+    at, evaluate_, save = [], trainer._evaluate, trainer._save
+    trainer._evaluate = lambda *what: at.append((trainer.step, trainer.seconds)) or evaluate_()
+    trainer._save = lambda: at.append((trainer.step, trainer.seconds)) or save()
+    trainer._train(NoOpLogger())
+    assert trainer.seconds == 12.0 and all(step == seconds for step, seconds in at) and at[-1][0] == 12
+
+
+def test_an_interrupted_run_counts_the_kernels_it_waits_for(on_a_queue):
+    trainer = on_a_queue()
+    step = trainer.train_step
+    trainer.train_step = lambda: (signal.raise_signal(signal.SIGTERM) if trainer.step == 2 else None) or step()
+    with pytest.raises(Interrupted):
+        trainer._train(NoOpLogger())
+    assert trainer.step == 3 and trainer.seconds == 3.0
+
+
+@pytest.mark.parametrize("device, asked_at", [("cuda", list(range(1, 13))), ("cpu", [10])])
+def test_processes_that_exchange_by_nccl_ask_after_each_step_who_is_left(on_a_queue, monkeypatch, device, asked_at):
+    """NCCL would wait for a dead process; gloo, by which they ask, raises an error."""
+    trainer, asked = on_a_queue(), []
+    trainer.device = torch.device(device)
+    monkeypatch.setattr(trainer_module, "world_size", lambda: 2)
+    monkeypatch.setattr(trainer_module, "any_of", lambda flag: asked.append(trainer.step) or flag)
+    trainer._train(NoOpLogger())
+    assert asked == asked_at
 
 
 def test_an_epoch_visits_each_scene_once(make_config, dataset, tmp_path):

@@ -28,7 +28,9 @@ from air.models.air import AIR
 from air.models.base import CountingModel
 from air.scenes3d.model import SceneAIR
 
-CHUNK = 500  # rollouts at a time
+CHUNK = 500  # rollouts at a time on the CPU; on CUDA at least as many, see `chunk_size`
+CUDA_CHUNK = 5000
+CUDA_VALUES = 5000 * 3 * 50**2  # pixels of the canvases of as many default models' rollouts
 IW_SCENES = 1000  # at most so many scenes for the importance-weighted bound, which takes K rollouts per scene
 
 
@@ -81,17 +83,18 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
     device = next(model.parameters()).device
     over_batches = accumulators(model, scenes)
     bound = ImportanceWeightedBound(iw_particles)
+    chunk = chunk_size(device, model.num_steps * model.channels * model.x_size**2)
     was_training = model.training
     model.eval()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank())
-        for chunk in _share(scenes, CHUNK):
-            batch = run_model(model, chunk, refined)
+        for some in _share(scenes, chunk):
+            batch = run_model(model, some, max(1, chunk // LOOKS) if refined else 0)
             for accumulator in over_batches:
                 accumulator.update(batch)
         if iw_particles:
-            for chunk in _share(scenes[:IW_SCENES], max(1, CHUNK // iw_particles)):
-                bound.update(iw_bound(model, chunk.images.to(device), iw_particles))
+            for some in _share(scenes[:IW_SCENES], max(1, chunk // iw_particles)):
+                bound.update(iw_bound(model, some.images.to(device), iw_particles))
     model.train(was_training)
 
     all_accumulators: list[Accumulator[Any]] = [*over_batches, bound] if iw_particles else [*over_batches]
@@ -100,6 +103,22 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         for accumulator, same_topic in zip(merged, other):
             accumulator.merge(same_topic)
     return {name: value for accumulator in merged for name, value in accumulator.compute().items()}
+
+
+def chunk_size(device: torch.device, pixels: int) -> int:
+    """How many rollouts an evaluation makes at a time.
+
+    The draws follow the chunks, so metrics that depend on draws follow the chunks' size: it is the same on every CPU.
+    The draws on CUDA differ from those on the CPU anyway. There a chunk is larger, since its kernels take about as long
+    to launch whatever its size, unless the images are so large that memory counts, or processes share the chunks.
+
+    Args:
+        device: of the model.
+        pixels: of one rollout's canvases, N C H W.
+    """
+    if device.type == "cpu" or world_size() > 1:
+        return CHUNK
+    return max(CHUNK, min(CUDA_CHUNK, CUDA_VALUES // pixels))
 
 
 def accumulators(model: CountingModel, scenes: Scenes) -> list[Accumulator[Batch]]:
@@ -125,13 +144,13 @@ def accumulators(model: CountingModel, scenes: Scenes) -> list[Accumulator[Batch
     return [accumulator for accumulator, applies in chosen if applies]
 
 
-def run_model(model: CountingModel, scenes: Scenes, refined: bool) -> Batch:
+def run_model(model: CountingModel, scenes: Scenes, refined: int) -> Batch:
     """Run a model on scenes and match the boxes it infers to the true ones.
 
     Args:
         model: in eval mode.
         scenes: B scenes, on any device.
-        refined: also run `refine`, if the model is AIR.
+        refined: also run `refine`, on so many scenes at a time, if the model is AIR; 0: do not.
     Returns:
         What accumulators read.
     """
@@ -141,7 +160,7 @@ def run_model(model: CountingModel, scenes: Scenes, refined: bool) -> Batch:
     inference, rollout = model.infer(images), model.rollout(images)
     refined_count = None
     if refined and isinstance(model, AIR):
-        refined_count = torch.cat([refine(model, few).count for few in images.split(max(1, CHUNK // LOOKS))])
+        refined_count = torch.cat([refine(model, few).count for few in images.split(refined)])
     comparable = (inference.z_pres > 0) & (scenes.counts >= 0)[:, None]  # (B, N)
     true_present = scenes.has_box  # (B, L)
     matched_iou, matched = match(inference.boxes, comparable, scenes.boxes, true_present)

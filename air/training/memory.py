@@ -18,7 +18,7 @@ import torch
 from air.config import AIRSettings, Config
 from air.data import Dataset
 from air.distributed import world_size
-from air.evaluation.evaluate import CHUNK
+from air.evaluation.evaluate import chunk_size
 from air.files import memory_limit
 from air.models.settings import check_memory
 from air.recipe import build_model, build_objective
@@ -49,7 +49,7 @@ def check_run(config: Config, dataset: Dataset, device: torch.device) -> None:
     else:
         limit = memory_limit()
         held = BASE + sum(value.nbytes for each in scenes for value in each.arrays().values())
-    needed = held + 4 * weights + max(STEP * kept, evaluation_bytes(config))
+    needed = held + 4 * weights + max(STEP * kept, evaluation_bytes(config, device))
     advice = ("lower --estimator.particles, --optim.batch-size, --model.num-steps, the side of the images or that of "
               "the windows")
     if 4 * weights > STEP * kept:
@@ -92,9 +92,10 @@ def _lay_out(config: Config, num_steps: int) -> tuple[float, float]:
     return sum(weights.values()), sum(each.nbytes() for key, each in stored.items() if key not in weights)
 
 
-def evaluation_bytes(config: Config) -> float:
+def evaluation_bytes(config: Config, device: torch.device) -> float:
     """Bytes of an evaluation: some images for each object of each scene of a chunk."""
     model = config.model
     x_size, channels = (model.x_size, model.channels) if isinstance(model, AIRSettings) else (View().image_size, 3)
     assert model.num_steps is not None and x_size is not None and channels is not None
-    return EVALUATED * CHUNK * model.num_steps * channels * x_size**2 * FLOAT
+    pixels = model.num_steps * channels * x_size**2
+    return EVALUATED * chunk_size(device, pixels) * pixels * FLOAT

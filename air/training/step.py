@@ -2,8 +2,9 @@
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from air.inference.estimator import Estimator
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 WARM_UP = 3  # steps before a graph is captured, in which allocators, libraries and the compiler settle
 
+T = TypeVar("T")
 Result = tuple[Tensor, Metrics]  # an objective's loss and metrics
 
 
@@ -42,7 +44,7 @@ class TrainStep:
             images: (M, C, H, W) uint8, on the same device.
             lr, baseline_lr: Adam's learning rates, see `Estimator.parameter_groups`; `__call__` scales them.
             shift: pixels, see `random_shift`.
-            precision: "fp32"; "tf32" for the matrix products on CUDA; or "bf16" for the layers.
+            precision: "fp32"; "tf32" for the matrix products and convolutions on CUDA; or "bf16" for the layers.
             compiled: whether to torch.compile the objective.
         Raises:
             ValueError: tf32 on the CPU.
@@ -51,22 +53,27 @@ class TrainStep:
         groups = objective.parameter_groups(lr, baseline_lr)
         self.base_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        self.captures = self.device.type == "cuda" and world_size() == 1
-        self._place_lrs()
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        elif precision == "tf32":
-            raise ValueError("--precision tf32 needs a CUDA device: use fp32 or bf16 on the CPU")
-        else:
+        set_tf32(self.device, precision == "tf32")
+        if self.device.type == "cpu":
             keep_freed_memory()
         self.forward: Callable[[Tensor], Result] = objective
         if world_size() > 1:
             self.forward = DistributedDataParallel(objective)
         if compiled:
             self.forward = torch.compile(self.forward)
-        self.taken = 0
         self.indices = torch.empty(0)  # of the batch; where a graph reads them
+        self.stream: torch.cuda.Stream | None = None  # of the steps before a graph's capture, and of the capture
+        self.capture_steps(self.device.type == "cuda" and world_size() == 1)
+
+    def capture_steps(self, captures: bool) -> None:
+        """Choose whether steps are captured as a graph; if so, WARM_UP ordinary steps come first."""
+        self.captures = captures
+        self.taken = 0
         self.replay: Callable[[], Result] | None = None
+        for group in self.optimizer.param_groups:  # a graph reads the learning rates from tensors
+            lr = float(group["lr"])
+            group["lr"] = torch.tensor(lr, device=self.device) if captures else lr
+            group["capturable"] = captures
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state."""
@@ -75,8 +82,7 @@ class TrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the moments of what `state_dict` gave, on this or on another device; the settings are this step's."""
         self.optimizer.load_state_dict({**state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self._place_lrs()
-        self.taken, self.replay = 0, None  # a graph captured before reads the old state
+        self.capture_steps(self.captures)  # a graph captured before reads the old state
 
     def __call__(self, indices: Tensor, lr_scale: float = 1.0) -> Result:
         """Take a step on the images at these indices.
@@ -92,30 +98,26 @@ class TrainStep:
         if not self.captures:
             self.indices = indices
             return self._take()
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self.device)
         if self.taken == 1:
             self.indices = indices.clone()
         self.indices.copy_(indices)
         if self.taken <= WARM_UP:
-            return on_side_stream(self._take)
+            return on_stream(self.stream, self._take)
         if self.replay is None:
-            self.replay = capture(self._take)
+            self.replay = capture(self.stream, self._take)
         return self.replay()
 
     def _take(self) -> Result:
-        # A graph must not reuse a cast of weights that it changes.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.captures):
+        # Each weight is cast once: the cache of casts is emptied at the end of this context. A graph holds the whole
+        # context, so it begins with an empty cache and casts the changed weights at each replay.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss, metrics = self.forward(random_shift(self.images[self.indices], self.shift))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach(), metrics
-
-    def _place_lrs(self) -> None:
-        """Keep the learning rates where a graph reads them: in tensors if steps are captured."""
-        for group in self.optimizer.param_groups:
-            lr = float(group["lr"])
-            group["lr"] = torch.tensor(lr, device=self.device) if self.captures else lr
-            group["capturable"] = self.captures
 
     def _set_lrs(self, scale: float) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs):
@@ -168,9 +170,28 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     return F.pad(images, [pixels] * 4)[image, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
-def on_side_stream(run: Callable[[], Result]) -> Result:
-    """Run on a stream of its own, as CUDA graphs require of the steps before their capture."""
-    stream = torch.cuda.Stream()
+def set_tf32(device: torch.device, wanted: bool) -> None:
+    """Choose whether float32 matrix products and convolutions on CUDA round their inputs to TensorFloat-32.
+
+    torch's own defaults differ: products in float32, cuDNN's convolutions in TensorFloat-32.
+
+    Raises:
+        ValueError: wanted on the CPU.
+    """
+    if device.type != "cuda":
+        if wanted:
+            raise ValueError("--precision tf32 needs a CUDA device: use fp32 or bf16 on the CPU")
+        return
+    with warnings.catch_warnings():
+        # torch 2.9 announces the end of these two settings. torch 2.4 has no others, and newer ones must not be mixed
+        # with them.
+        warnings.filterwarnings("ignore", "Please use the new API settings")
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
+        torch.backends.cudnn.allow_tf32 = wanted
+
+
+def on_stream(stream: torch.cuda.Stream, run: Callable[[], T]) -> T:
+    """Run on this stream, as CUDA graphs require of the steps before their capture, in order with the current one."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         result = run()
@@ -178,13 +199,17 @@ def on_side_stream(run: Callable[[], Result]) -> Result:
     return result
 
 
-def capture(run: Callable[[], Result]) -> Callable[[], Result]:
-    """Record the kernels that `run` launches, without running them; the function returned launches them all at once."""
+def capture(stream: torch.cuda.Stream, run: Callable[[], T]) -> Callable[[], T]:
+    """Record the kernels that `run` launches, without running them; the function returned launches them all at once.
+
+    On the stream of the steps before, the libraries have their workspaces, and gradients are accumulated where they
+    were before.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         result = run()
 
-    def replay() -> Result:
+    def replay() -> T:
         graph.replay()
         return result
     return replay

@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ PICTURE_SCENES = 6  # one of them empty, where the data set has empty ones
 CHECK_EVERY = 50  # steps between checks of a GPU's loss: each waits for the device
 SEED_STRIDE = 10_007  # between the seeds of processes
 LOWER_LR = "Try a lower --optim.lr, or --precision fp32"
-ASK_EVERY = 10  # steps between the processes' agreeing whether to stop
+ASK_EVERY = 10  # steps between the processes' agreeing whether to stop; on CUDA they agree after each step
 
 
 class TrainingError(Exception):
@@ -79,6 +81,7 @@ class Trainer:
         self.step = 0  # steps taken
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.seconds = 0.0  # spent in training steps
+        self.clock = 0.0  # when the seconds not yet counted began
         self.gradient_norms: dict[str, float] = {}  # of a checkpoint from which no step has been taken yet
         self.logged: list[bytes] = []  # lines of metrics.jsonl that stay
         if rank():
@@ -131,22 +134,31 @@ class Trainer:
     def _train(self, log: RunLogger | NoOpLogger) -> None:
         """Take the steps that are left, with an evaluation and a checkpoint every so many of them."""
         every = self.config.run
+        # NCCL waits for a process that has died until it is killed itself; gloo, which is asked here, raises an error.
+        ask_every = ASK_EVERY if world_size() > 1 and self.device.type == "cpu" else 1
+        self.clock = time.monotonic()
         with interrupt_flag(several=lambda: world_size() > 1) as interrupted:
             while self.step < self._steps:
-                began = time.monotonic()
                 log.step(self.train_step()["elbo"])
                 last = self.step == self._steps
-                evaluates = last or self.step % every.eval_every == 0
-                if evaluates and self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)  # the steps' seconds are those of their kernels
-                self.seconds += time.monotonic() - began
-                if evaluates and not last:
-                    self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
-                stop = (world_size() == 1 or self.step % ASK_EVERY == 0) and any_of(interrupted.is_set())
+                if self.step % every.eval_every == 0 and not last:
+                    with self._untimed():
+                        self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
+                stop = self.step % ask_every == 0 and any_of(interrupted.is_set())
                 if self.step % every.checkpoint_every == 0 or last or stop:
-                    self._save()
+                    with self._untimed():
+                        self._save()
                 if stop:
                     raise Interrupted
+
+    @contextmanager
+    def _untimed(self) -> Iterator[None]:
+        """Stop the clock, as soon as the device has run the kernels of all steps taken, until the block ends."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.monotonic() - self.clock
+        yield
+        self.clock = time.monotonic()
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
