@@ -25,7 +25,8 @@ def test_a_dry_run_goes_through_every_part(tmp_path, capfd):
     for row in (row for found in rows.values() for row in found):
         assert row["fault"] == "" and row["name"] in said
     for row in rows["agree"]:
-        assert row["figures"][TWICE] and row["figures"]["elbo apart"] < 1e-4
+        # Adam rounds otherwise where a graph could be captured; bf16 makes more of it.
+        assert row["figures"][TWICE] and row["figures"]["elbo apart"] < (1e-2 if "bf16" in row["name"] else 1e-4)
     assert all(row["figures"][RESUMED] for row in rows["resume"])
     for row in rows["times"] + rows["models"]:
         assert 0 < row["figures"]["busy ms"] and row["figures"]["kernels"] > 100 and row["figures"]["step ms"] > 0

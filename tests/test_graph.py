@@ -118,7 +118,7 @@ def assert_same(one, other, start, shares):
     assert one.keys() == other.keys() and start.keys() < one.keys()
     if shares == EXACTLY:
         for name, value in one.items():
-            assert torch.equal(value, other[name]), name
+            assert torch.equal(value.nan_to_num(1e9), other[name].nan_to_num(1e9)), name  # unused moments are nan
         return
     sizes, apart = [0.0, 0.0], [0.0, 0.0]
     for name, value in one.items():

@@ -45,8 +45,8 @@ class Terms(NamedTuple):
         """
         log_joint = log_likelihood + log_p - reduce(torch.add, kl.values())
         q = log_q.exp()
-        gain = log_joint.detach().diff(dim=-1)
-        skipped = (gain < 0) & (q.detach().cumsum(-1)[:, 1:] < 0.5)
+        pays_not = log_joint[:, 1:] < log_joint[:, :-1]
+        skipped = pays_not & (q.detach().cumsum(-1)[:, 1:] < 0.5)
         return cls(log_likelihood, kl, log_joint, log_joint - log_q.detach(), log_p, log_q, q, skipped)
 
     def elbo(self) -> Tensor:

@@ -79,16 +79,17 @@ class NVIL(SampledCount):
         residual = torch.addcmul(gain, (-rollout.logits.detach()).sigmoid(), predicted_gain.detach(), value=-1)
         mean, deviation, total = _moments(torch.stack((gain, residual)), torch.stack((continued, weight)))
         variance = deviation / total
-        log_q_steps = F.logsigmoid(torch.where(z_pres, rollout.logits, -rollout.logits))  # log q(z_pres_t)
-        score = weight * self._learning_signal(residual, mean[1], variance[1]) * log_q_steps
-        loss = -bound.mean() - score.sum() / bound.numel()
+        signal = self._learning_signal(residual, mean[1], variance[1])
+        # -Σ_t log q(z_pres_t) signal_t
+        score = F.binary_cross_entropy_with_logits(rollout.logits.expand_as(gain), z_pres.to(gain), weight * signal,
+                                                   reduction="sum")
         metrics = {**self._metrics(terms, bound), "signal_sd": variance[1].sqrt()}
         if self.baseline is None:
-            return loss, metrics
+            return (score - bound.sum()) / bound.numel(), metrics
         error = (continued * (gain - predicted_gain).square()).sum()
-        baseline_loss = error / bound.numel()
         r2 = 1 - error.detach() / deviation[0].clamp(min=1)
-        return loss + baseline_loss, {**metrics, "baseline_loss": baseline_loss.detach(), "baseline_r2": r2}
+        return (score + error - bound.sum()) / bound.numel(), {
+            **metrics, "baseline_loss": error.detach() / bound.numel(), "baseline_r2": r2}
 
     def _gain(self, terms: Terms, log_w: Tensor, bound: Tensor) -> Tensor:
         """R_t: what the bound gains because particle k continued at step t, t = 1..N; (M, B K, N)."""
@@ -109,14 +110,15 @@ class NVIL(SampledCount):
 
     def _learning_signal(self, residual: Tensor, batch_mean: Tensor, batch_variance: Tensor) -> Tensor:
         """R_t - b_t and its moments in the batch -> the learning signal, centred, normalised and scaled as set."""
+        scaled = residual if self.signal_scale == 1 else self.signal_scale * residual
         if not (self.centre or self.normalise):
-            return self.signal_scale * residual
+            return scaled
         mean = torch.where(self.mean.isnan(), batch_mean, self.mean)
         variance = torch.where(self.variance.isnan(), batch_variance, self.variance)
         if self.training:
             self.mean.copy_(mean.lerp(batch_mean, 1 - self.decay))
             self.variance.copy_(variance.lerp(batch_variance, 1 - self.decay))
-        signal = self.signal_scale * (residual - mean if self.centre else residual)
+        signal = self.signal_scale * (residual - mean) if self.centre else scaled
         return signal / variance.sqrt().clamp(min=1) if self.normalise else signal
 
     def parameter_groups(self, lr: float, baseline_lr: float) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ class CountingModel(nn.Module, ABC):
     """A model of images with 0 to N objects, inferred one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
 
     contains: Tensor  # (N+1, N), 1 for t <= n, else 0: which objects a canvas of n contains
+    white: Tensor  # 255 in the model's dtype, which a uint8 image divided by it takes on
 
     def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
                  count_prior: float | CountPrior, use_masking: bool, use_baselines: bool) -> None:
@@ -78,6 +79,7 @@ class CountingModel(nn.Module, ABC):
         self.use_masking, self.use_baselines, self.count_prior = use_masking, use_baselines, count_prior
         contains = torch.ones(num_steps + 1, num_steps).tril(-1)
         self.register_buffer("contains", contains, persistent=False)
+        self.register_buffer("white", torch.tensor(255.0), persistent=False)
 
     @abstractmethod
     def prior(self, n: int) -> tuple[Any, Tensor]:
@@ -160,9 +162,9 @@ class CountingModel(nn.Module, ABC):
             raise ValueError(f"expected images of uint8 or floats, got {images.dtype}")
         if flat:
             images = images[:, None]
-        floating = images.to(self.count_prior.log_probs)
         if images.dtype == torch.uint8:
-            return floating / 255
+            return images.to(self.white.device) / self.white
+        floating = images.to(self.white)
         if intensities:
             check_intensities(floating)
         return floating

@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from air.models.networks import MLP, LSTMState, RecurrentNet, non_linearity_class
-from air.models.spatial import pixel_centres
+from air.models.spatial import PixelGrid, full_precision
 
 GuideName = Literal["recurrent", "difference", "search"]
 GUIDES = get_args(GuideName)
@@ -169,6 +169,7 @@ class Attention(nn.Module):
         self.reach = 2 / (3 * scale_mean)  # a third of an object's side, in [-1, 1] canvas units
         # Heat of the places themselves: it decides which of several objects comes first.
         self.preference = nn.Parameter(torch.zeros(math.ceil(x_size / 4)**2))
+        self.places = PixelGrid(x_size, stride=4)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attend to one place per image.
@@ -179,16 +180,17 @@ class Attention(nn.Module):
             Features (B, 32) of that place, the largest heat (B, 1), and the place, (x, y) in [-1, 1], (B, 2).
         """
         features = rearrange(self.net(image).to(image.dtype), "b f h w -> b (h w) f")
-        heat = features @ self.heat + self.preference  # (B, places)
-        if self.least:
-            power = rearrange(F.avg_pool2d(image.square().sum(1, keepdim=True), 5, 4, 2), "b 1 h w -> b (h w)")
-            heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
-        along = pixel_centres(image.shape[-1], image)[::4]
-        places = torch.cartesian_prod(along, along).flip(-1)  # (places, 2), (x, y)
-        away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)  # (B, places)
-        # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
-        attention = (heat - away / (2 * self.reach**2)).softmax(-1)
-        return (attention[:, None] @ features).squeeze(1), heat.amax(-1, keepdim=True), attention @ places
+        places = self.places.xy.flatten(0, 1)  # (places, 2)
+        with full_precision(image):
+            heat = features @ self.heat + self.preference  # (B, places)
+            if self.least:
+                power = rearrange(F.avg_pool2d(image.square().sum(1, keepdim=True), 5, 4, 2), "b 1 h w -> b (h w)")
+                heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
+            largest, hottest = heat.max(-1, keepdim=True)
+            away = (places - places[hottest]).square().sum(-1)  # (B, places)
+            # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
+            attention = torch.sub(heat, away, alpha=1 / (2 * self.reach**2)).softmax(-1)
+            return (attention[:, None] @ features).squeeze(1), largest, attention @ places
 
 
 class SearchState(NamedTuple):
@@ -231,7 +233,7 @@ class SearchGuide(Guide):
         seen, heat, centre = self.attention(residual)
         logit, offset, larger, scale = self.mlp(torch.cat((seen, heat), -1)).to(residual.dtype).split((1, 2, 1, 3), -1)
         # An object of scale s centred at c has z_where = (s, -s c).
-        shift = -(self.scale_mean + larger) * (centre + offset)
+        shift = (-self.scale_mean - larger) * (centre + offset)
         return Proposal(logit, torch.cat((larger, shift), -1), F.softplus(scale))
 
 

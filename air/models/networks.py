@@ -269,4 +269,5 @@ class Baseline(nn.Module):
             for latents in history:
                 state = self.rnn(image_gates, latents, state)
                 outputs.append(state.h)
-        return self.predict(torch.stack(outputs, 1)).squeeze(-1).to(images.dtype) * self.scalar
+        baseline = self.predict(torch.stack(outputs, 1)).squeeze(-1).to(images.dtype)
+        return baseline if self.scalar == 1 else self.scalar * baseline

@@ -8,7 +8,8 @@ coordinates to canvas coordinates, by the inverse (1/s, -x/s, -y/s).
 Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transformer networks", eq. 1-5.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    return SpatialTransformer(images.shape[-1], window_size).to(z_where).read(images, z_where)
+    return SpatialTransformer(images.shape[-1], window_size).to(z_where).read(images, z_where)[0]
 
 
 def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
@@ -61,44 +62,66 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
     return SpatialTransformer(image_size, window.shape[-1]).to(z_where).paint(window, z_where)
 
 
+class PixelGrid(nn.Module):
+    """The centres of the pixels of a square that spans [-1, 1], as buffers; no checkpoint holds them."""
+
+    along: Tensor  # (P,), centres of a row
+    xy: Tensor  # (P, P, 2), (x, y) of every pixel
+
+    def __init__(self, size: int, stride: int = 1) -> None:
+        """Args: size: of the side in pixels; stride: of the pixels kept."""
+        super().__init__()
+        self.size, self.stride = size, stride
+        self.register_buffer("along", torch.empty(0), persistent=False)
+        self.register_buffer("xy", torch.empty(0), persistent=False)
+        self._fill()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PixelGrid":
+        super()._apply(fn, recurse)
+        self._fill()  # a cast to a finer dtype would keep the rounding of the coarser one
+        return self
+
+    def _fill(self) -> None:
+        self.along = torch.arange(1 - self.size, self.size, 2 * self.stride, dtype=self.along.dtype,
+                                  device=self.along.device) / self.size
+        self.xy = torch.stack(torch.meshgrid(self.along, self.along, indexing="xy"), -1)
+
+
 class SpatialTransformer(nn.Module):
-    """`image_to_window` and `window_to_image` for fixed sizes, whose constants are buffers.
-
-    A row of S pixels that spans [-1, 1] has its centres at (2 j + 1 - S) / S, j = 0..S-1. The numerators are kept: they
-    are exact in every dtype.
-    """
-
-    image: Tensor  # (H,), numerators of the centres
-    window: Tensor  # (w,)
-    window_xy: Tensor  # (w, w, 2), (x, y) of every pixel
+    """`image_to_window` and `window_to_image` for fixed sizes, whose constants are buffers."""
 
     def __init__(self, image_size: int, window_size: int) -> None:
         """Args: image_size, window_size: sides H and w in pixels."""
         super().__init__()
-        for name, size in (("image", image_size), ("window", window_size)):
-            self.register_buffer(name, torch.arange(1.0 - size, size, 2), persistent=False)
-        self.register_buffer("window_xy", torch.cartesian_prod(self.window, self.window).flip(-1).unflatten(
-            0, (window_size, window_size)), persistent=False)
+        self.image, self.window = PixelGrid(image_size), PixelGrid(window_size)
 
-    def read(self, images: Tensor, z_where: Tensor) -> Tensor:
-        """(B, C, H, H) and (B, 3) -> (B, C, w, w), see `image_to_window`."""
+    def read(self, images: Tensor, z_where: Tensor) -> tuple[Tensor, Tensor]:
+        """Read glimpses, see `image_to_window`.
+
+        Args:
+            images: (B, C, H, H).
+            z_where: (B, 3).
+        Returns:
+            The glimpses (B, C, w, w), and z_where. Whoever reads z_where as well should read the one returned: the
+            backward pass then adds up its gradients at once.
+        """
         _check(images, z_where, "images")
-        size = len(self.window)
         if not images.requires_grad:
-            return F.grid_sample(images, _SamplingGrid.apply(z_where, self.window_xy), align_corners=False)
-        # The gradient of grid_sample for its input adds up in a different order each time on CUDA.
+            grid, z_where = _SamplingGrid.apply(z_where, self.window.xy)
+            return F.grid_sample(images, grid, align_corners=False), z_where
+        # On CUDA the gradient of grid_sample for its input adds up in a different order each time.
         scale, shift = z_where[..., None].split((1, 2), 1)
-        return _resample(images, (self.window / size - shift) / scale, self.image)
+        return _resample(images, (self.window.along - shift) / scale, self.image.along), z_where
 
     def paint(self, window: Tensor, z_where: Tensor) -> Tensor:
         """(B, C, w, w) and (B, 3) -> (B, C, H, H), see `window_to_image`."""
         _check(window, z_where, "window")
         scale, shift = z_where[..., None].split((1, 2), 1)
         # grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
-        return _resample(window, torch.addcmul(shift, scale, self.image, value=1 / len(self.image)), self.window)
+        return _resample(window, torch.addcmul(shift, scale, self.image.along), self.window.along)
 
 
-def _resample(source: Tensor, points: Tensor, numerators: Tensor) -> Tensor:
+def _resample(source: Tensor, points: Tensor, centres: Tensor) -> Tensor:
     """Sample images bilinearly at the points of a grid.
 
     x depends only on the column and y only on the row, so bilinear sampling is a matrix product on either side, with
@@ -107,26 +130,26 @@ def _resample(source: Tensor, points: Tensor, numerators: Tensor) -> Tensor:
     Args:
         source: (B, C, S, S).
         points: (B, 2, P), x of the grid's columns and y of its rows, in [-1, 1] units of the source.
-        numerators: (S,), of the centres of the source's pixels.
+        centres: (S,), of the source's pixels.
     Returns:
         (B, C, P, P); zero outside the source.
     """
-    with nullcontext() if source.is_meta else torch.autocast(source.device.type, enabled=False):
-        columns, rows = _Hats.apply(points, numerators).to(source.dtype).unbind(1)  # (B, P, S) each
+    with full_precision(source):
+        columns, rows = _Hats.apply(points, centres).to(source.dtype).unbind(1)  # (B, P, S) each
         narrow = source.flatten(1, 2) @ columns.mT  # (B, C S, P)
         return rows[:, None] @ narrow.unflatten(1, source.shape[1:3])
 
 
 class _Hats(torch.autograd.Function):
-    """Weights of pixels in bilinear interpolation: points (B, 2, P) and numerators (S,) -> (B, 2, P, S).
+    """Weights of pixels in bilinear interpolation: points (B, 2, P) and centres (S,) -> (B, 2, P, S).
 
-    With pixel j at c_j = numerators_j / S, the weight is max(0, 1 - |point - c_j| S / 2).
+    The weight of pixel j is max(0, 1 - |point - centre_j| S / 2).
     """
 
     @staticmethod
-    def forward(ctx: Any, points: Tensor, numerators: Tensor) -> Tensor:
-        away = torch.sub(numerators, points[..., None], alpha=len(numerators))  # in half pixels
-        hats = torch.rsub(away.abs(), 1, alpha=0.5).relu_()
+    def forward(ctx: Any, points: Tensor, centres: Tensor) -> Tensor:
+        away = centres - points[..., None]
+        hats = torch.rsub(away.abs(), 1, alpha=len(centres) / 2).relu_()
         ctx.save_for_backward(away, hats)
         return hats
 
@@ -139,22 +162,27 @@ class _Hats(torch.autograd.Function):
 
 
 class _SamplingGrid(torch.autograd.Function):
-    """z_where (B, 3) and numerators (w, w, 2) -> where on the image a glimpse's pixels lie, (B, w, w, 2)."""
+    """z_where (B, 3) and centres (w, w, 2) -> where on the image a glimpse's pixels lie (B, w, w, 2), and z_where."""
 
     @staticmethod
-    def forward(ctx: Any, z_where: Tensor, numerators: Tensor) -> Tensor:
-        size = len(numerators)
-        scale, shift = (z_where * size)[:, None, None].split((1, 2), -1)
-        grid = (numerators - shift).div_(scale)  # (centre - shift) / scale
+    def forward(ctx: Any, z_where: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = z_where[:, None, None].split((1, 2), -1)
+        grid = (centres - shift) / scale
         ctx.save_for_backward(z_where, grid)
-        return grid
+        ctx.set_materialize_grads(False)
+        return grid, z_where
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, of_grid: Tensor | None, of_z_where: Tensor | None) -> tuple[Tensor | None, None]:
         z_where, grid = ctx.saved_tensors
-        by_scale = (gradient * grid).sum((1, 2, 3))[:, None]
-        return torch.cat((by_scale, gradient.sum((1, 2))), -1) / -z_where[:, :1], None
+        if of_grid is None:
+            return of_z_where, None
+        if of_z_where is None:
+            of_z_where = torch.zeros_like(z_where)
+        by_scale = (of_grid * grid).sum((1, 2, 3))[:, None]
+        of_inverse = torch.cat((by_scale, of_grid.sum((1, 2))), -1)
+        return torch.addcdiv(of_z_where, of_inverse, z_where[:, :1], value=-1), None
 
 
 def window_boxes(z_where: Tensor, image_size: int) -> Tensor:
@@ -195,9 +223,9 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
     return torch.where(peak[..., 0, :] > 0, tight, window_boxes(z_where, size))
 
 
-def pixel_centres(size: int, like: Tensor) -> Tensor:
-    """Centres of a row of `size` pixels that spans [-1, 1]: (size,), with the dtype and device of `like`."""
-    return torch.arange(1 - size, size, 2, dtype=like.dtype, device=like.device) / size
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on the device of `like`: positions, and the weights that follow from them, need it."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def _check(pixels: Tensor, z_where: Tensor, name: str) -> None:
