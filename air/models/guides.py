@@ -186,10 +186,11 @@ class Attention(nn.Module):
             if self.least:
                 power = rearrange(F.avg_pool2d(image.square().sum(1, keepdim=True), 5, 4, 2), "b 1 h w -> b (h w)")
                 heat = heat.masked_fill(power < self.least * power.amax(-1, keepdim=True), -math.inf)
-            largest, hottest = heat.max(-1, keepdim=True)
-            away = (places - places[hottest]).square().sum(-1)  # (B, places)
+            away = (places - places[heat.argmax(-1)][:, None]).square().sum(-1)  # (B, places)
             # a_p ∝ exp(heat_p - |p - hottest|² / (2 reach²))
             attention = torch.sub(heat, away, alpha=1 / (2 * self.reach**2)).softmax(-1)
+            # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
+            largest = heat.amax(-1, keepdim=True)
             return (attention[:, None] @ features).squeeze(1), largest, attention @ places
 
 
