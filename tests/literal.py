@@ -100,8 +100,7 @@ def literal_search(search, left):
     heat = [(look.heat * feature).sum() + preference
             for feature, preference in zip(features, look.preference)]
     pixel = 2 / left.shape[-1]  # in canvas units; places are the centres of every fourth pixel
-    centres = [torch.stack((-1 + pixel / 2 + 4 * pixel * torch.tensor(float(column)),
-                            -1 + pixel / 2 + 4 * pixel * torch.tensor(float(row)))).to(left)
+    centres = [left.new_tensor((-1 + pixel / 2 + 4 * pixel * column, -1 + pixel / 2 + 4 * pixel * row))
                for row, column in zip(rows, columns)]
     hottest = max(range(len(heat)), key=lambda place: heat[place].item())
     side_of_object = 2 / search.scale_mean

@@ -29,6 +29,27 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
         torch.testing.assert_close(elbo[i], literal_elbo(model, images[i], noise[i], behind[i]))
 
 
+@pytest.mark.parametrize("options", [{}, {"channels": 3, "embed_net": [5]}, {"guide": "difference"},
+                                     {"guide": "search", "channels": 3}, {"background": True}])
+def test_gradients_equal_the_literal_ones(make_model, images, options):
+    """Of a different combination of the counts' ELBOs for each image; the LSTM's own weights are copies there."""
+    model, gradients = make_model(**options), []
+    images = images.expand(-1, model.channels, -1, -1)
+    for literal in (False, True):
+        torch.manual_seed(7)
+        behind = torch.randn(5, model.z_background_size, dtype=torch.float64) if model.background else [None] * 5
+        noise = torch.empty(5, 3, 7, dtype=torch.float64).normal_()
+        torch.manual_seed(7)
+        elbo = (torch.stack([literal_elbo(model, images[i], noise[i], behind[i]) for i in range(5)]) if literal
+                else elbo_terms(model, model.rollout(images)).elbo())
+        (elbo * torch.linspace(-1, 2, 20, dtype=torch.float64).view(5, 4)).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    plain, literal = gradients
+    assert plain.keys() - literal.keys() == {name for name in plain if "_gates" in name} and len(literal) > 6
+    torch.testing.assert_close({name: plain[name] for name in literal}, literal)
+
+
 @pytest.mark.parametrize("options", [{}, {"guide": "difference", "embed_net": [5]}, {"guide": "search"},
                                      {"background": True}])
 def test_shared_weights_leave_gradients_unchanged(make_model, images, options, monkeypatch):
