@@ -71,7 +71,7 @@ def test_exploration_keeps_abandoned_branches_learning_and_leaves_q_to_the_elbo(
 def test_revival_puts_all_weight_on_the_branch_of_the_first_skipped_window():
     def weights(terms, particles=1):
         explored = exploration_weights(terms.q, torch.tensor(0.5, dtype=torch.float64))
-        return explored, revival_weights(terms.skipped, explored, particles)
+        return explored, revival_weights(terms, explored, particles)
 
     q = [0.0, 0.25, 0.25, 0.5]
     explored = torch.tensor([[0.125, 0.25, 0.25, 0.375]], dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_revival_puts_all_weight_on_the_branch_of_the_first_skipped_window():
     # Two particles of an image: one skips a window, the other does not; both are revived.
     fine, skipped = terms_of([0, 50, 90, 80], q), terms_of([0, -50, -60, 80], q)
     terms = fine._replace(**{field: torch.cat((getattr(fine, field), getattr(skipped, field)))
-                             for field in ("q", "skipped")})
+                             for field in ("q", "skipped", "skips")})
     torch.testing.assert_close(weights(terms, particles=2), (explored.repeat(2, 1), first.repeat(2, 1)))
 
 

@@ -36,6 +36,7 @@ class Terms(NamedTuple):
     log_q: Tensor  # (B, N+1), log q(n)
     q: Tensor  # (B, N+1), q(n)
     skipped: Tensor  # (B, N) bool, which windows explain nothing although q(n) continues past them
+    skips: Tensor  # (B, 1) bool, whether any window is skipped
 
     @classmethod
     def of(cls, log_likelihood: Tensor, kl: dict[str, Tensor], log_p: Tensor, log_q: Tensor) -> "Terms":
@@ -47,7 +48,8 @@ class Terms(NamedTuple):
         q = log_q.exp()
         pays_not = log_joint[:, 1:] < log_joint[:, :-1]
         skipped = pays_not & (q.detach().cumsum(-1)[:, 1:] < 0.5)
-        return cls(log_likelihood, kl, log_joint, log_joint - log_q.detach(), log_p, log_q, q, skipped)
+        return cls(log_likelihood, kl, log_joint, log_joint - log_q.detach(), log_p, log_q, q, skipped,
+                   skipped.any(-1, keepdim=True))
 
     def elbo(self) -> Tensor:
         """elbo_n, (B, N+1)."""
@@ -55,24 +57,23 @@ class Terms(NamedTuple):
 
     def per_image(self) -> Metrics:
         """The ELBO, its terms and the mean count, (B,) each, with n summed out by q(n)."""
-        return dict(zip(*self._summed_out()))
-
-    def _summed_out(self) -> tuple[Iterable[str], Tensor]:
-        """Names and values (names, B) of the metrics in `per_image`."""
-        with torch.no_grad():
-            counts = torch.arange(self.q.shape[-1], device=self.q.device)
-            terms = {"elbo": self.log_w, "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
-                     **{f"kl_{name}": kl for name, kl in self.kl.items()}, "mean_count": counts}
-            return terms, (torch.stack(torch.broadcast_tensors(*terms.values())) * self.q).sum(-1)
+        names, values = self._by_count()
+        return dict(zip(names, values.sum(-1)))
 
     def metrics(self) -> Metrics:
         """Batch means of `per_image`, of q(n) ("share_0" to "share_N") and of images with a skipped window ("skipped").
         """
-        names, values = self._summed_out()
+        names, values = self._by_count(skipped=self.skips)
+        shares = {f"share_{n}": share for n, share in enumerate(self.q.detach().mean(0))}
+        return {**dict(zip(names, values.mean(1).sum(-1))), **shares}
+
+    def _by_count(self, **others: Tensor) -> tuple[Iterable[str], Tensor]:
+        """Names and q(n) times the values of the metrics in `per_image` and of others (B, 1): (metrics, B, N+1)."""
         with torch.no_grad():
-            shares = {f"share_{n}": share for n, share in enumerate(self.q.mean(0))}
-            skipped = self.skipped.any(-1).to(self.q.dtype).mean()
-            return {**dict(zip(names, values.mean(-1))), **shares, "skipped": skipped}
+            counts = torch.arange(self.q.shape[-1], device=self.q.device)
+            terms = {"elbo": self.log_w, "log_likelihood": self.log_likelihood, "kl_pres": self.log_q - self.log_p,
+                     **{f"kl_{name}": kl for name, kl in self.kl.items()}, "mean_count": counts, **others}
+            return terms, torch.stack(torch.broadcast_tensors(*terms.values())) * self.q
 
 
 def elbo_terms(model: CountingModel, rollout: Rollout, sampled: bool = False, masked: bool | None = None) -> Terms:

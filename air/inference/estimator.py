@@ -47,24 +47,25 @@ def exploration_weights(q: Tensor, exploration: Tensor) -> Tensor:
     return torch.addcmul(q, exploration, 1 / q.shape[-1] - q)
 
 
-def revival_weights(skipped: Tensor, otherwise: Tensor, particles: int) -> Tensor:
+def revival_weights(terms: Terms, otherwise: Tensor, particles: int) -> Tensor:
     """All weight on the branch that ends with the first skipped window, in the images that have one.
 
     An image's particles are revived together, as soon as one of them skips a window: the bound's gradient goes to the
     best particle, so next to one that follows q(n) the revival of the others would have no effect.
 
     Args:
-        skipped: (B K, N) bool, see `Terms`.
+        terms: of B K rows.
         otherwise: (B K, N+1), the weights in all other images.
         particles: K.
     Returns:
         (B K, N+1); each row sums to 1.
     """
+    skipped, skips = terms.skipped, terms.skips
     if particles > 1:
-        by_image = reduce(skipped, "(b k) n -> b n", "any", k=particles)
-        skipped = repeat(by_image, "b n -> (b k) n", k=particles)
+        skipped, skips = (repeat(reduce(each, "(b k) n -> b n", "any", k=particles), "b n -> (b k) n", k=particles)
+                          for each in (skipped, skips))
     first = skipped.cumsum(-1).cumsum(-1) == 1  # (B K, N), only there are both sums 1
-    return torch.where(skipped.any(-1, keepdim=True), F.pad(first, (1, 0)), otherwise)
+    return torch.where(skips, F.pad(first, (1, 0)), otherwise)
 
 
 class Estimator(nn.Module):
@@ -130,7 +131,7 @@ class Estimator(nn.Module):
     def _branch_weights(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """The weights of the branches n = 0..N while exploring, and in a revival: (B K, N+1) each."""
         explored = exploration_weights(terms.q, self.exploration)
-        return explored, revival_weights(terms.skipped, explored, self.particles)
+        return explored, revival_weights(terms, explored, self.particles)
 
     @staticmethod
     def _reward(log_w: Tensor, bound: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from air.models import likelihoods
 from air.models.air_settings import AIRSettings
 from air.models.base import CountingModel, Inference, Rollout, check_number
 from air.models.custom_networks import check_decoder, check_encoder
 from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
-from air.models.likelihoods import squared_errors
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
 from air.models.settings import checked_by
 from air.models.spatial import SpatialTransformer, painted_boxes
@@ -200,7 +200,7 @@ class AIR(CountingModel):
         Returns:
             (B, N+1) in nats; at most `log_likelihood_ceiling`.
         """
-        return self.log_likelihood_of(squared_errors(images.flatten(1), painted.flatten(2), self.contains))
+        return likelihoods.of_sums(images.flatten(1), painted.flatten(2), self.contains, self.likelihood_sd)
 
     # ---- inference network ---------------------------------------------------------------------------------------
 

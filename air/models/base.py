@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from air.models import likelihoods
 from air.models.distributions import CountPrior, Latent
 from air.models.networks import Baseline, History
 
@@ -131,13 +132,12 @@ class CountingModel(nn.Module, ABC):
 
     def log_likelihood_of(self, squared_error: Tensor) -> Tensor:
         """Σ_pixels log Normal(x; canvas, likelihood_sd²) in nats, from Σ_pixels (x - canvas)²."""
-        return torch.rsub(squared_error, self.log_likelihood_ceiling, alpha=1 / (2 * self.likelihood_sd**2))
+        return likelihoods.from_squared_error(squared_error, self.log_likelihood_ceiling, self.likelihood_sd)
 
     @property
     def log_likelihood_ceiling(self) -> float:
         """The log-likelihood of a perfect reconstruction in nats, the reference point for reading an ELBO."""
-        pixels = self.channels * self.x_size**2
-        return -pixels * (math.log(self.likelihood_sd) + math.log(2 * math.pi) / 2)
+        return likelihoods.ceiling(self.channels * self.x_size**2, self.likelihood_sd)
 
     def as_images(self, images: Tensor | NDArray[Any], intensities: bool = False) -> Tensor:
         """Check images and convert them to the model's dtype and device.

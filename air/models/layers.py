@@ -157,8 +157,8 @@ class _LSTMCell(torch.autograd.Function):
         d_c = d_h * of_c if d_c is None else torch.addcmul(d_c, d_h, of_c)
         # The gradients of c and of the squashed i, f, g, o, side by side
         gradient = torch.cat((f, g, c, i, tanh_c), -1).unflatten(-1, (5, -1))
-        gradient[:, :4] *= d_c[:, None]
-        gradient[:, 4] *= d_h
+        gradient[:, :4].mul_(d_c[:, None])
+        gradient[:, 4].mul_(d_h)
         of_gates = torch.ops.aten.sigmoid_backward(gradient[:, 1:].flatten(1), squashed)
         of_i_f, _, of_o = of_gates.split((2 * c.shape[-1], c.shape[-1], c.shape[-1]), -1)
         of_g = torch.ops.aten.tanh_backward(gradient[:, 3], g)
