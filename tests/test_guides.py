@@ -92,3 +92,21 @@ def test_search_learns_preferred_places_and_keeps_its_dtype_under_autocast():
             assert (centre(search, image)[0] - 48) * direction > 10
     with torch.autocast("cpu", torch.bfloat16):
         assert {each.dtype for each in search(image)} == {torch.float32}
+
+
+def test_places_are_exact_whatever_the_precision_of_the_layers():
+    """Only the features are of low precision; what is attended to, and where, follows from them in full."""
+    torch.manual_seed(0)
+    attention = SearchGuide(1, 96, 6.0, "ReLU").attention
+    image = blobs((20, 44), (68, 44)).float()
+    with torch.no_grad():
+        attention.heat.copy_(3 * torch.rand_like(attention.heat))
+        with torch.autocast("cpu", torch.bfloat16):
+            low = attention.net(image)
+            found = attention(image)
+        assert low.dtype == torch.bfloat16
+        attention.net = torch.nn.Identity()
+        attention.net.forward = lambda image: low.float()
+        torch.testing.assert_close(found, attention(image), rtol=0, atol=0)
+    # An object's centre: no bfloat16 number is within 0.001 of it.
+    assert found[2][0].tolist() != found[2][0].bfloat16().tolist()

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from air import AIR, ESTIMATORS
 from air.training import step as step_module
-from air.training.step import WARM_UP, TrainStep, random_shift, set_tf32
+from air.training.step import WARM_UP, TrainStep, random_shift, set_arithmetic
 from tests.conftest import SMALL
 
 
@@ -235,24 +235,26 @@ def test_tf32_is_for_cuda(make_step):
 
 
 @pytest.fixture
-def tf32_settings():
+def arithmetic():
     """As they were, after the test."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
     yield
     torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32 = before[1]
+    cudnn.allow_tf32, cudnn.deterministic = before[1:]
 
 
-def test_the_precision_is_that_of_products_and_convolutions(tf32_settings):
+def test_the_precision_is_that_of_products_and_convolutions(arithmetic):
     for wanted, products in ((False, "highest"), (True, "high"), (False, "highest")):
-        set_tf32(torch.device("cuda"), wanted)
+        set_arithmetic(torch.device("cuda"), wanted)
         assert torch.get_float32_matmul_precision() == products and torch.backends.cudnn.allow_tf32 is wanted
+        assert torch.backends.cudnn.deterministic
     torch.backends.cudnn.allow_tf32 = True
-    set_tf32(torch.device("cpu"), False)
+    set_arithmetic(torch.device("cpu"), False)
     assert torch.backends.cudnn.allow_tf32  # of no interest there
 
 
-def test_torch_s_advice_on_newer_settings_is_not_repeated(tf32_settings, monkeypatch):
+def test_torch_s_advice_on_newer_settings_is_not_repeated(arithmetic, monkeypatch):
     """torch 2.9 gives it to whoever uses those that 2.4 has; other warnings are shown."""
     def warns(precision):
         warnings.warn("Please use the new API settings to control TF32 behavior, such as ...", stacklevel=1)
@@ -260,5 +262,5 @@ def test_torch_s_advice_on_newer_settings_is_not_repeated(tf32_settings, monkeyp
 
     with monkeypatch.context() as patched, pytest.warns(UserWarning) as seen:
         patched.setattr(torch, "set_float32_matmul_precision", warns)
-        set_tf32(torch.device("cuda"), False)
+        set_arithmetic(torch.device("cuda"), False)
     assert [str(each.message) for each in seen] == ["something else"]

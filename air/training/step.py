@@ -53,7 +53,7 @@ class TrainStep:
         groups = objective.parameter_groups(lr, baseline_lr)
         self.base_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        set_tf32(self.device, precision == "tf32")
+        set_arithmetic(self.device, precision == "tf32")
         if self.device.type == "cpu":
             keep_freed_memory()
         self.forward: Callable[[Tensor], Result] = objective
@@ -170,24 +170,29 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     return F.pad(images, [pixels] * 4)[image, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
-def set_tf32(device: torch.device, wanted: bool) -> None:
-    """Choose whether float32 matrix products and convolutions on CUDA round their inputs to TensorFloat-32.
+def set_arithmetic(device: torch.device, tf32: bool) -> None:
+    """Set how matrix products and convolutions are computed on CUDA.
 
-    torch's own defaults differ: products in float32, cuDNN's convolutions in TensorFloat-32.
+    Convolutions add up in the same order each time, so that a run can be repeated. torch's defaults for float32 differ:
+    products in float32, cuDNN's convolutions in TensorFloat-32; here both are alike.
 
+    Args:
+        device: of the run.
+        tf32: round the inputs of float32 products and convolutions to TensorFloat-32.
     Raises:
-        ValueError: wanted on the CPU.
+        ValueError: tf32 on the CPU.
     """
     if device.type != "cuda":
-        if wanted:
+        if tf32:
             raise ValueError("--precision tf32 needs a CUDA device: use fp32 or bf16 on the CPU")
         return
     with warnings.catch_warnings():
         # torch 2.9 announces the end of these two settings. torch 2.4 has no others, and newer ones must not be mixed
         # with them.
         warnings.filterwarnings("ignore", "Please use the new API settings")
-        torch.set_float32_matmul_precision("high" if wanted else "highest")
-        torch.backends.cudnn.allow_tf32 = wanted
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = True
 
 
 def on_stream(stream: torch.cuda.Stream, run: Callable[[], T]) -> T:
