@@ -294,8 +294,11 @@ class AIR(CountingModel):
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
         images = self.as_images(images, intensities=True)
-        background = self.infer_background(images, at_mean=True)[1] if self.background else torch.zeros_like(images)
-        logits, _, _, z_where, z_what, painted = self.attend(images - background, at_mean=True)
+        background = torch.zeros_like(images)
+        if self.background:
+            background = self.infer_background(images, at_mean=True)[1]
+            images = images - background
+        logits, _, _, z_where, z_what, painted = self.attend(images, at_mean=True)
         return self.inference(log_count_probs(logits).exp(), z_where, z_what, painted, background)
 
     def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor

@@ -46,7 +46,7 @@ class Linear(nn.Linear):
         shared = None if torch.compiler.is_compiling() else _products.get()
         if (shared is None or not torch.is_grad_enabled() or x.is_meta
                 or torch.is_autocast_enabled(x.device.type)):
-            return super().forward(x) if plus is None else plus + super().forward(x)
+            return super().forward(x) if plus is None else torch.addmm(plus, x, self.weight.T)
         if self.weight not in shared:
             shared[self.weight] = _SharedWeight(self.weight, self.bias)
         return shared[self.weight](x, plus)
