@@ -188,8 +188,9 @@ class _LogCountProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         ctx.save_for_backward(logits)
-        # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N
-        return log_at_least(logits) + F.pad(F.logsigmoid(-logits), (0, 1))
+        # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N; log(1 - q) = log q - logit
+        at_least = F.logsigmoid(logits).cumsum(-1)
+        return torch.cat((at_least - logits, at_least[..., -1:]), -1)
 
     @staticmethod
     @once_differentiable
