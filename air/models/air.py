@@ -37,15 +37,22 @@ BOX_THRESHOLD = 0.2
 
 
 class Step(NamedTuple):
-    """One step of the guide with z_pres = 1, (B, ·) each."""
+    """One step of the guide with z_pres = 1; stacked over steps, (B, N, ...)."""
 
-    logits: Tensor  # 1, of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    z_where: Tensor  # 3
-    z_what: Tensor  # D
-    where_loc: Tensor  # 3, relative to the prior, see `Proposal`
-    what_loc: Tensor  # D
-    where_scale: Tensor  # 3, relative to the prior
-    what_scale: Tensor  # D
+    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    z_where: Tensor  # (B, 3)
+    z_what: Tensor  # (B, D)
+    where_loc: Tensor  # (B, 3), relative to the prior, see `Proposal`
+    where_scale: Tensor  # (B, 3), relative to the prior
+    what_loc: Tensor  # (B, D)
+    what_scale: Tensor  # (B, D)
+
+    @staticmethod
+    def stack(steps: "Sequence[Step]") -> "Step":
+        """Stack steps, all fields by a single concatenation."""
+        sizes = [field.shape[-1] for field in steps[0]]
+        together = torch.cat([field for step in steps for field in step], -1).unflatten(-1, (len(steps), -1))
+        return Step(*together.split(sizes, -1))
 
 
 class Attended(NamedTuple):
@@ -232,40 +239,53 @@ class AIR(CountingModel):
         Arguments as in `rollout`.
         """
         images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
-        residual = fold(images, particles)
-        batch, sizes = residual.shape[0], (3, self.z_what_init.shape[-1])
+        batch, sizes = images.shape[0] * particles, (3, self.z_what_init.shape[-1])
         noise = images.new_empty(batch, self.num_steps, sum(sizes))
         noise_where, noise_what = (noise.zero_() if at_mean else noise.normal_()).split(sizes, -1)
+        steps, history, painted = self._steps(images, particles, noise_where * self.z_where_prior_scale, noise_what)
+        step = Step.stack(steps)  # (B, N, ...)
+        where = NormalLatent(step.where_loc / self.z_where_prior_scale, step.where_scale, noise_where,
+                             self.z_where_prior_loc, self.z_where_prior_scale)
+        what = NormalLatent(step.what_loc, step.what_scale, noise_what, self.zero, self.one)
+        objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what)
+        return Attended(step.logits.squeeze(-1), {"where": where, "what": what}, history, step.z_where, step.z_what,
+                        objects)
+
+    def _steps(self, images: Tensor, particles: int, noise_where: Tensor, noise_what: Tensor
+               ) -> tuple[list[Step], History, list[Tensor]]:
+        """Run the guide, one step after the other.
+
+        Args:
+            images: (B, C, H, W).
+            particles: K.
+            noise_where: (B K, N, 3), standard Normal times the prior's scale.
+            noise_what: (B K, N, D), standard Normal.
+        Returns:
+            N steps, what each has read besides the image, and the objects (B K, 1, C, H, W) if steps read a residual;
+            otherwise all can be painted at once, later.
+        """
+        residual = fold(images, particles)
         previous: tuple[Tensor, ...] = (self.z_where_init, self.z_what_init, self.one)
+        one = self.one.expand(residual.shape[0], 1)
         steps: list[Step] = []
         history: list[Sequence[Tensor]] = []
-        painted: list[Tensor] = []  # (B, 1, C, H, W) each; all objects are painted at once if no step reads a residual
+        painted: list[Tensor] = []
         with shared_weights():
             state = self.guide_net.start(images, particles)
-            for where_step, what_noise in zip((noise_where * self.z_where_prior_scale).unbind(1), noise_what.unbind(1)):
+            for where_noise, what_noise in zip(noise_where.unbind(1), noise_what.unbind(1)):
                 if painted:
                     residual = residual - painted[-1].squeeze(1)
                 proposal, state = self.guide_net.step(state, residual, previous)
-                z_where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_step)
-                z_where = self.z_where_prior_loc + z_where
+                z_where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_noise)
                 # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
-                glimpse, z_where = self.transformer.read(residual, z_where)
-                what_loc, what_scale = self.encode(glimpse)
-                z_what, what_loc, what_scale = draw(what_loc, what_scale, what_noise)
-                steps.append(Step(proposal.logits, z_where, z_what, where_loc, what_loc, where_scale, what_scale))
+                glimpse, z_where = self.transformer.read(residual, self.z_where_prior_loc + z_where)
+                z_what, what_loc, what_scale = draw(*self.encode(glimpse), noise=what_noise)
+                steps.append(Step(proposal.logits, z_where, z_what, where_loc, where_scale, what_loc, what_scale))
                 history.append(previous)
-                previous = z_where, z_what, self.one.expand(batch, 1)
+                previous = z_where, z_what, one
                 if self.guide_net.reads_residual:
                     painted.append(self.paint(z_where[:, None], z_what[:, None]))
-        together = torch.cat([each for step in steps for each in step], -1).unflatten(-1, (self.num_steps, -1))
-        logits, z_where, z_what, *normals = together.split((1, *3 * sizes), -1)
-        where_loc, what_loc, where_scale, what_scale = normals
-        where = NormalLatent(where_loc / self.z_where_prior_scale, where_scale, noise_where, self.z_where_prior_loc,
-                             self.z_where_prior_scale)
-        what = NormalLatent(what_loc, what_scale, noise_what, self.zero, self.one)
-        objects = torch.cat(painted, 1) if painted else self.paint(z_where, z_what)
-        return Attended(logits.squeeze(-1), {"where": where, "what": what}, history, z_where, z_what,
-                        objects)
+        return steps, history, painted
 
     def guide(self, images: Tensor, batch_size: int | None = None,
               z_pres_prior_p: Callable[[int], float] | None = None) -> tuple[list[Tensor], list[Tensor]]:
