@@ -279,7 +279,8 @@ class AIR(CountingModel):
                 z_where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_noise)
                 # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
                 glimpse, z_where = self.transformer.read(residual, self.z_where_prior_loc + z_where)
-                z_what, what_loc, what_scale = draw(*self.encode(glimpse), noise=what_noise)
+                what_loc, what_scale = self.encode(glimpse)
+                z_what, what_loc, what_scale = draw(what_loc, what_scale, what_noise)
                 steps.append(Step(proposal.logits, z_where, z_what, where_loc, where_scale, what_loc, what_scale))
                 history.append(previous)
                 previous = z_where, z_what, one
