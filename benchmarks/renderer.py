@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from air.data.table import SIZE
-from air.scenes3d.renderer import REACH, SHAPES, View, render
+from air.scenes3d.renderer import SHAPES, View, render
+from air.scenes3d.view import REACH
 from air.training.machine import machine
 
 SECONDS = 5.0  # of repetitions of each

@@ -1,5 +1,7 @@
 """A slow, literal reference implementation of the model from standard torch parts."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -112,3 +114,58 @@ def literal_search(search, left):
     scale = search.scale_mean + out[3]
     x, y = centre + out[1:3]
     return torch.cat((out[:1], out[3:4], torch.stack((-scale * x, -scale * y)), out[4:]))
+
+
+def literal_composition(objects, table, sharpness):
+    """Compose objects, (opacity (P,), depth (P,), colour (3, P)) each, on a table of one colour, (3, 1): (3, P)."""
+    image, total = 0.0, 0.0
+    for i, (opacity, depth, colour) in enumerate(objects):
+        visible = opacity
+        for j, (other_opacity, other_depth, _) in enumerate(objects):
+            if i != j:
+                visible = visible * (1 - other_opacity * (sharpness * (depth - other_depth)).sigmoid())
+        image, total = image + visible * colour, total + visible
+    behind = torch.ones_like(objects[0][0])
+    for opacity, _, _ in objects:
+        behind = behind * (1 - opacity)
+    return (image + behind * table) / (total + behind)
+
+
+def literal_hit(kind, pose, ray, view, sharpness):
+    """Margin, depth and facing of one ray and one object, in plain Python: "sphere", "box" or "cylinder"."""
+    x, y, rotation, size = pose
+    light = [each / math.hypot(*view.light) for each in view.light]
+
+    def to_object_frame(vector):
+        cos, sin = math.cos(rotation), math.sin(rotation)
+        return cos * vector[0] + sin * vector[1], cos * vector[1] - sin * vector[0], vector[2]
+
+    origin = [each / size for each in to_object_frame([view.camera[0] - x, view.camera[1] - y, view.camera[2] - size])]
+    direction, light = [each / size for each in to_object_frame(ray)], to_object_frame(light)
+
+    def round_surface(axes):
+        a = sum(direction[i]**2 for i in axes)
+        b = sum(origin[i] * direction[i] for i in axes)
+        c = sum(origin[i]**2 for i in axes) - 1
+        half = math.sqrt(max(b**2 - a * c, 1e-9)) / a
+        return -b / a - half, -b / a + half, size * (1 - math.sqrt(max(c + 1 - b**2 / a, 1e-9)))
+
+    def flat_surface(i):
+        return sorted((sign - origin[i]) / direction[i] for sign in (-1, 1))
+
+    def lit(depth, axes):
+        return sum((origin[i] + depth * direction[i]) * light[i] for i in axes)
+
+    if kind == "sphere":
+        depth, _, margin = round_surface(range(3))
+        return margin, depth, lit(depth, range(3))
+    faces = [-math.copysign(1, each) * towards for each, towards in zip(direction, light)]
+    if kind == "box":
+        surfaces = [flat_surface(i) for i in range(3)]
+        depth, leave = max(each[0] for each in surfaces), min(each[1] for each in surfaces)
+        weights = [math.exp(sharpness * (each[0] - depth)) for each in surfaces]
+        return leave - depth, depth, sum(w * face for w, face in zip(weights, faces)) / sum(weights)
+    side, top = round_surface(range(2)), flat_surface(2)
+    depth, leave = max(side[0], top[0]), min(side[1], top[1])
+    through_top = 1 / (1 + math.exp(-sharpness * (top[0] - side[0])))
+    return min(side[2], leave - depth), depth, (1 - through_top) * lit(depth, range(2)) + through_top * faces[2]

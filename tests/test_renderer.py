@@ -5,18 +5,9 @@ import math
 import pytest
 import torch
 
-from air.scenes3d.renderer import (
-    SHAPES,
-    Layers,
-    View,
-    camera_rays,
-    candidate_layers,
-    compose,
-    compose_stages,
-    layers,
-    render,
-    unproject,
-)
+from air.scenes3d.composition import Layers, compose, compose_stages
+from air.scenes3d.renderer import SHAPES, View, candidate_layers, layers, render
+from air.scenes3d.view import camera_rays, unproject, unprojection
 
 SPHERE, BOX, CYLINDER = range(3)
 
@@ -89,16 +80,17 @@ def test_unprojected_points_are_on_the_pixels_rays():
     centres = (torch.arange(10, dtype=torch.float64) + 0.5) / 5 - 1
     points = torch.cartesian_prod(centres, centres).flip(-1)  # row by row
     for height in (0.0, 0.35):
-        place = torch.cat((unproject(view, points, height), torch.full((100, 1), height)), -1)
+        place = torch.cat((unproject(unprojection(view, height), points), torch.full((100, 1), height)), -1)
         to = place - torch.tensor(view.camera, dtype=torch.float64)
         torch.testing.assert_close((to / to.norm(dim=-1, keepdim=True)).T, camera_rays(view))
 
 
 def test_candidates_are_each_shape_rendered_alone():
     torch.manual_seed(0)
-    pose = torch.rand(2, 4, len(SHAPES), 4, dtype=torch.float64) * 0.5 + 0.2
+    place, rotation = (torch.rand(2, 4, len(SHAPES), *size, dtype=torch.float64) * 0.5 + 0.2 for size in ((2,), ()))
     view = View(image_size=12)
-    candidates = candidate_layers(pose, view)
+    candidates = candidate_layers(place, rotation, 0.4, view)
+    pose = torch.cat((place, rotation[..., None], torch.full_like(rotation[..., None], 0.4)), -1)
     for kind in range(len(SHAPES)):
         alone = layers(torch.full((2, 4), kind), pose[:, :, kind], view)
         for field, expected in zip(candidates, alone):
@@ -107,12 +99,12 @@ def test_candidates_are_each_shape_rendered_alone():
 
 def test_a_selected_shape_is_that_candidate_and_a_certain_blend_is_too():
     torch.manual_seed(0)
-    view, pose = View(image_size=12), torch.rand(2, 4, len(SHAPES), 4, dtype=torch.float64) * 0.5 + 0.2
-    shape = torch.randint(len(SHAPES), (2, 4))
-    candidates = candidate_layers(pose, view)
-    expected = layers(shape, pose.gather(2, shape[..., None, None].expand(-1, -1, 1, 4)).squeeze(2), view)
+    view, shape = View(image_size=12), torch.randint(len(SHAPES), (2, 4))
+    pose = torch.rand(2, 4, 4, dtype=torch.float64) * 0.5 + 0.2
+    expected, every = layers(shape, pose, view), [layers(torch.full((2, 4), s), pose, view) for s in range(3)]
+    candidates = Layers(*(torch.stack(fields, 2) for fields in zip(*every)))
     certain = torch.nn.functional.one_hot(shape, len(SHAPES)).double().log()
-    for found in (candidates.select(shape), candidates.blend(certain), Layers.stack(expected.unbind())):
+    for found in (candidates.select(shape), candidates.blend(certain)):
         torch.testing.assert_close(found.opacity, expected.opacity)
         visible = expected.opacity > 1e-100
         torch.testing.assert_close(found.depth[visible], expected.depth[visible])
@@ -133,10 +125,10 @@ def test_stages_are_compositions_of_the_first_n_objects():
     shape, pose, _ = scene((SPHERE, 0.0, -0.5, 0.0, 0.3), (BOX, 0.1, 0.4, 0.3, 0.4), (CYLINDER, -0.7, 0.0, 4.0, 0.35))
     objects = layers(shape, pose, view)
     stages = compose_stages(objects, view)
-    assert stages.shape == (1, 4, 3, 12, 12)
-    for n in range(4):
+    assert stages.shape == (1, 3, 3, 12, 12)
+    for n in range(1, 4):
         present = (torch.arange(3) < n).double()[None]
-        torch.testing.assert_close(stages[:, n], compose(objects, present, view))
+        torch.testing.assert_close(stages[:, n - 1], compose(objects, present, view))
 
 
 def test_silhouette_and_depth_of_a_sphere_in_closed_form():

@@ -19,7 +19,8 @@ from air.scenes3d.guides import (
     make_guide,
 )
 from air.scenes3d.model import CONTRAST
-from air.scenes3d.renderer import REACH, SHAPES, View, camera_rays, render
+from air.scenes3d.renderer import SHAPES, View, render
+from air.scenes3d.view import REACH, camera_rays
 
 VIEW = View()
 SIZE = 0.35

@@ -16,7 +16,9 @@ from air.data.dataset import Generated
 from air.data.scenes import SCENE_SETTINGS, DataError, ImageSize, Scenes, draw_counts, probes
 from air.files import memory_limit
 from air.models.settings import Counts, SomeCounts, check_memory, settings
-from air.scenes3d.renderer import REACH, SHAPES, View, compose, layers
+from air.scenes3d.composition import compose
+from air.scenes3d.renderer import SHAPES, View, layers
+from air.scenes3d.view import REACH
 
 SIZE = 0.35  # half of an object's height
 APART = 2 * SIZE * 2**0.5 + 0.05  # between two objects' middles: boxes do not touch however they are turned

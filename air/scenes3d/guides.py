@@ -13,7 +13,7 @@ Shape letters: B images, K particles, S shapes, D = WHERE + TURN continuous late
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from air.models.guides import Attention, GuideName
 from air.models.networks import MLP, LSTMState, RecurrentNet, fold, non_linearity_class
 from air.models.spatial import image_to_window
-from air.scenes3d.renderer import REACH, View, unproject
 from air.scenes3d.shapes import SHAPES, SYMMETRIES
+from air.scenes3d.view import REACH, View, unproject, unprojection
 
 ROTATABLE = tuple(index for index, order in enumerate(SYMMETRIES) if order)  # shapes whose rotation can be seen
 WHERE, TURN = 2 * len(SHAPES), 2 * len(ROTATABLE)  # numbers of an object: two per shape, and two per rotatable shape
@@ -167,6 +167,13 @@ class SceneSearchGuide(SceneGuide):
         self.encoder = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(), nn.Flatten(),
                                      nn.Linear(64 * (GLIMPSE_SIZE // 4)**2, features), act())
         self.predict = MLP(features + 3, [*hidden, OUTPUTS], non_linearity)
+        self.homography = unprojection(view, object_size).to(self.attention.heat)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SceneSearchGuide":
+        """Convert the guide, as `to` and its like do. The homography is computed anew, in the new precision."""
+        super()._apply(fn, recurse)
+        self.homography = unprojection(self.view, self.object_size).to(self.attention.heat)
+        return self
 
     def start(self, residual: Tensor, particles: int) -> Tensor:
         """Return the residual, (B K, 3, H, W), which is all that the guide remembers."""
@@ -186,7 +193,7 @@ class SceneSearchGuide(SceneGuide):
         outputs = self.predict(torch.cat((features, centre, heat), -1)).to(residual.dtype)
         logits, what, loc, scale = Proposal.from_outputs(outputs)
         # The inverse of place = REACH erf(where / √2), see `SceneAIR.poses`.
-        place = unproject(self.view, centre, self.object_size) / REACH  # (B K, 2)
+        place = unproject(self.homography, centre) / REACH  # (B K, 2)
         where = math.sqrt(2) * place.clamp(-MAX_PLACE, MAX_PLACE).erfinv()
         correction, turn = loc.split((WHERE, TURN), -1)
         return Proposal(logits, what, torch.cat((correction + where.repeat(1, len(SHAPES)), turn), -1), scale)

@@ -27,10 +27,11 @@ Source: Eslami et al. (2016), section 3.3 and appendix.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,11 +41,13 @@ from air.models.distributions import CategoricalLatent, CountPrior, Latent, Norm
 from air.models.guides import GuideName
 from air.models.networks import Baseline, History, RecurrentNet, fold
 from air.models.settings import checked_by
+from air.scenes3d.composition import Layers, compose_all, compose_replacing_one, compose_stages
 from air.scenes3d.guides import LATENTS, ROTATABLE, TURN, WHERE, Proposal, make_guide
-from air.scenes3d.renderer import REACH, Layers, View, candidate_layers, canvases, compose_stages, layers, render
+from air.scenes3d.renderer import candidate_layers, layers, render
 from air.scenes3d.scene_settings import SceneSettings
-from air.scenes3d.shape_gradients import ShapeSample, scale_gradient, shape_estimator
+from air.scenes3d.shape_gradients import ShapeSample, draw_shapes, scale_gradient, shape_estimator
 from air.scenes3d.shapes import SHAPES, SYMMETRIES
+from air.scenes3d.view import REACH, Sight, View
 
 CONTRAST = 10.0  # multiplies the difference between images, so that the guide's input is of order 1
 
@@ -81,6 +84,7 @@ class SceneAIR(CountingModel):
 
     sharpness: Tensor
     exploration: Tensor
+    symmetries: Tensor  # order of symmetry of the ROTATABLE shapes
     empty: Tensor  # (1, 3, H, W), the empty table
 
     @checked_by(SceneSettings)
@@ -126,10 +130,19 @@ class SceneAIR(CountingModel):
         self.first_sharpness, self.annealed = first_sharpness, annealed
         self.register_buffer("sharpness", torch.tensor(view.sharpness))
         self.register_buffer("exploration", torch.tensor(0.0))
-        no_objects = torch.zeros(1, 0, view.image_size**2)
-        self.register_buffer("empty", compose_stages(Layers(no_objects, no_objects, no_objects), view)[:, -1])
+        self.register_buffer("symmetries", torch.tensor([float(SYMMETRIES[shape]) for shape in ROTATABLE]),
+                             persistent=False)
+        self.sight = Sight.of(view, self.sharpness)
+        table = self.sight.table.expand(1, -1, view.image_size**2)
+        self.register_buffer("empty", table.unflatten(-1, (view.image_size, view.image_size)).contiguous())
         self._baseline = (3 * view.image_size**2, bl_embed_net, LATENTS, rnn_hidden_size, non_linearity)
         self._baseline_predict = (rnn_hidden_size, bl_predict_net, non_linearity, None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SceneAIR":
+        """Convert the model, as `to` and its like do. The sight is computed anew, in the new precision."""
+        super()._apply(fn, recurse)
+        self.sight = Sight.of(self.view, self.sharpness)
+        return self
 
     def make_baseline(self) -> Baseline:
         return Baseline(RecurrentNet(*self._baseline), *self._baseline_predict).to(self.count_prior.log_probs)
@@ -156,7 +169,7 @@ class SceneAIR(CountingModel):
         what = torch.randint(len(SHAPES), (n, self.num_steps), device=self.empty.device)
         where, turn = self.empty.new_empty(n, self.num_steps, WHERE + TURN).normal_().split((WHERE, TURN), -1)
         pose, z_pres = select_pose(self.poses(where, turn), what), self.z_pres(self.count_prior.sample(n))
-        return (what, pose, z_pres), render(what, pose, z_pres, self.view, self.sharpness)
+        return (what, pose, z_pres), render(what, pose, z_pres, self.sight, self.sharpness)
 
     def poses(self, where: Tensor, turn: Tensor) -> Tensor:
         """Map latents to poses.
@@ -167,11 +180,16 @@ class SceneAIR(CountingModel):
         Returns:
             (..., S, 4), the pose (x, y, rotation, size) that the object has as each shape, in the renderer's units.
         """
+        place, rotation = self._placement(where, turn)
+        size = torch.full_like(place[..., :1], self.object_size)
+        return torch.cat((place, rotation[..., None], size), -1)
+
+    def _placement(self, where: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., WHERE) and (..., TURN) -> the place (..., S, 2) and rotation (..., S) of the object as each shape."""
         place = REACH * torch.erf(where / math.sqrt(2)).unflatten(-1, (len(SHAPES), 2))
-        angles = list(torch.zeros_like(place[..., :1]).unbind(-2))
-        for shape, vector in zip(ROTATABLE, turn.split(2, -1)):
-            angles[shape] = torch.atan2(vector[..., 1:], vector[..., :1]) / SYMMETRIES[shape]
-        return torch.cat((place, torch.stack(angles, -2), torch.full_like(place[..., :1], self.object_size)), -1)
+        x, y = turn.unflatten(-1, (-1, 2)).unbind(-1)
+        # The rotation of the shapes that have none to be seen, which come first, is 0.
+        return place, F.pad(torch.atan2(y, x) / self.symmetries, (len(SHAPES) - len(ROTATABLE), 0))
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Trace:
         """Run all N steps of the guide; arguments as for `rollout`.
@@ -189,31 +207,25 @@ class SceneAIR(CountingModel):
         candidates: list[Layers] = []  # objects as every shape, (B K, S, P) each
         blends: list[Layers] = []  # the same, averaged over the shapes, (B K, P) each
         for step_noise in noise.unbind(1):
-            if blends:
-                residual = self._residual(images, blends)
+            if candidates:
+                blends.append(candidates[-1].blend(steps[-1].log_what))
+                residual = CONTRAST * (images - compose_all(Layers.stack(blends), self.sight, self.sharpness))
             proposal, state = self.guide_net.step(state, residual, latents)
             step = _sample(proposal, latents, step_noise)
             steps.append(step)
             latents = step.latents
             if self.updates_residual:
                 candidates.append(self._candidates(*step.value.split((WHERE, TURN), -1)))
-                blends.append(candidates[-1].blend(step.log_what))
         return self._trace(steps, candidates, noise, at_mean)
-
-    def _residual(self, images: Tensor, blends: Sequence[Layers]) -> Tensor:
-        """What the objects found so far leave of the images, (B K, 3, H, W)."""
-        *_, canvas = canvases(blends, self.view, self.sharpness)
-        return CONTRAST * (images - rearrange(canvas, "b c (h w) -> b c h w", h=self.x_size))
 
     def _candidates(self, where: Tensor, turn: Tensor) -> Layers:
         """Render objects as every shape: (..., WHERE) and (..., TURN) -> (..., S, P)."""
-        return candidate_layers(self.poses(where, turn), self.view, self.sharpness)
+        return candidate_layers(*self._placement(where, turn), self.object_size, self.sight, self.sharpness)
 
     def _trace(self, steps: Sequence[Step], candidates: Sequence[Layers], noise: Tensor, at_mean: bool) -> Trace:
         """Stack the steps, and choose each object's shape."""
         logits, history, log_what, value, loc, scale = (torch.stack(fields, 1) for fields in zip(*steps))
-        q = log_what.exp()
-        shapes = log_what.argmax(-1) if at_mean else torch.multinomial(q.flatten(0, 1), 1).view(q.shape[:2])
+        shapes = log_what.argmax(-1) if at_mean else draw_shapes(log_what.exp())
         locs, scales, noises = (field.split((WHERE, TURN), -1) for field in (loc, scale, noise))
         standard = value.new_zeros(()), value.new_ones(())  # the prior's loc and scale
         where, turn = (NormalLatent(*q, *standard) for q in zip(locs, scales, noises))
@@ -242,8 +254,8 @@ class SceneAIR(CountingModel):
             if candidates is None:
                 candidates = self._candidates(trace.where.value, trace.turn.value)
             drawn = candidates.select(trace.what.value)
-            log_likelihood = self.shape_estimator(self.log_likelihoods, images,
-                                                  ShapeSample(trace.what, drawn, candidates), self.exploration)
+            sample = ShapeSample(trace.what, drawn, candidates)
+            log_likelihood = self.shape_estimator(self, images, sample, self.exploration)
             logits = scale_gradient(logits, (1 - 2 * self.exploration).clamp(min=0))
         else:
             drawn = self._drawn(trace)
@@ -267,31 +279,37 @@ class SceneAIR(CountingModel):
         Returns:
             (B, N, P).
         """
-        return layers(what, select_pose(poses, what), self.view, self.sharpness)
+        return layers(what, select_pose(poses, what), self.sight, self.sharpness)
 
     def log_likelihood(self, images: Tensor, objects: Layers) -> Tensor:
         """log p(x | z_{1:n}) for n = 0..N.
 
         Args:
-            images: (B, 3, H, W), intensities.
-            objects: (B, N, P).
+            images: (..., 3, H, W), intensities.
+            objects: (..., N, P), with the same leading dimensions or such that broadcast.
         Returns:
-            (B, N+1) in nats.
+            (..., N+1) in nats.
         """
-        return torch.stack(self.log_likelihoods(images, objects.unbind()), -1)
+        later = self._log_likelihood_of(images.unsqueeze(-4), compose_stages(objects, self.sight, self.sharpness))
+        empty = self._log_likelihood_of(images, self.empty)[..., None]
+        return torch.cat((empty.expand(*later.shape[:-1], 1), later), -1)
 
-    def log_likelihoods(self, images: Tensor, objects: Sequence[Layers]) -> list[Tensor]:
-        """log p(x | z_{1:n}) for n = 0..N, of images and objects that may have to be broadcast.
+    def log_likelihoods_replacing_one(self, images: Tensor, drawn: Layers, candidates: Layers) -> list[Tensor]:
+        """log p(x | z_{1:n}) with one of the n objects replaced, for n = 1..N.
 
         Args:
-            images: (..., 3, H, W), intensities.
-            objects: N of them, (..., P) each.
+            images: (B, 3, H, W), intensities.
+            drawn: (B, N, P).
+            candidates: (B, N, S, P), what each object may be replaced by.
         Returns:
-            N+1 tensors, (...,) each, in nats.
+            For each n, (B, n, S) in nats: [:, t, s] is with candidate s in place of object t.
         """
-        flat = images.flatten(-2)
-        return [self.log_likelihood_of((flat - canvas).square().sum((-2, -1))) for canvas in
-                (self.empty.flatten(-2), *canvases(objects, self.view, self.sharpness))]
+        return [self._log_likelihood_of(images[:, None, None], canvas)
+                for canvas in compose_replacing_one(drawn, candidates, self.sight, self.sharpness)]
+
+    def _log_likelihood_of(self, images: Tensor, canvas: Tensor) -> Tensor:
+        """log Normal(image; canvas, likelihood_sd²) in nats: (..., 3, H, W) each -> (...)."""
+        return self.log_likelihood_of((images - canvas).square().sum((-3, -2, -1)))
 
     @torch.no_grad()
     def infer(self, images: Tensor | NDArray[Any]) -> Inference:
@@ -305,7 +323,8 @@ class SceneAIR(CountingModel):
         trace = self.attend(images, at_mean=True)
         poses = self.poses(trace.where.value, trace.turn.value)
         objects = self._drawn(trace)
-        stages = compose_stages(objects, self.view, self.sharpness)
+        stages = torch.cat((self.empty.expand(len(images), 1, -1, -1, -1),
+                            compose_stages(objects, self.sight, self.sharpness)), 1)
         count_probs = log_count_probs(trace.logits).exp()
         count = count_probs.argmax(-1)
         z_pres = self.z_pres(count)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from air.models.base import Inference
-from air.scenes3d.renderer import REACH
 from air.scenes3d.shapes import SYMMETRIES
+from air.scenes3d.view import REACH
 
 
 class PoseErrors(NamedTuple):

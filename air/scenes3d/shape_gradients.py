@@ -25,20 +25,30 @@ Shape letters: B images, N steps, S shapes, P pixels.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from air.models.distributions import CategoricalLatent
 from air.models.settings import power_exceeds
-from air.scenes3d.renderer import Layers
+from air.scenes3d.composition import Layers
 from air.scenes3d.shapes import SHAPES
 
 MAX_COMBINATIONS = 27  # of shapes that "enumerate" renders: memory and time grow with S^N
 
-# images (..., 3, H, W) and N objects (..., P) that broadcast -> log p(x | z_{1:n}) for n = 0..N, (...,) each.
-LogLikelihoods = Callable[[Tensor, Sequence[Layers]], list[Tensor]]
+
+class Likelihood(Protocol):
+    """How well the first n = 0..N objects explain images, in nats."""
+
+    def log_likelihood(self, images: Tensor, objects: Layers) -> Tensor:
+        """Images (..., 3, H, W) and objects (..., N, P) -> log p(x | z_{1:n}) for n = 0..N, (..., N+1)."""
+
+    def log_likelihoods_replacing_one(self, images: Tensor, drawn: Layers, candidates: Layers) -> Sequence[Tensor]:
+        """Images (B, 3, H, W), objects (B, N, P) and what may replace them (B, N, S, P) -> log p(x | z_{1:n}) with
+        shape s in place of object t, (B, n, S) for n = 1..N.
+        """
 
 
 class ShapeSample(NamedTuple):
@@ -49,17 +59,24 @@ class ShapeSample(NamedTuple):
     candidates: Layers  # (B, N, S, P), each object as every shape
 
 
+def draw_shapes(q: Tensor) -> Tensor:
+    """Draw from categorical distributions q (..., S): (...,) int64.
+
+    By the inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
+    """
+    return (q.cumsum(-1)[..., :-1] < torch.rand_like(q[..., :1])).sum(-1)
+
+
 def scale_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
     """Return `value` unchanged, with its gradient multiplied by `factor`."""
     return value.detach().lerp(value, factor)
 
 
-def local_expectations(log_likelihoods: LogLikelihoods, images: Tensor, sample: ShapeSample, exploration: Tensor
-                       ) -> Tensor:
+def local_expectations(likelihood: Likelihood, images: Tensor, sample: ShapeSample, exploration: Tensor) -> Tensor:
     """Sum over each object's shapes exactly, with the other objects' shapes as drawn.
 
     Args:
-        log_likelihoods: of images given N objects.
+        likelihood: of images given objects.
         images: (B, 3, H, W), intensities.
         sample: the guide's objects.
         exploration: ε in [0, 1].
@@ -67,37 +84,35 @@ def local_expectations(log_likelihoods: LogLikelihoods, images: Tensor, sample: 
         (B, N+1), log p(x | z_{1:n}) in nats.
     Source: Titsias & Lázaro-Gredilla (2015), *Local Expectation Gradients for Black Box Variational Inference*.
     """
-    pose_term = _pose_gradient(log_likelihoods, images, sample, exploration)
     # ∇ = Σ_{t<=n} Σ_s ∇q_t(s) log p(x | s instead of what_t, the other shapes as drawn)
-    q = scale_gradient(sample.what.log_q.exp(), 1 - exploration)
-    drawn, candidates = sample.drawn.detach().unbind(), sample.candidates.detach().unbind()
-    expanded = [Layers(*(field[:, None] for field in layer)) for layer in drawn]  # (B, 1, P), broadcast over S
-    totals = log_likelihoods(images, drawn)
-    for t, candidate in enumerate(candidates):  # (B, S, P)
-        per_shape = log_likelihoods(images[:, None], [*expanded[:t], candidate, *expanded[t + 1:]])
-        for n in range(t + 1, len(totals)):  # images of n > t objects contain object t (t counts from 0)
-            expectation = (q[:, t] * per_shape[n]).sum(-1)
-            totals[n] = totals[n] + expectation - expectation.detach()
-    return pose_term + torch.stack(totals, -1)
+    what, q = sample.what.value, scale_gradient(sample.what.log_q.exp(), 1 - exploration)
+    steps = what.shape[1]
+    replaced = likelihood.log_likelihoods_replacing_one(images, sample.drawn.detach(), sample.candidates.detach())
+    per_shape = torch.stack([F.pad(each, (0, 0, 0, steps - each.shape[1])) for each in replaced], 1)  # (B, n, t, S)
+    expectation = (q[:, None] * per_shape).sum((-2, -1))  # (B, N), for n = 1..N
+    explored = _explored_log_likelihood(likelihood, images, sample, exploration)
+    gradient = explored + F.pad(expectation, (1, 0))
+    # The value is that of the shapes drawn: with the first object's shape replaced by itself.
+    drawn = per_shape[:, :, 0].gather(-1, what[:, :1, None].expand(-1, steps, 1)).squeeze(-1)
+    return torch.cat((explored[:, :1].detach(), drawn), -1) + (gradient - gradient.detach())
 
 
-def score_function(log_likelihoods: LogLikelihoods, images: Tensor, sample: ShapeSample, exploration: Tensor
-                   ) -> Tensor:
+def score_function(likelihood: Likelihood, images: Tensor, sample: ShapeSample, exploration: Tensor) -> Tensor:
     """Score-function (REINFORCE) gradient of the shapes. Arguments and result as for `local_expectations`.
 
     Source: Mnih & Gregor (2014), section 2.2.
     """
-    pose_term = _pose_gradient(log_likelihoods, images, sample, exploration)
+    explored = _explored_log_likelihood(likelihood, images, sample, exploration)
     # ∇ = Σ_{t<=n} ∇log q_t(what_t) (log p(x | z_{1:n}) - log p(x | z_{1:t-1}))
-    log_p = torch.stack(log_likelihoods(images, sample.drawn.detach().unbind()), -1)  # (B, N+1)
+    log_p = likelihood.log_likelihood(images, sample.drawn.detach())  # (B, N+1)
     log_q = scale_gradient(sample.what.log_q, 1 - exploration).gather(-1, sample.what.value[..., None])  # (B, N, 1)
     gains = log_p[:, None] - log_p[:, :-1, None]  # (B, N, N+1), of n objects over the first t - 1
     contains = torch.ones_like(gains[0]).triu(1)  # (N, N+1), 1 for t <= n
-    return pose_term + (log_p + ((log_q - log_q.detach()) * gains * contains).sum(1))
+    gradient = explored + (log_q * gains * contains).sum(1)
+    return log_p + (gradient - gradient.detach())
 
 
-def enumerate_shapes(log_likelihoods: LogLikelihoods, images: Tensor, sample: ShapeSample, exploration: Tensor
-                     ) -> Tensor:
+def enumerate_shapes(likelihood: Likelihood, images: Tensor, sample: ShapeSample, exploration: Tensor) -> Tensor:
     """Sum over all combinations of shapes. Arguments as for `local_expectations`.
 
     Returns:
@@ -111,35 +126,34 @@ def enumerate_shapes(log_likelihoods: LogLikelihoods, images: Tensor, sample: Sh
         axes[t] = value.shape[1]
         return value.reshape(len(value), *axes, *value.shape[2:])
 
-    candidates = [Layers(*(on_axis(t, field) for field in layer))
-                  for t, layer in enumerate(sample.candidates.unbind())]
+    def combinations(field: Tensor, dim: int) -> Tensor:
+        """(B, N, S, ...) -> (B, S, ..., S, N, ...), with N as dimension `dim`."""
+        return torch.stack(torch.broadcast_tensors(*(on_axis(t, each) for t, each in enumerate(field.unbind(1)))), dim)
+
+    opacity, depth, colour = sample.candidates
+    objects = Layers(combinations(opacity, -2), combinations(depth, -2), combinations(colour, -3))
     images = on_axis(0, images[:, None])
-    q = sample.what.log_q.exp()
-    q_explored = q.detach().lerp(torch.full_like(q, 1 / len(SHAPES)), exploration)
-    q = scale_gradient(q, 1 - exploration)
-    # Σ_{s_1..s_n} Π_{t<=n} q_t(s_t) log p(x | s_{1:n}); poses learn with (1-ε) q + ε/S instead of q
-    weight, pose_weight, totals = images.new_ones(()), images.new_ones(()), []
-    for n, log_p in enumerate(log_likelihoods(images, candidates)):
-        if n:
-            weight = weight * on_axis(n - 1, q[:, n - 1])
-            pose_weight = pose_weight * on_axis(n - 1, q_explored[:, n - 1])
-        total = weight * log_p.detach() + pose_weight * (log_p - log_p.detach())
-        totals.append(total.flatten(1).sum(1))
-    return torch.stack(totals, -1)
+    # Σ_{s_1..s_N} Π_t q_t(s_t) log p(x | s_{1:n}); poses learn with (1-ε) q + ε/S instead of q
+    log_q = sample.what.log_q
+    q = log_q.detach().exp()
+    q_explored = q.lerp(torch.full_like(q, 1 / len(SHAPES)), exploration)
+    weight = scale_gradient(combinations(log_q, -1).sum(-1, keepdim=True).exp(), 1 - exploration)  # (B, S, ..., S, 1)
+    pose_weight = combinations(q_explored, -1).prod(-1, keepdim=True)
+    log_p = likelihood.log_likelihood(images, objects)  # (B, S, ..., S, N+1)
+    return (weight * log_p.detach() + pose_weight * (log_p - log_p.detach())).flatten(1, -2).sum(1)
 
 
-def _pose_gradient(log_likelihoods: LogLikelihoods, images: Tensor, sample: ShapeSample, exploration: Tensor
-                   ) -> Tensor:
-    """Zeros, (B, N+1), with the poses' gradient of log p(x | z_{1:n}) for explored shapes."""
+def _explored_log_likelihood(likelihood: Likelihood, images: Tensor, sample: ShapeSample, exploration: Tensor
+                             ) -> Tensor:
+    """log p(x | z_{1:n}) for explored shapes, (B, N+1), from which poses learn."""
     # what'_t ~ (1-ε) q_t + ε/S: a uniform shape with probability ε, else the shape that was drawn
     what = sample.what.value
     uniform = torch.randint_like(what, len(SHAPES))
     explored = torch.where(torch.rand_like(sample.drawn.opacity[..., 0]) < exploration, uniform, what)
-    log_p = torch.stack(log_likelihoods(images, sample.candidates.select(explored).unbind()), -1)
-    return log_p - log_p.detach()
+    return likelihood.log_likelihood(images, sample.candidates.select(explored))
 
 
-ShapeEstimator = Callable[[LogLikelihoods, Tensor, ShapeSample, Tensor], Tensor]
+ShapeEstimator = Callable[[Likelihood, Tensor, ShapeSample, Tensor], Tensor]
 SHAPE_ESTIMATORS: dict[str, ShapeEstimator] = {
     "local": local_expectations, "nvil": score_function, "enumerate": enumerate_shapes}
 

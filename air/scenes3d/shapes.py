@@ -1,104 +1,162 @@
-"""The shapes of 3D scenes: where a ray enters and leaves a sphere, a box and an upright cylinder, in closed form.
+"""The shapes of 3D scenes: where rays enter and leave spheres, boxes and upright cylinders, in closed form.
 
-Everything here is in the object's frame: its centre is the origin, its size (half of its height) is 1, and it is not
-rotated. A ray is the set of points origin + depth · direction. The caller scales origin and direction such that depth
-is in the world's units of length.
+Every shape is convex and bounded by surfaces of two kinds. A ray is inside the shape where it is inside all of them:
 
-Every shape is convex, so a ray enters and leaves it at most once.
+    round   |p| <= 1 for a sphere, |(p_x, p_y)| <= 1 for a cylinder: a quadratic equation in the depth
+    flat    |p_i| <= 1 for i = x, y, z of a box and for i = z of a cylinder: a linear equation
+
+Here p = depth · ray - centre is a point of the ray in the object's frame, and the centre is the object's, seen from the
+camera. The unit of length is the object's size (half of its height) everywhere but in what `intersect` takes and gives.
+Frames are rotated like the object, except where that makes no difference: for round surfaces.
+
+Shape letters: M objects, P rays.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from air.scenes3d.view import EPSILON, Sight
+
 SHAPES = ("sphere", "box", "cylinder")
 SYMMETRIES = (0, 4, 1)  # order of each shape's rotational symmetry about the vertical; 0: full symmetry
 
-Rays = tuple[Tensor, Tensor, Tensor]  # x, y and z, each (M, P), or (M, 1) if all rays of an object share it
-_EPSILON = 1e-9  # smallest direction component and radicand: keeps divisions and square roots differentiable
+Record = TypeVar("Record", bound=tuple[Any, ...])  # a NamedTuple of tensors
 
 
 class Hit(NamedTuple):
-    """Where P rays meet M objects of one shape, (M, P) each; margin and depth are in the world's units of length."""
+    """Where P rays meet M objects, (M, P) each; margin and depth are in the world's units of length."""
 
     margin: Tensor  # how far inside the silhouette the ray is; negative outside
     depth: Tensor  # distance from the camera to where the ray enters
     facing: Tensor  # cosine of the angle between surface normal and light; negative in the shade
-    stripe: Tensor | float  # from -1 (dark half) to 1 (bright half); 0 for shapes without a stripe
+    paint: Tensor  # multiplies the light: less and more than 1 on the two halves of a cylinder, 1 for other shapes
 
 
-def intersect_sphere(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
-    """Intersect rays with x² + y² + z² <= 1.
+class _Objects(NamedTuple):
+    """Poses of M objects, seen from the camera and in units of the object's size."""
+
+    centre: Tensor  # (M, 2), x and y
+    height: Tensor  # (M, 1), z of the centre
+    rotation: Tensor  # (M, 1)
+    size: Tensor  # (M, 1), in the world's units
+
+
+class _Turned(NamedTuple):
+    """What M objects see from their rotated frames: (x, y) of their centre, of the rays and of the falling light."""
+
+    centre: Tensor  # (M, 2, 1)
+    rays: Tensor  # (M, 2, P)
+    light: Tensor  # (M, 2, 1)
+
+
+class _Surface(NamedTuple):
+    """The depths between which rays are inside a surface, (M, ..., P) each."""
+
+    enter: Tensor
+    leave: Tensor
+
+
+class _Round(NamedTuple):
+    """The round surfaces of M objects, (M, P) each."""
+
+    enter: Tensor
+    leave: Tensor
+    margin: Tensor  # how far inside the silhouette
+
+
+def intersect(place: Tensor, rotation: Tensor, size: Tensor, counts: Sequence[int], sight: Sight,
+              sharpness: float | Tensor) -> Hit:
+    """Intersect rays with objects that are sorted by shape.
 
     Args:
-        origin: the camera, in each object's frame.
-        direction: of the rays, in each object's frame.
-        light: unit vector towards the light.
-        size: (M, 1), half of each object's height in the world's units.
+        place: (M, 2), (x, y) on the table.
+        rotation: (M, 1), about the vertical in radians.
+        size: (M, 1), half of the object's height, positive.
+        counts: how many objects have each of SHAPES, in this order; M in total.
+        sight: camera, rays and light.
         sharpness: of soft decisions, per unit of length.
     """
-    a, b, c = _quadratic(origin, direction)
-    distance = (c + 1 - b.square() / a).clamp(min=_EPSILON).sqrt()  # from the centre to the ray
-    depth = -(b + (b.square() - a * c).clamp(min=_EPSILON).sqrt()) / a
-    return Hit(size * (1 - distance), depth, _dot(_point_at(depth, origin, direction), light), 0.0)
+    objects = _Objects((place - sight.camera[:2]) / size, 1 - sight.camera[2] / size, rotation, size)
+    sphere, box, cylinder = _split(objects, counts)
+    sphere_side, cylinder_side = _intersect_round(sphere, cylinder, sight)
+    turned = _join(box, cylinder)
+    box_top, cylinder_top = _split(_intersect_flat(turned.height, sight.inverse_z), counts[1:])
+    box_frame, cylinder_frame = _split(_turn(turned, sight), counts[1:])
+    hit = _join(_sphere(sphere, sphere_side, sight),
+                _box(box, box_frame, box_top, sight, sharpness),
+                _cylinder(cylinder, cylinder_frame, cylinder_side, cylinder_top, sight, sharpness))
+    return hit._replace(margin=size * hit.margin, depth=size * hit.depth)
 
 
-def intersect_box(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
-    """Intersect rays with |x|, |y|, |z| <= 1. Arguments as for `intersect_sphere`.
-
-    The face through which a ray enters is a soft choice too, so that the shading is differentiable at the edges.
-    """
-    enters, leaves = zip(*(_intersect_slab(o, d) for o, d in zip(origin, direction)))
-    depth = torch.maximum(torch.maximum(*enters[:2]), enters[2])
-    weights = [(sharpness * (enter - depth)).exp() for enter in enters]  # of the three faces towards the camera
-    facing = -_dot([w * d.sign() for w, d in zip(weights, direction)], light) / (weights[0] + weights[1] + weights[2])
-    leave = torch.minimum(torch.minimum(*leaves[:2]), leaves[2])
-    return Hit(leave - depth, depth, facing, 0.0)
+def _sphere(sphere: _Objects, surface: _Round, sight: Sight) -> Hit:
+    lit = (sphere.centre * sight.light[:2]).sum(-1, keepdim=True) + sphere.height * sight.light[2]
+    facing = surface.enter * sight.along_light[0] - lit
+    return Hit(surface.margin, surface.enter, facing, sight.plain.expand_as(facing))
 
 
-def intersect_cylinder(origin: Rays, direction: Rays, light: Rays, size: Tensor, sharpness: float | Tensor) -> Hit:
-    """Intersect rays with x² + y² <= 1, |z| <= 1. Arguments as for `intersect_sphere`.
-
-    The half with x > 0 is bright and the half with x < 0 dark, so that the cylinder's rotation shows.
-    """
-    a, b, c = _quadratic(origin[:2], direction[:2])
-    half_chord = (b.square() - a * c).clamp(min=_EPSILON).sqrt() / a
-    enter_side, leave_side = -b / a - half_chord, half_chord - b / a
-    enter_cap, leave_cap = _intersect_slab(origin[2], direction[2])
-    depth = torch.maximum(enter_side, enter_cap)
-    x, y = _point_at(depth, origin[:2], direction[:2])
-    through_cap = (sharpness * (enter_cap - enter_side)).sigmoid()  # 1: the ray enters through a cap, 0: the side
-    facing = (1 - through_cap) * (x * light[0] + y * light[1]) - through_cap * direction[2].sign() * light[2]
-    side_margin = size * (1 - (c + 1 - b.square() / a).clamp(min=_EPSILON).sqrt())  # 1 - distance to the axis
-    margin = torch.minimum(side_margin, torch.minimum(leave_side, leave_cap) - depth)
-    return Hit(margin, depth, facing, (4 * x).tanh())
+def _box(box: _Objects, frame: _Turned, top: _Surface, sight: Sight, sharpness: float | Tensor) -> Hit:
+    """The face through which a ray enters is a soft choice too, so that the shading is differentiable at the edges."""
+    across = frame.rays.masked_fill(frame.rays.abs() < EPSILON, EPSILON)
+    sides = _intersect_flat(frame.centre, 1 / across)
+    enter = torch.cat((sides.enter, top.enter[:, None]), 1)  # (M, 3, P), of the faces towards the camera
+    depth = enter.amax(1)
+    leave = torch.cat((sides.leave, top.leave[:, None]), 1).amin(1)
+    weights = (sharpness * box.size[..., None] * enter).softmax(1)
+    top_facing = sight.top_facing.expand(len(depth), 1, -1)
+    facing = (weights * torch.cat((frame.rays.sign() * frame.light, top_facing), 1)).sum(1)
+    return Hit(leave - depth, depth, facing, sight.plain.expand_as(facing))
 
 
-# By index into SHAPES.
-INTERSECTIONS: tuple[Callable[[Rays, Rays, Rays, Tensor, float | Tensor], Hit], ...] = (
-    intersect_sphere, intersect_box, intersect_cylinder)
+def _cylinder(cylinder: _Objects, frame: _Turned, side: _Round, top: _Surface, sight: Sight,
+              sharpness: float | Tensor) -> Hit:
+    """The half with x > 0 is bright and the half with x < 0 dark, so that the cylinder's rotation shows."""
+    depth = torch.where(side.enter > top.enter, side.enter, top.enter)
+    thickness = torch.where(side.leave < top.leave, side.leave, top.leave) - depth
+    margin = torch.where(side.margin < thickness, side.margin, thickness)
+    through_top = (sharpness * cylinder.size * (top.enter - side.enter)).sigmoid()  # 1: the ray enters through the top
+    lit = (cylinder.centre * sight.light[:2]).sum(-1, keepdim=True)
+    facing = (depth * sight.along_light[1] - lit).lerp(sight.top_facing, through_top)
+    x = depth * frame.rays[:, 0] - frame.centre[:, 0]
+    return Hit(margin, depth, facing, 1 + sight.view.stripe * (4 * x).tanh())
 
 
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    product = a[0] * b[0]
-    for x, y in zip(a[1:], b[1:]):
-        product = product + x * y
-    return product
+def _intersect_round(sphere: _Objects, cylinder: _Objects, sight: Sight) -> list[_Round]:
+    """Intersect rays with spheres and with the sides of cylinders, whatever their height."""
+    counts = len(sphere.size), len(cylinder.size)
+    centre, size = torch.cat((sphere.centre, cylinder.centre)), torch.cat((sphere.size, cylinder.size))
+    height = torch.cat((sphere.height, torch.zeros_like(cylinder.height)))
+    # |depth · ray - centre|² = 1, that is a depth² - 2 b depth + |centre|² - 1 = 0
+    a = torch.cat([row.expand(count, -1) for row, count in zip(sight.squared, counts)])  # (M, P)
+    b = (centre[..., None] * sight.rays[:2]).sum(1) + height * sight.rays[2]
+    nearest = b / a  # depth at which the ray is nearest to the centre
+    # 1 - (the distance there)²
+    inside = 1 - (centre * centre).sum(-1, keepdim=True) - height.square() + b * nearest
+    half_chord = (a * inside).clamp(min=EPSILON * size.square()).sqrt() / a
+    margin = 1 - (1 - inside).clamp(min=EPSILON).sqrt()
+    return _split(_Round(nearest - half_chord, nearest + half_chord, margin), counts)
 
 
-def _point_at(depth: Tensor, origin: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
-    return [o + depth * d for o, d in zip(origin, direction)]
+def _intersect_flat(centre: Tensor, inverse_ray: Tensor) -> _Surface:
+    """Intersect rays with |p_i| <= 1: the component i of the centre, (M, ..., 1), and 1 / that of the ray, (..., P)."""
+    middle, half = centre * inverse_ray, inverse_ray.abs()
+    return _Surface(middle - half, middle + half)
 
 
-def _quadratic(origin: Sequence[Tensor], direction: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients of |origin + t direction|² = 1, that is a t² + 2 b t + c = 0."""
-    return _dot(direction, direction) + _EPSILON, _dot(origin, direction), _dot(origin, origin) - 1
+def _turn(objects: _Objects, sight: Sight) -> _Turned:
+    """Rotate the world into the objects' frames."""
+    cos, sin = objects.rotation.cos(), objects.rotation.sin()
+    axes = torch.cat((cos, sin, -sin, cos), -1).unflatten(-1, (2, 2))  # (M, 2, 2), the frames' axes as rows
+    rays_and_light = (axes[..., None] * sight.rays_and_light).sum(2)  # (M, 2, P + 1)
+    rays, light = rays_and_light.split((sight.rays.shape[1], 1), -1)
+    return _Turned((axes * objects.centre[:, None]).sum(-1, keepdim=True), rays, light)
 
 
-def _intersect_slab(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The depths at which a ray enters and leaves -1 <= x <= 1."""
-    direction = torch.where(direction.abs() < _EPSILON, torch.full_like(direction, _EPSILON), direction)
-    middle, half = -origin / direction, 1 / direction.abs()
-    return middle - half, middle + half
+def _join(*parts: Record) -> Record:
+    return type(parts[0])(*map(torch.cat, zip(*parts)))
+
+
+def _split(whole: Record, counts: Sequence[int]) -> list[Record]:
+    return [type(whole)(*fields) for fields in zip(*(field.split(list(counts)) for field in whole))]
