@@ -103,7 +103,7 @@ def test_a_selected_shape_is_that_candidate_and_a_certain_blend_is_too():
     pose = torch.rand(2, 4, 4, dtype=torch.float64) * 0.5 + 0.2
     expected, every = layers(shape, pose, view), [layers(torch.full((2, 4), s), pose, view) for s in range(3)]
     candidates = Layers(*(torch.stack(fields, 2) for fields in zip(*every)))
-    certain = torch.nn.functional.one_hot(shape, len(SHAPES)).double().log()
+    certain = torch.nn.functional.one_hot(shape, len(SHAPES)).double()
     for found in (candidates.select(shape), candidates.blend(certain)):
         torch.testing.assert_close(found.opacity, expected.opacity)
         visible = expected.opacity > 1e-100
@@ -114,7 +114,7 @@ def test_a_selected_shape_is_that_candidate_and_a_certain_blend_is_too():
 def test_a_blend_weights_depth_and_colour_by_opacity():
     opacity, depth = torch.tensor([0.8, 0.2, 0.0])[:, None], torch.tensor([1.0, 2.0, 9.0])[:, None]
     candidates = Layers(opacity, depth, torch.stack((depth, 2 * depth, 3 * depth), 1))  # (S, P), (S, 3, P), P = 1
-    blend = candidates.blend(torch.tensor([0.25, 0.5, 0.25]).log())
+    blend = candidates.blend(torch.tensor([0.25, 0.5, 0.25]))
     torch.testing.assert_close(blend.opacity, torch.tensor([0.3]))  # 0.25 · 0.8 + 0.5 · 0.2
     torch.testing.assert_close(blend.depth, torch.tensor([(0.2 * 1 + 0.1 * 2) / 0.3]))
     torch.testing.assert_close(blend.colour, blend.depth * torch.tensor([[1.0], [2.0], [3.0]]))

@@ -120,7 +120,7 @@ def test_a_glimpse_holds_all_of_the_object(search):
 def test_guides_follow_the_protocol(name):
     torch.manual_seed(0)
     images = torch.cat((residual_of((0.2, 0.3)), residual_of((-0.4, 0.1))))
-    latents = torch.zeros(4, LATENTS)
+    latents = [torch.zeros(4, LATENTS)]
     guide = make_guide(name, VIEW, SIZE, 16, 8, (20,), "ReLU")
     assert isinstance(guide, SceneSearchGuide if name == "search" else SceneRecurrentGuide)
     start = guide.start(images, particles=2)

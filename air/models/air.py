@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from air.models import likelihoods
 from air.models.air_settings import AIRSettings
-from air.models.base import CountingModel, Inference, Rollout, check_number
+from air.models.base import CountingModel, Inference, Rollout, check_number, stack_steps
 from air.models.custom_networks import check_decoder, check_encoder
 from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs
 from air.models.guides import GuideName, make_guide
@@ -47,13 +47,6 @@ class Step(NamedTuple):
     what_loc: Tensor  # (B, D)
     what_scale: Tensor  # (B, D)
 
-    @staticmethod
-    def stack(steps: "Sequence[Step]") -> "Step":
-        """Stack steps, all fields by a single concatenation."""
-        sizes = [field.shape[-1] for field in steps[0]]
-        together = torch.cat([field for step in steps for field in step], -1).unflatten(-1, (len(steps), -1))
-        return Step(*together.split(sizes, -1))
-
 
 class Attended(NamedTuple):
     """The guide's N steps and their objects: a Rollout before its likelihoods."""
@@ -76,8 +69,6 @@ class AIR(CountingModel):
 
     z_where_prior_loc: Tensor
     z_where_prior_scale: Tensor
-    zero: Tensor  # (1, 1), as is `one`: a prior's loc and scale
-    one: Tensor
 
     @checked_by(AIRSettings)
     def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
@@ -158,8 +149,6 @@ class AIR(CountingModel):
         self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=trained)
         self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
         self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
-        self.register_buffer("zero", torch.zeros(1, 1), persistent=False)
-        self.register_buffer("one", torch.ones(1, 1), persistent=False)
 
     def make_baseline(self) -> Baseline:
         baseline = Baseline(RecurrentNet(*self._baseline_rnn), *self._baseline_head)
@@ -243,7 +232,7 @@ class AIR(CountingModel):
         noise = images.new_empty(batch, self.num_steps, sum(sizes))
         noise_where, noise_what = (noise.zero_() if at_mean else noise.normal_()).split(sizes, -1)
         steps, history, painted = self._steps(images, particles, noise_where * self.z_where_prior_scale, noise_what)
-        step = Step.stack(steps)  # (B, N, ...)
+        step = stack_steps(steps)  # (B, N, ...)
         where = NormalLatent(step.where_loc / self.z_where_prior_scale, step.where_scale, noise_where,
                              self.z_where_prior_loc, self.z_where_prior_scale)
         what = NormalLatent(step.what_loc, step.what_scale, noise_what, self.zero, self.one)

@@ -3,9 +3,9 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from air.models import likelihoods
 from air.models.distributions import CountPrior, Latent
 from air.models.networks import Baseline, History
+
+Fields = TypeVar("Fields", bound=tuple[Any, ...])  # a NamedTuple of tensors
 
 SLACK = 0.05  # intensities outside [0, 1] by more than this cause a warning
 LOWEST, HIGHEST = -1.0, 2.0  # intensities outside are on another scale
@@ -60,6 +62,8 @@ class CountingModel(nn.Module, ABC):
 
     contains: Tensor  # (N+1, N), 1 for t <= n, else 0: which objects a canvas of n contains
     white: Tensor  # 255 in the model's dtype, which a uint8 image divided by it takes on
+    zero: Tensor  # (1, 1), as is `one`: loc and scale of a standard Normal prior
+    one: Tensor
 
     def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
                  count_prior: float | CountPrior, use_masking: bool, use_baselines: bool) -> None:
@@ -78,9 +82,10 @@ class CountingModel(nn.Module, ABC):
                              f"got {tuple(count_prior.log_probs.shape)}")
         self.num_steps, self.x_size, self.channels, self.likelihood_sd = num_steps, x_size, channels, likelihood_sd
         self.use_masking, self.use_baselines, self.count_prior = use_masking, use_baselines, count_prior
-        contains = torch.ones(num_steps + 1, num_steps).tril(-1)
-        self.register_buffer("contains", contains, persistent=False)
-        self.register_buffer("white", torch.tensor(255.0), persistent=False)
+        constants = {"contains": torch.ones(num_steps + 1, num_steps).tril(-1), "white": torch.tensor(255.0),
+                     "zero": torch.zeros(1, 1), "one": torch.ones(1, 1)}
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
 
     @abstractmethod
     def prior(self, n: int) -> tuple[Any, Tensor]:
@@ -168,6 +173,13 @@ class CountingModel(nn.Module, ABC):
         if intensities:
             check_intensities(floating)
         return floating
+
+
+def stack_steps(steps: Sequence[Fields]) -> Fields:
+    """Stack NamedTuples of tensors, (B, ·) each, along dimension 1, by a single concatenation."""
+    sizes = [field.shape[-1] for field in steps[0]]
+    together = torch.cat([field for step in steps for field in step], -1).unflatten(-1, (len(steps), -1))
+    return type(steps[0])(*together.split(sizes, -1))
 
 
 def check_number(n: int) -> None:

@@ -131,7 +131,7 @@ class ConvEncoder(nn.Module):
         side = _quarter(window_size)
         act = non_linearity_class(non_linearity)
         self.net = nn.Sequential(nn.Conv2d(channels, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
-                                 nn.Flatten(), nn.Linear(64 * side**2, 2 * z_what_size))
+                                 nn.Flatten(), Linear(64 * side**2, 2 * z_what_size))
 
     def forward(self, glimpse: Tensor) -> tuple[Tensor, Tensor]:
         """Glimpse (B, C, w, w) -> loc and scale of z_what, (B, D) each."""
@@ -147,7 +147,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         side = _quarter(window_size)
         act = non_linearity_class(non_linearity)
-        self.net = nn.Sequential(nn.Linear(z_what_size, 64 * side**2), act(), nn.Unflatten(-1, (64, side, side)),
+        self.net = nn.Sequential(Linear(z_what_size, 64 * side**2), act(), nn.Unflatten(-1, (64, side, side)),
                                  nn.ConvTranspose2d(64, 32, 4, 2, 1), act(),
                                  nn.ConvTranspose2d(32, channels, 4, 2, 1))
 

@@ -51,15 +51,15 @@ class Layers(NamedTuple):
         return Layers(self.opacity.gather(-2, one).squeeze(-2), self.depth.gather(-2, one).squeeze(-2),
                       self.colour.gather(-3, one[..., None, :].expand(*shape.shape, 1, 3, -1)).squeeze(-3))
 
-    def blend(self, log_q: Tensor) -> "Layers":
+    def blend(self, q: Tensor) -> "Layers":
         """Mix each object's S candidate shapes by their probabilities.
 
         Args:
-            log_q: (..., S), log-probabilities of the shapes; the layers are (..., S, P).
+            q: (..., S), probabilities of the shapes; the layers are (..., S, P).
         Returns:
             (..., P): the expected opacity; depth and colour are averaged with weights q · opacity.
         """
-        opacity = log_q.exp()[..., None] * self.opacity
+        opacity = q[..., None] * self.opacity
         total = opacity.sum(-2)
         weight = opacity / total.unsqueeze(-2).clamp(min=torch.finfo(total.dtype).tiny)
         return Layers(total, (weight * self.depth).sum(-2), (weight.unsqueeze(-2) * self.colour).sum(-3))

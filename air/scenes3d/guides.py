@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from air.models.guides import Attention, GuideName
+from air.models.layers import Linear
 from air.models.networks import MLP, LSTMState, RecurrentNet, fold, non_linearity_class
-from air.models.spatial import image_to_window
+from air.models.spatial import SpatialTransformer
 from air.scenes3d.shapes import SHAPES, SYMMETRIES
 from air.scenes3d.view import REACH, View, unproject, unprojection
 
@@ -67,13 +68,14 @@ class SceneGuide(nn.Module, ABC):
         """
 
     @abstractmethod
-    def step(self, state: Any, residual: Tensor | None, previous_latents: Tensor) -> tuple[Proposal, Any]:
+    def step(self, state: Any, residual: Tensor | None, previous_latents: Sequence[Tensor]) -> tuple[Proposal, Any]:
         """Propose the next object.
 
         Args:
             state: from `start` or the last `step`.
             residual: (B K, 3, H, W), or None if it has not changed since the guide last read it.
-            previous_latents: (B K, L), (z_pres, q(what), where, turn) of the step before; zeros at the first step.
+            previous_latents: z_pres, q(what), where and turn of the step before, (B K, ·) each, L numbers together; at
+                the first step one row of zeros.
         Returns:
             The proposal and the next state.
         """
@@ -108,7 +110,7 @@ class SceneRecurrentGuide(SceneGuide):
         act, side = non_linearity_class(non_linearity), view.image_size // 8
         self.encoder = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(),
                                      nn.Conv2d(64, 64, 4, 2, 1), act(), nn.Flatten(),
-                                     nn.Linear(64 * side**2, features), act())
+                                     Linear(64 * side**2, features), act())
         self.rnn = RecurrentNet(features, None, LATENTS, rnn_hidden_size, non_linearity)
         self.predict = MLP(rnn_hidden_size + features, [*hidden, OUTPUTS], non_linearity)
         # With PyTorch's smaller default weights all images look alike at first, and the guide learns to ignore them.
@@ -124,14 +126,14 @@ class SceneRecurrentGuide(SceneGuide):
         gates, hidden = self.rnn.read(features, particles)
         return RecurrentState(fold(features, particles), gates, hidden)
 
-    def step(self, state: RecurrentState, residual: Tensor | None, previous_latents: Tensor
+    def step(self, state: RecurrentState, residual: Tensor | None, previous_latents: Sequence[Tensor]
              ) -> tuple[Proposal, RecurrentState]:
         """Run the LSTM for one step; arguments as for `SceneGuide.step`."""
         features, gates, hidden = state
         if residual is not None:
             features = self.encoder(residual).to(residual.dtype)
             gates, _ = self.rnn.read(features)
-        hidden = self.rnn(gates, [previous_latents], hidden)
+        hidden = self.rnn(gates, previous_latents, hidden)
         outputs = self.predict(torch.cat((hidden[0], features), -1)).to(features.dtype)
         return Proposal.from_outputs(outputs), RecurrentState(features, gates, hidden)
 
@@ -165,8 +167,9 @@ class SceneSearchGuide(SceneGuide):
         self.zoom = width / (GLIMPSE_MARGIN * 2 * math.sqrt(2) * object_size)  # s of the glimpse's z_where
         self.attention = Attention(3, view.image_size, width / (2 * object_size), non_linearity, MIN_POWER)
         self.encoder = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(), nn.Flatten(),
-                                     nn.Linear(64 * (GLIMPSE_SIZE // 4)**2, features), act())
+                                     Linear(64 * (GLIMPSE_SIZE // 4)**2, features), act())
         self.predict = MLP(features + 3, [*hidden, OUTPUTS], non_linearity)
+        self.transformer = SpatialTransformer(view.image_size, GLIMPSE_SIZE)
         self.homography = unprojection(view, object_size).to(self.attention.heat)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SceneSearchGuide":
@@ -179,7 +182,8 @@ class SceneSearchGuide(SceneGuide):
         """Return the residual, (B K, 3, H, W), which is all that the guide remembers."""
         return fold(residual, particles)
 
-    def step(self, state: Tensor, residual: Tensor | None, previous_latents: Tensor) -> tuple[Proposal, Tensor]:
+    def step(self, state: Tensor, residual: Tensor | None, previous_latents: Sequence[Tensor]
+             ) -> tuple[Proposal, Tensor]:
         """Search the residual; arguments as for `SceneGuide.step`. The previous latents are not used."""
         residual = state if residual is None else residual
         return self(residual), residual
@@ -187,8 +191,8 @@ class SceneSearchGuide(SceneGuide):
     def forward(self, residual: Tensor) -> Proposal:
         """Propose the object that stands out most in the residual, (B K, 3, H, W)."""
         _, heat, centre = self.attention(residual)
-        glimpse_where = torch.cat((torch.full_like(heat, self.zoom), -self.zoom * centre), -1)  # (B K, 3), (s, x, y)
-        glimpse = image_to_window(residual, glimpse_where, GLIMPSE_SIZE)
+        glimpse_where = F.pad(-self.zoom * centre, (1, 0), value=self.zoom)  # (B K, 3), (s, x, y)
+        glimpse, _ = self.transformer.read(residual, glimpse_where)
         features = self.encoder(glimpse).to(residual.dtype)
         outputs = self.predict(torch.cat((features, centre, heat), -1)).to(residual.dtype)
         logits, what, loc, scale = Proposal.from_outputs(outputs)

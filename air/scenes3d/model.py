@@ -36,13 +36,14 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from air.models.base import CountingModel, Inference, Rollout, check_number
-from air.models.distributions import CategoricalLatent, CountPrior, Latent, NormalLatent, log_count_probs
+from air.models.base import CountingModel, Inference, Rollout, check_number, stack_steps
+from air.models.distributions import CategoricalLatent, CountPrior, Latent, NormalLatent, draw, log_count_probs
 from air.models.guides import GuideName
+from air.models.layers import shared_weights
 from air.models.networks import Baseline, History, RecurrentNet, fold
 from air.models.settings import checked_by
 from air.scenes3d.composition import Layers, compose_all, compose_replacing_one, compose_stages
-from air.scenes3d.guides import LATENTS, ROTATABLE, TURN, WHERE, Proposal, make_guide
+from air.scenes3d.guides import LATENTS, ROTATABLE, TURN, WHERE, make_guide
 from air.scenes3d.renderer import candidate_layers, layers, render
 from air.scenes3d.scene_settings import SceneSettings
 from air.scenes3d.shape_gradients import ShapeSample, draw_shapes, scale_gradient, shape_estimator
@@ -53,19 +54,12 @@ CONTRAST = 10.0  # multiplies the difference between images, so that the guide's
 
 
 class Step(NamedTuple):
-    """One step of the guide."""
+    """One step of the guide; stacked over steps, (B K, N, ...)."""
 
     logits: Tensor  # (B K, 1), of z_pres
-    previous_latents: Tensor  # (B K, L), of the step before, as the guide read them
     log_what: Tensor  # (B K, S), log q(what)
-    value: Tensor  # (B K, D), where and turn, one draw
-    loc: Tensor  # (B K, D)
-    scale: Tensor  # (B K, D)
-
-    @property
-    def latents(self) -> Tensor:
-        """(z_pres = 1, q(what), where, turn), (B K, L): what the guide reads at the next step."""
-        return torch.cat((torch.ones_like(self.logits), self.log_what.exp(), self.value), -1)
+    loc: Tensor  # (B K, D), of where and turn
+    scale: Tensor  # (B K, D), of where and turn
 
 
 class Trace(NamedTuple):
@@ -75,7 +69,7 @@ class Trace(NamedTuple):
     where: NormalLatent  # (B K, N, WHERE)
     turn: NormalLatent  # (B K, N, TURN)
     what: CategoricalLatent  # (B K, N)
-    history: History  # the previous latents of each step, (B K, L)
+    history: History  # of N steps: z_pres, q(what), where and turn of the step before, L numbers together
     candidates: Layers | None  # (B K, N, S, P), each object as every shape; None: not needed, so not rendered
 
 
@@ -199,38 +193,43 @@ class SceneAIR(CountingModel):
         images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
         state = self.guide_net.start(CONTRAST * (images - self.empty), particles)
         images = fold(images, particles)
-        noise = images.new_zeros(len(images), self.num_steps, WHERE + TURN)
-        noise = noise if at_mean else noise.normal_()
-        latents = images.new_zeros(len(images), LATENTS)
+        noise = images.new_empty(len(images), self.num_steps, WHERE + TURN)
+        noise = noise.zero_() if at_mean else noise.normal_()
+        latents: tuple[Tensor, ...] = (self.zero.expand(1, LATENTS),)
+        one = self.one.expand(len(images), 1)
         residual: Tensor | None = None
         steps: list[Step] = []
+        history: list[Sequence[Tensor]] = []
         candidates: list[Layers] = []  # objects as every shape, (B K, S, P) each
         blends: list[Layers] = []  # the same, averaged over the shapes, (B K, P) each
-        for step_noise in noise.unbind(1):
-            if candidates:
-                blends.append(candidates[-1].blend(steps[-1].log_what))
-                residual = CONTRAST * (images - compose_all(Layers.stack(blends), self.sight, self.sharpness))
-            proposal, state = self.guide_net.step(state, residual, latents)
-            step = _sample(proposal, latents, step_noise)
-            steps.append(step)
-            latents = step.latents
-            if self.updates_residual:
-                candidates.append(self._candidates(*step.value.split((WHERE, TURN), -1)))
-        return self._trace(steps, candidates, noise, at_mean)
+        with shared_weights():
+            for step_noise in noise.unbind(1):
+                if candidates:
+                    _, q_what, _ = latents
+                    blends.append(candidates[-1].blend(q_what))
+                    residual = CONTRAST * (images - compose_all(Layers.stack(blends), self.sight, self.sharpness))
+                proposal, state = self.guide_net.step(state, residual, latents)
+                log_what = proposal.what.log_softmax(-1)
+                value, loc, scale = draw(proposal.loc, proposal.scale, step_noise)
+                steps.append(Step(proposal.logits, log_what, loc, scale))
+                history.append(latents)
+                latents = one, log_what.exp(), value
+                if self.updates_residual:
+                    candidates.append(self._candidates(*value.split((WHERE, TURN), -1)))
+        return self._trace(steps, history, candidates, noise, at_mean)
 
     def _candidates(self, where: Tensor, turn: Tensor) -> Layers:
         """Render objects as every shape: (..., WHERE) and (..., TURN) -> (..., S, P)."""
         return candidate_layers(*self._placement(where, turn), self.object_size, self.sight, self.sharpness)
 
-    def _trace(self, steps: Sequence[Step], candidates: Sequence[Layers], noise: Tensor, at_mean: bool) -> Trace:
+    def _trace(self, steps: Sequence[Step], history: History, candidates: Sequence[Layers], noise: Tensor,
+               at_mean: bool) -> Trace:
         """Stack the steps, and choose each object's shape."""
-        logits, history, log_what, value, loc, scale = (torch.stack(fields, 1) for fields in zip(*steps))
-        shapes = log_what.argmax(-1) if at_mean else draw_shapes(log_what.exp())
-        locs, scales, noises = (field.split((WHERE, TURN), -1) for field in (loc, scale, noise))
-        standard = value.new_zeros(()), value.new_ones(())  # the prior's loc and scale
-        where, turn = (NormalLatent(*q, *standard) for q in zip(locs, scales, noises))
-        return Trace(logits.squeeze(-1), where, turn, CategoricalLatent(shapes, log_what),
-                     [[each] for each in history.unbind(1)],
+        step = stack_steps(steps)  # (B K, N, ...)
+        shapes = step.log_what.argmax(-1) if at_mean else draw_shapes(step.log_what.exp())
+        where, turn = (NormalLatent(loc, scale, drawn, self.zero, self.one) for loc, scale, drawn in
+                       zip(*(field.split((WHERE, TURN), -1) for field in (step.loc, step.scale, noise))))
+        return Trace(step.logits.squeeze(-1), where, turn, CategoricalLatent(shapes, step.log_what), history,
                      Layers.stack(candidates) if candidates else None)
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
@@ -332,12 +331,6 @@ class SceneAIR(CountingModel):
         reconstruction = stages[torch.arange(len(count), device=count.device), count]
         return Inference(count, count_probs, z_pres, select_pose(poses, trace.what.value), trace.what.log_q.exp(),
                          boxes, reconstruction, stages)
-
-
-def _sample(proposal: Proposal, previous_latents: Tensor, noise: Tensor) -> Step:
-    """Draw where and turn from a proposal, reparameterised: noise (B K, D) is standard Normal."""
-    logits, what, loc, scale = proposal
-    return Step(logits, previous_latents, what.log_softmax(-1), loc + scale * noise, loc, scale)
 
 
 def select_pose(poses: Tensor, what: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Supervised(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, S), places (B, 2), rotations (B,)."""
         residual, guide = CONTRAST * (self.fresh.as_images(images) - self.fresh.empty), self.fresh.guide_net
-        proposal, _ = guide.step(guide.start(residual, 1), None, residual.new_zeros(len(residual), LATENTS))
+        proposal, _ = guide.step(guide.start(residual, 1), None, [residual.new_zeros(1, LATENTS)])
         where, turn = proposal.loc.split((WHERE, TURN), -1)
         return proposal.what, self.fresh.poses(where, turn)[:, 0, :2], turn[:, 0]
 
