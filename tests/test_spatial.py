@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from air.models.spatial import image_to_window, invert_z_where, painted_boxes, window_boxes, window_to_image
+from air.models.spatial import (
+    PixelGrid,
+    SpatialTransformer,
+    image_to_window,
+    invert_z_where,
+    painted_boxes,
+    window_boxes,
+    window_to_image,
+)
 
 
 def bilinear_loop(source, z_where, size):
@@ -79,6 +87,28 @@ def test_gradcheck(function, side, size):
     pixels = torch.rand(2, 2, side, side, dtype=torch.float64, requires_grad=True)
     z_where = random_z_where(2).requires_grad_()
     assert torch.autograd.gradcheck(lambda p, z: function(p, z, size), (pixels, z_where))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("uses", [lambda g, z: g, lambda g, z: z, lambda g, z: g * z[:, :1, None, None]])
+def test_gradients_of_a_glimpse_and_of_the_place_that_is_passed_on_add_up(learned, uses):
+    """Whether the image itself needs a gradient or not, which are read in different ways."""
+    pixels, z_where = torch.rand(2, 1, 7, 7, dtype=torch.float64, requires_grad=learned), random_z_where(2)
+    transformer = SpatialTransformer(7, 4).double()
+    assert torch.autograd.gradcheck(lambda z: uses(*transformer.read(pixels, z)), z_where.requires_grad_())
+    torch.testing.assert_close(transformer.read(pixels, z_where)[0],
+                               transformer.read(pixels.detach().requires_grad_(not learned), z_where)[0])
+
+
+def test_constants_are_as_exact_as_the_dtype_and_are_not_saved():
+    transformer = SpatialTransformer(50, 28)
+    assert not transformer.state_dict()
+    transformer = transformer.double()
+    centres = torch.arange(-49, 50, 2, dtype=torch.float64) / 50
+    assert torch.equal(transformer.image.along, centres)
+    assert torch.equal(transformer.image.xy[3, 7], torch.stack((centres[7], centres[3])))
+    assert transformer.float().window.xy.dtype == torch.float32 and PixelGrid(10, stride=4).xy.shape == (3, 3, 2)
+    assert torch.equal(PixelGrid(50, stride=4).double().along, centres[::4])
 
 
 def test_low_precision_leaves_positions_exact():
