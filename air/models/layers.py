@@ -43,9 +43,11 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """x (..., in) -> x Wᵀ + b (..., out); or x Wᵀ + plus, for x (B, in), if the layer has no bias."""
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            y = super().forward(x)  # whose cast of the weight is cached, as that of its transpose is not
+            return y if plus is None else plus + y
         shared = None if torch.compiler.is_compiling() else _products.get()
-        if (shared is None or not torch.is_grad_enabled() or x.is_meta
-                or torch.is_autocast_enabled(x.device.type)):
+        if shared is None or not torch.is_grad_enabled() or x.is_meta:
             return super().forward(x) if plus is None else torch.addmm(plus, x, self.weight.T)
         if self.weight not in shared:
             shared[self.weight] = _SharedWeight(self.weight, self.bias)
