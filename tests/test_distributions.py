@@ -73,8 +73,9 @@ def test_the_gradients_of_a_draw_and_of_what_is_read_beside_it_add_up():
     loc, scale, noise = torch.rand(3, 2, 4, dtype=torch.float64)
     loc.requires_grad_(), scale.requires_grad_()
     torch.testing.assert_close(draw(loc, scale, noise)[0], loc + scale * noise)
+    noise.requires_grad_()
     for read in (lambda v, m, s: v, lambda v, m, s: v.sin() * m * s, lambda v, m, s: m / s, lambda v, m, s: v * s):
-        assert torch.autograd.gradcheck(lambda m, s: read(*draw(m, s, noise)), (loc, scale))
+        assert torch.autograd.gradcheck(lambda m, s, e: read(*draw(m, s, e)), (loc, scale, noise))
 
 
 def test_count_distribution_equals_a_sum_over_all_z_pres():
@@ -99,6 +100,8 @@ def test_count_distribution_is_finite_where_probabilities_are_not():
     assert log_q.isfinite().all() and log_q.argmax() == 1
     log_q.sum().backward()
     assert logits.grad.isfinite().all()
+    certain = log_count_probs(torch.tensor([[math.inf, -math.inf, 0.0]]))
+    assert certain[0, 1] == 0 and not certain.isnan().any()
     assert torch.autograd.gradcheck(log_count_probs, torch.randn(4, 3, dtype=torch.float64, requires_grad=True))
 
 

@@ -1,9 +1,14 @@
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from air import Enumerate
+from air.models.distributions import draw
 from air.models.layers import Linear, lstm_cell, shared_weights
+from benchmarks.operations import OperationLog
 
 
 def layer(weight, bias=None):
@@ -86,6 +91,50 @@ def test_frozen_weights_get_no_gradient_and_pass_theirs_on(tensors):
     torch.testing.assert_close(found, torch.autograd.grad(plain, x)[0])
 
 
+def test_nothing_is_kept_when_part_of_a_model_is_frozen_or_left_out_of_a_backward_pass(make_model, images):
+    """Rows that no weight's gradient takes must not keep the graph alive."""
+    model = make_model(guide="difference", embed_net=[5])
+
+    def nodes():
+        gc.collect()
+        return sum(type(each).__name__.endswith("Backward") for each in gc.get_objects())
+
+    def loss():
+        return Enumerate(model)(images)[0]
+
+    loss().backward()
+    before = nodes()
+    torch.autograd.grad(loss(), list(model.decode.parameters()))
+    for part in (model.encode, model.guide_net.predict, model.guide_net.rnn, model.decode):
+        part.requires_grad_(False)
+        for _ in range(3):
+            loss().backward()
+        part.requires_grad_(True)
+    assert nodes() == before
+
+
+def test_each_layer_has_a_gradient_of_its_own_where_weights_are_tied_or_parametrised(tensors):
+    x, one, other = tensors["x"].detach(), Linear(4, 4).double(), Linear(4, 4).double()
+    other.weight = one.weight
+    torch.nn.utils.parametrizations.weight_norm(third := Linear(4, 4).double())
+    parameters = [*one.parameters(), other.bias, *third.parameters()]
+
+    def gradients():
+        return torch.autograd.grad(third(other(one(x)).sin()).sin().sum() + third(one(x)).sum(), parameters)
+
+    plain = gradients()
+    with shared_weights():
+        torch.testing.assert_close(gradients(), plain)
+
+
+def test_calls_whose_outputs_are_never_differentiated_do_no_harm(tensors):
+    x, scale = tensors["x"].detach(), tensors["other"].clone().requires_grad_()
+    with shared_weights():
+        loc = Linear(4, 4).double()(x)
+    draw(loc, scale.expand_as(loc), loc.detach())[2].sum().backward()
+    assert (scale.grad == 3).all()
+
+
 def test_low_precision_and_no_gradients_take_the_plain_layer():
     torch.manual_seed(0)
     linear, x = Linear(7, 5), torch.randn(3, 7)
@@ -99,7 +148,6 @@ def test_low_precision_and_no_gradients_take_the_plain_layer():
 
 
 def test_the_gradient_of_a_shared_weight_is_one_product(tensors):
-    from benchmarks.operations import OperationLog
     weight, bias, x = tensors["weight"], tensors["bias"], tensors["x"].detach()
     with shared_weights():
         linear = layer(weight, bias)

@@ -111,6 +111,23 @@ def test_constants_are_as_exact_as_the_dtype_and_are_not_saved():
     assert torch.equal(PixelGrid(50, stride=4).double().along, centres[::4])
 
 
+def test_constants_stay_where_they_are_and_are_written_anew():
+    """A captured graph reads their memory, and `to_empty` leaves none of their values."""
+    grid = PixelGrid(10)
+    place, values = grid.xy.data_ptr(), grid.xy.clone()
+    assert grid.to("cpu").xy.data_ptr() == place
+    with torch.device("meta"):
+        grid = PixelGrid(10)
+    assert torch.equal(grid.to_empty(device="cpu").xy, values)
+
+
+@pytest.mark.parametrize("function", [window_to_image, image_to_window])
+def test_the_functions_compile_without_graph_breaks(function):
+    pixels, z_where = torch.rand(2, 1, 6, 6), random_z_where(2).float()
+    compiled = torch.compile(lambda p, z: function(p, z, 8), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixels, z_where), function(pixels, z_where, 8))
+
+
 def test_low_precision_leaves_positions_exact():
     """Under autocast the grid is still computed in the latents' precision."""
     window, z_where = torch.rand(3, 1, 8, 8), random_z_where(3).float()

@@ -45,13 +45,13 @@ class Enumerate(Estimator):
         """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics."""
         _, terms = self._rollout(self._images(images))
         bound = self._mean_bound(terms) if self.particles > 1 else self._mean_elbo(terms)
-        return bound.sum() / -len(images), self._metrics(terms, bound)
+        return -bound.mean(), self._metrics(terms, bound)
 
     def _mean_elbo(self, terms: Terms) -> Tensor:
-        """The terms of the equation in the class's docstring, for K = 1: (B, N+1)."""
+        """The equation in the class's docstring, for K = 1: (B,)."""
         explored, revived = self._branch_weights(terms)
         weight = explored.lerp(revived, self.revive)
-        return weight * terms.log_w + (terms.q - terms.q.detach()) * terms.log_w.detach()
+        return (weight * terms.log_w + (terms.q - terms.q.detach()) * terms.log_w.detach()).sum(-1)
 
     def _mean_bound(self, terms: Terms) -> Tensor:
         """The bound's mean over the combinations of K counts, (B,).

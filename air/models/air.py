@@ -196,7 +196,7 @@ class AIR(CountingModel):
         Returns:
             (B, N+1) in nats; at most `log_likelihood_ceiling`.
         """
-        return likelihoods.of_sums(images.flatten(1), painted.flatten(2), self.contains, self.likelihood_sd)
+        return likelihoods.given_each_count(images.flatten(1), painted.flatten(2), self.contains, self.likelihood_sd)
 
     # ---- inference network ---------------------------------------------------------------------------------------
 

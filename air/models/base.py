@@ -2,16 +2,17 @@
 
 import math
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from air.models import likelihoods
+from air.models.constants import Constants
 from air.models.distributions import CountPrior, Latent
 from air.models.networks import Baseline, History
 
@@ -57,13 +58,13 @@ class Inference:
         return dict(vars(self))
 
 
-class CountingModel(nn.Module, ABC):
+class CountingModel(Constants):
     """A model of images with 0 to N objects, inferred one after the other: x ~ Normal(canvas_n, likelihood_sd²)."""
 
     contains: Tensor  # (N+1, N), 1 for t <= n, else 0: which objects a canvas of n contains
     white: Tensor  # 255 in the model's dtype, which a uint8 image divided by it takes on
-    zero: Tensor  # (1, 1), as is `one`: loc and scale of a standard Normal prior
-    one: Tensor
+    zero: Tensor  # (1, 1)
+    one: Tensor  # (1, 1); zero and one are the loc and scale of a standard Normal prior, and values of z_pres
 
     def __init__(self, num_steps: int, x_size: int, channels: int, likelihood_sd: float,
                  count_prior: float | CountPrior, use_masking: bool, use_baselines: bool) -> None:
@@ -82,10 +83,12 @@ class CountingModel(nn.Module, ABC):
                              f"got {tuple(count_prior.log_probs.shape)}")
         self.num_steps, self.x_size, self.channels, self.likelihood_sd = num_steps, x_size, channels, likelihood_sd
         self.use_masking, self.use_baselines, self.count_prior = use_masking, use_baselines, count_prior
-        constants = {"contains": torch.ones(num_steps + 1, num_steps).tril(-1), "white": torch.tensor(255.0),
-                     "zero": torch.zeros(1, 1), "one": torch.ones(1, 1)}
-        for name, value in constants.items():
-            self.register_buffer(name, value, persistent=False)
+        self.place_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        ones = torch.ones(self.num_steps + 1, self.num_steps, dtype=torch.float64)
+        return {"contains": ones.tril(-1), "white": ones.new_tensor(255.0),
+                "zero": 0 * ones[:1, :1], "one": ones[:1, :1]}
 
     @abstractmethod
     def prior(self, n: int) -> tuple[Any, Tensor]:
@@ -142,7 +145,7 @@ class CountingModel(nn.Module, ABC):
     @property
     def log_likelihood_ceiling(self) -> float:
         """The log-likelihood of a perfect reconstruction in nats, the reference point for reading an ELBO."""
-        return likelihoods.ceiling(self.channels * self.x_size**2, self.likelihood_sd)
+        return likelihoods.ceiling_of(self.channels * self.x_size**2, self.likelihood_sd)
 
     def as_images(self, images: Tensor | NDArray[Any], intensities: bool = False) -> Tensor:
         """Check images and convert them to the model's dtype and device.

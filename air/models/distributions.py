@@ -20,9 +20,10 @@ GeometricFactor = Annotated[PositiveFraction, Field(ge=1e-30)]  # k of p(n) ∝ 
 
 
 class NormalLatent(NamedTuple):
-    """A diagonal Normal posterior, its prior, and one reparameterised draw; all (..., D) or broadcastable to that.
+    """A diagonal Normal posterior, its prior, and one reparameterised draw.
 
-    The posterior is held in units of its prior, in which the KL is simplest.
+    The posterior is held in units of its prior, in which the KL is simplest. Offset, ratio and noise are (..., D); the
+    prior may have to be broadcast.
     """
 
     offset: Tensor  # (loc - prior_loc) / prior_scale
@@ -97,19 +98,20 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(noise)
+        ctx.save_for_backward(scale, noise)
         ctx.set_materialize_grads(False)
         return torch.addcmul(loc, scale, noise), loc, scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_value: Tensor | None, of_loc: Tensor | None, of_scale: Tensor | None
-                 ) -> tuple[Tensor | None, Tensor | None, None]:
-        noise, = ctx.saved_tensors
+                 ) -> tuple[Tensor | None, ...]:
+        scale, noise = ctx.saved_tensors
         if of_value is None:
             return of_loc, of_scale, None
         return (of_value if of_loc is None else of_value + of_loc,
-                of_value * noise if of_scale is None else torch.addcmul(of_scale, of_value, noise), None)
+                of_value * noise if of_scale is None else torch.addcmul(of_scale, of_value, noise),
+                of_value * scale if ctx.needs_input_grad[2] else None)
 
 
 def divergences(latents: Mapping[str, Latent], sampled: bool = False) -> dict[str, Tensor]:
@@ -188,9 +190,9 @@ class _LogCountProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         ctx.save_for_backward(logits)
-        # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N; log(1 - q) = log q - logit
-        at_least = F.logsigmoid(logits).cumsum(-1)
-        return torch.cat((at_least - logits, at_least[..., -1:]), -1)
+        # log q(n) = Σ_{t<=n} log q_t + log(1 - q_{n+1}), no last factor at n = N
+        at_least, stops = log_at_least(logits), F.logsigmoid(-logits)
+        return torch.cat((at_least[..., :-1] + stops, at_least[..., -1:]), -1)
 
     @staticmethod
     @once_differentiable

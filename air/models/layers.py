@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 Rows = list[tuple[Tensor, Tensor]]  # of one weight's products: (gradient, x), (rows, out) and (rows, in)
 
-_products: "ContextVar[dict[Tensor, _SharedWeight] | None]" = ContextVar("products", default=None)
+_products: "ContextVar[dict[nn.Module, _SharedWeight] | None]" = ContextVar("products", default=None)
 
 
 @contextmanager
@@ -24,9 +24,11 @@ def shared_weights() -> Iterator[None]:
     """Inside, the gradient of a `Linear` that is called several times is taken as one product.
 
     The gradient of a shared weight is a sum over its calls, dL/dW = Σ_t g_tᵀ x_t. Concatenated, the rows g_t and x_t
-    give the same sum in one matrix product, which is faster and takes fewer operations. It does not apply, and nothing
-    changes, while torch compiles, under autocast and without gradients. Use one block per backward pass: the calls of a
-    layer in a block are linked.
+    give the same sum in one matrix product, which is faster and takes fewer operations. While torch compiles, under
+    autocast and without gradients, layers work as usual.
+
+    Use one block per backward pass: a pass through one call of a layer frees the graph of all its calls before.
+    Such a graph can be differentiated once, and its layers cannot be recomputed by non-reentrant checkpointing.
     """
     if torch.compiler.is_compiling():  # which knows no ContextVar
         yield
@@ -42,16 +44,17 @@ class Linear(nn.Linear):
     """nn.Linear that heeds `shared_weights`."""
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """x (..., in) -> x Wᵀ + b (..., out); or x Wᵀ + plus, for x (B, in), if the layer has no bias."""
+        """x (..., in) -> x Wᵀ + b (..., out); or x Wᵀ + plus, for x (B, in) and a layer without a bias."""
+        assert plus is None or self.bias is None
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             y = super().forward(x)  # whose cast of the weight is cached, as that of its transpose is not
             return y if plus is None else plus + y
         shared = None if torch.compiler.is_compiling() else _products.get()
-        if shared is None or not torch.is_grad_enabled() or x.is_meta:
+        if shared is None or x.ndim < 2 or x.is_meta or not torch.is_grad_enabled():
             return super().forward(x) if plus is None else torch.addmm(plus, x, self.weight.T)
-        if self.weight not in shared:
-            shared[self.weight] = _SharedWeight(self.weight, self.bias)
-        return shared[self.weight](x, plus)
+        if self not in shared:
+            shared[self] = _SharedWeight(self.weight, self.bias)
+        return shared[self](x, plus)
 
 
 class _SharedWeight:
@@ -63,11 +66,13 @@ class _SharedWeight:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.learned = weight.requires_grad or bias is not None and bias.requires_grad
         self.rows: Rows = []
         self.token: Tensor = _WeightGradient.apply(self.rows, weight, bias)
 
     def __call__(self, x: Tensor, plus: Tensor | None) -> Tensor:
-        y, self.token = _Product.apply(self.rows, self.token, x, self.weight, self.bias if plus is None else plus)
+        rows = self.rows if self.learned else None
+        y, self.token = _Product.apply(rows, self.token, x, self.weight, self.bias if plus is None else plus)
         return y
 
 
@@ -82,10 +87,12 @@ class _WeightGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, token: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
+        if not ctx.rows:  # nothing has read what the calls gave
+            return None, None, None
         gradient, x = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*ctx.rows))
         ctx.rows.clear()
-        _, of_weight, of_bias = ctx.needs_input_grad
+        of_weight, of_bias = ctx.needs_input_grad[1:]
         return None, gradient.T @ x if of_weight else None, gradient.sum(0) if of_bias else None
 
 
@@ -93,7 +100,7 @@ class _Product(torch.autograd.Function):
     """x Wᵀ + plus, whose gradient for W is left to `_WeightGradient`; so is that for plus if it is the bias."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Rows, token: Tensor, x: Tensor, weight: Tensor, plus: Tensor | None
+    def forward(ctx: Any, rows: Rows | None, token: Tensor, x: Tensor, weight: Tensor, plus: Tensor | None
                 ) -> tuple[Tensor, Tensor]:
         ctx.rows = rows
         ctx.save_for_backward(x, weight)
@@ -105,13 +112,13 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        _, of_weights, of_x, _, of_plus = ctx.needs_input_grad
-        if later is None:  # the last call of this backward pass: an earlier pass may have left its rows
+        *_, of_x, _, of_plus = ctx.needs_input_grad
+        if ctx.rows is not None and later is None:  # the last call of this pass: an earlier pass may have left its rows
             ctx.rows.clear()
         if gradient is None:
             return None, later, None, None, None
-        if of_weights:
-            ctx.rows.append((gradient.flatten(0, -2), x.flatten(0, -2)))
+        if ctx.rows is not None:  # without the graph of x, which holds this list
+            ctx.rows.append((gradient.flatten(0, -2), x.detach().flatten(0, -2)))
         of_x = gradient @ weight if of_x else None
         return None, gradient.new_empty(0), of_x, None, gradient if of_plus else None
 

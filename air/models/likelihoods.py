@@ -14,12 +14,12 @@ def from_squared_error(squared_error: Tensor, ceiling: float, sd: float) -> Tens
     return torch.rsub(squared_error, ceiling, alpha=1 / (2 * sd**2))
 
 
-def ceiling(pixels: int, sd: float) -> float:
+def ceiling_of(pixels: int, sd: float) -> float:
     """The log-likelihood of a perfect reconstruction of so many pixels and channels, in nats."""
     return -pixels * (math.log(sd) + math.log(2 * math.pi) / 2)
 
 
-def of_sums(images: Tensor, painted: Tensor, contains: Tensor, sd: float) -> Tensor:
+def given_each_count(images: Tensor, painted: Tensor, contains: Tensor, sd: float) -> Tensor:
     """log p(x | n, z_{1:n}) = Σ_pixels log Normal(x; canvas_n, sd²) with canvas_n = Σ_{t<=n} painted_t, for n = 0..N.
 
     Args:
@@ -30,12 +30,12 @@ def of_sums(images: Tensor, painted: Tensor, contains: Tensor, sd: float) -> Ten
     Returns:
         (B, N+1) in nats.
     """
-    log_likelihood: Tensor = _OfSums.apply(images, painted, contains, sd)
+    log_likelihood: Tensor = _GivenEachCount.apply(images, painted, contains, sd)
     return log_likelihood
 
 
-class _OfSums(torch.autograd.Function):
-    """See `of_sums`."""
+class _GivenEachCount(torch.autograd.Function):
+    """See `given_each_count`."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, painted: Tensor, contains: Tensor, sd: float) -> Tensor:
@@ -44,7 +44,7 @@ class _OfSums(torch.autograd.Function):
         ctx.save_for_backward(residual, contains)
         ctx.sd = sd
         squared_error = torch.linalg.vector_norm(residual, dim=-1).square()
-        return from_squared_error(squared_error, ceiling(images.shape[1], sd), sd)
+        return from_squared_error(squared_error, ceiling_of(images.shape[1], sd), sd)
 
     @staticmethod
     @once_differentiable

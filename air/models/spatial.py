@@ -8,7 +8,6 @@ coordinates to canvas coordinates, by the inverse (1/s, -x/s, -y/s).
 Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transformer networks", eq. 1-5.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from air.models.constants import Constants
 
 
 def invert_z_where(z_where: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    return SpatialTransformer(images.shape[-1], window_size).to(z_where).read(images, z_where)[0]
+    window, image = (_centres(size).to(z_where) for size in (window_size, images.shape[-1]))
+    return _read(images, z_where, window, _square(window), image)[0]
 
 
 def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
@@ -59,11 +61,11 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    return SpatialTransformer(image_size, window.shape[-1]).to(z_where).paint(window, z_where)
+    return _paint(window, z_where, *(_centres(size).to(z_where) for size in (image_size, window.shape[-1])))
 
 
-class PixelGrid(nn.Module):
-    """The centres of the pixels of a square that spans [-1, 1], as buffers; no checkpoint holds them."""
+class PixelGrid(Constants):
+    """The centres of the pixels of a square that spans [-1, 1], as constants."""
 
     along: Tensor  # (P,), centres of a row
     xy: Tensor  # (P, P, 2), (x, y) of every pixel
@@ -72,23 +74,15 @@ class PixelGrid(nn.Module):
         """Args: size: of the side in pixels; stride: of the pixels kept."""
         super().__init__()
         self.size, self.stride = size, stride
-        self.register_buffer("along", torch.empty(0), persistent=False)
-        self.register_buffer("xy", torch.empty(0), persistent=False)
-        self._fill()
+        self.place_constants()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PixelGrid":
-        super()._apply(fn, recurse)
-        self._fill()  # a cast to a finer dtype would keep the rounding of the coarser one
-        return self
-
-    def _fill(self) -> None:
-        self.along = torch.arange(1 - self.size, self.size, 2 * self.stride, dtype=self.along.dtype,
-                                  device=self.along.device) / self.size
-        self.xy = torch.stack(torch.meshgrid(self.along, self.along, indexing="xy"), -1)
+    def constants(self) -> dict[str, Tensor]:
+        along = _centres(self.size)[::self.stride]
+        return {"along": along, "xy": _square(along)}
 
 
 class SpatialTransformer(nn.Module):
-    """`image_to_window` and `window_to_image` for fixed sizes, whose constants are buffers."""
+    """`image_to_window` and `window_to_image` for fixed sizes, whose constants are kept."""
 
     def __init__(self, image_size: int, window_size: int) -> None:
         """Args: image_size, window_size: sides H and w in pixels."""
@@ -105,20 +99,40 @@ class SpatialTransformer(nn.Module):
             The glimpses (B, C, w, w), and z_where. Whoever reads z_where as well should read the one returned: the
             backward pass then adds up its gradients at once.
         """
-        _check(images, z_where, "images")
-        if not images.requires_grad:
-            grid, z_where = _SamplingGrid.apply(z_where, self.window.xy)
-            return F.grid_sample(images, grid, align_corners=False), z_where
-        # On CUDA the gradient of grid_sample for its input adds up in a different order each time.
-        scale, shift = z_where[..., None].split((1, 2), 1)
-        return _resample(images, (self.window.along - shift) / scale, self.image.along), z_where
+        return _read(images, z_where, self.window.along, self.window.xy, self.image.along)
 
     def paint(self, window: Tensor, z_where: Tensor) -> Tensor:
         """(B, C, w, w) and (B, 3) -> (B, C, H, H), see `window_to_image`."""
-        _check(window, z_where, "window")
-        scale, shift = z_where[..., None].split((1, 2), 1)
-        # grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
-        return _resample(window, torch.addcmul(shift, scale, self.image.along), self.window.along)
+        return _paint(window, z_where, self.image.along, self.window.along)
+
+
+def _read(images: Tensor, z_where: Tensor, window: Tensor, window_xy: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """See `SpatialTransformer.read`; centres of the window's pixels, (w,) and (w, w, 2), and of the image's, (H,)."""
+    _check(images, z_where, "images")
+    if not images.requires_grad:
+        grid, z_where = _SamplingGrid.apply(z_where, window_xy)
+        return F.grid_sample(images, grid, align_corners=False), z_where
+    # On CUDA the gradient of grid_sample for its input adds up in a different order each time.
+    scale, shift = z_where[..., None].split((1, 2), 1)
+    return _resample(images, (window - shift) / scale, image), z_where
+
+
+def _paint(window: Tensor, z_where: Tensor, image_centres: Tensor, window_centres: Tensor) -> Tensor:
+    """See `window_to_image`; the centres of the image's pixels (H,) and of the window's (w,)."""
+    _check(window, z_where, "window")
+    scale, shift = z_where[..., None].split((1, 2), 1)
+    # grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
+    return _resample(window, torch.addcmul(shift, scale, image_centres), window_centres)
+
+
+def _centres(size: int) -> Tensor:
+    """Centres of a row of `size` pixels that spans [-1, 1]: (size,), float64."""
+    return torch.arange(1 - size, size, 2, dtype=torch.float64) / size
+
+
+def _square(along: Tensor) -> Tensor:
+    """(x, y) of every pixel of a square, from the centres of a row: (P,) -> (P, P, 2)."""
+    return torch.stack(torch.meshgrid(along, along, indexing="xy"), -1)
 
 
 def _resample(source: Tensor, points: Tensor, centres: Tensor) -> Tensor:
@@ -224,7 +238,7 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast on the device of `like`: positions, and the weights that follow from them, need it."""
+    """A context without autocast on the device of `like`: 16 bits are too coarse for positions and their weights."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
