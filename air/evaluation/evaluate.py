@@ -88,13 +88,13 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
     model.eval()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank())
-        for some in _share(scenes, chunk):
-            batch = run_model(model, some, max(1, chunk // LOOKS) if refined else 0)
+        for share in _share(scenes, chunk):
+            batch = run_model(model, share, max(1, chunk // LOOKS) if refined else 0)
             for accumulator in over_batches:
                 accumulator.update(batch)
         if iw_particles:
-            for some in _share(scenes[:IW_SCENES], max(1, chunk // iw_particles)):
-                bound.update(iw_bound(model, some.images.to(device), iw_particles))
+            for share in _share(scenes[:IW_SCENES], max(1, chunk // iw_particles)):
+                bound.update(iw_bound(model, share.images.to(device), iw_particles))
     model.train(was_training)
 
     all_accumulators: list[Accumulator[Any]] = [*over_batches, bound] if iw_particles else [*over_batches]
@@ -144,13 +144,13 @@ def accumulators(model: CountingModel, scenes: Scenes) -> list[Accumulator[Batch
     return [accumulator for accumulator, applies in chosen if applies]
 
 
-def run_model(model: CountingModel, scenes: Scenes, refined: int) -> Batch:
+def run_model(model: CountingModel, scenes: Scenes, refine_chunk: int) -> Batch:
     """Run a model on scenes and match the boxes it infers to the true ones.
 
     Args:
         model: in eval mode.
         scenes: B scenes, on any device.
-        refined: also run `refine`, on so many scenes at a time, if the model is AIR; 0: do not.
+        refine_chunk: also run `refine`, on so many scenes at a time, if the model is AIR; 0: do not.
     Returns:
         What accumulators read.
     """
@@ -159,8 +159,8 @@ def run_model(model: CountingModel, scenes: Scenes, refined: int) -> Batch:
     images = model.as_images(scenes.images)
     inference, rollout = model.infer(images), model.rollout(images)
     refined_count = None
-    if refined and isinstance(model, AIR):
-        refined_count = torch.cat([refine(model, few).count for few in images.split(refined)])
+    if refine_chunk and isinstance(model, AIR):
+        refined_count = torch.cat([refine(model, few).count for few in images.split(refine_chunk)])
     comparable = (inference.z_pres > 0) & (scenes.counts >= 0)[:, None]  # (B, N)
     true_present = scenes.has_box  # (B, L)
     matched_iou, matched = match(inference.boxes, comparable, scenes.boxes, true_present)

@@ -152,8 +152,8 @@ class SampledCount(Estimator):
     """Base of the estimators that sample counts; subclasses choose the control variate.
 
     A rollout is expensive and a count is free. So M = `draws` counts are drawn per rollout, as if there had been M
-    rollouts. While exploring, n is drawn by the branches' weights, as the pathwise part of
-    the gradient requires, and the score-function part is corrected by the importance weight of q(n).
+    rollouts. While exploring, n is drawn by the branches' weights, as the pathwise part of the gradient requires, and
+    the score-function part is corrected by the importance weight of q(n).
     """
 
     @checked_by(SampledCountSettings)
