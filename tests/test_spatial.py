@@ -1,8 +1,10 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from air.models import spatial
 from air.models.spatial import (
     PixelGrid,
     SpatialTransformer,
@@ -89,15 +91,22 @@ def test_gradcheck(function, side, size):
     assert torch.autograd.gradcheck(lambda p, z: function(p, z, size), (pixels, z_where))
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("uses", [lambda g, z: g, lambda g, z: z, lambda g, z: g * z[:, :1, None, None]])
-def test_gradients_of_a_glimpse_and_of_the_place_that_is_passed_on_add_up(learned, uses):
-    """Whether the image itself needs a gradient or not, which are read in different ways."""
-    pixels, z_where = torch.rand(2, 1, 7, 7, dtype=torch.float64, requires_grad=learned), random_z_where(2)
+def test_gradients_of_a_glimpse_and_of_the_place_that_is_passed_on_add_up(monkeypatch, products, uses):
+    """Also where glimpses are read by matrix products, as on CUDA if the image needs a gradient."""
+    pixels, z_where = torch.rand(2, 1, 7, 7, dtype=torch.float64, requires_grad=True), random_z_where(2)
     transformer = SpatialTransformer(7, 4).double()
-    assert torch.autograd.gradcheck(lambda z: uses(*transformer.read(pixels, z)), z_where.requires_grad_())
-    torch.testing.assert_close(transformer.read(pixels, z_where)[0],
-                               transformer.read(pixels.detach().requires_grad_(not learned), z_where)[0])
+    expected = transformer.read(pixels, z_where)[0]
+    monkeypatch.setattr(spatial, "_sums_in_any_order", lambda images: products)
+    torch.testing.assert_close(transformer.read(pixels, z_where)[0], expected)
+    assert torch.autograd.gradcheck(lambda p, z: uses(*transformer.read(p, z)), (pixels, z_where.requires_grad_()))
+
+
+def test_products_are_for_images_on_cuda_that_need_a_gradient():
+    found = {(is_cuda, needs): spatial._sums_in_any_order(SimpleNamespace(is_cuda=is_cuda, requires_grad=needs))
+             for is_cuda in (False, True) for needs in (False, True)}
+    assert [key for key, value in found.items() if value] == [(True, True)]
 
 
 def test_constants_are_as_exact_as_the_dtype_and_are_not_saved():

@@ -109,12 +109,19 @@ class SpatialTransformer(nn.Module):
 def _read(images: Tensor, z_where: Tensor, window: Tensor, window_xy: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """See `SpatialTransformer.read`; centres of the window's pixels, (w,) and (w, w, 2), and of the image's, (H,)."""
     _check(images, z_where, "images")
-    if not images.requires_grad:
-        grid, z_where = _SamplingGrid.apply(z_where, window_xy)
-        return F.grid_sample(images, grid, align_corners=False), z_where
-    # On CUDA the gradient of grid_sample for its input adds up in a different order each time.
-    scale, shift = z_where[..., None].split((1, 2), 1)
-    return _resample(images, (window - shift) / scale, image), z_where
+    if _sums_in_any_order(images):
+        scale, shift = z_where[..., None].split((1, 2), 1)
+        return _resample(images, (window - shift) / scale, image), z_where
+    grid, z_where = _SamplingGrid.apply(z_where, window_xy)
+    return F.grid_sample(images, grid, align_corners=False), z_where
+
+
+def _sums_in_any_order(images: Tensor) -> bool:
+    """Whether the gradient of grid_sample for these images adds up in a different order each time.
+
+    Matrix products, which do not, give the same glimpses. On a CPU they take 2.5 times as long.
+    """
+    return images.is_cuda and images.requires_grad
 
 
 def _paint(window: Tensor, z_where: Tensor, image_centres: Tensor, window_centres: Tensor) -> Tensor:
