@@ -49,10 +49,11 @@ class Layers(NamedTuple):
         Returns:
             (..., P).
         """
-        index = shape[..., None, None]
-        one = index.expand(*shape.shape, 1, self.opacity.shape[-1])
-        return Layers(self.opacity.gather(-2, one).squeeze(-2), self.depth.gather(-2, one).squeeze(-2),
-                      self.colour.gather(-3, one[..., None, :].expand(*shape.shape, 1, 3, -1)).squeeze(-3))
+        # A sum with a mask: the gradient of gather fills all candidates with zeros first.
+        chosen = shape[..., None] == torch.arange(self.opacity.shape[-2], device=shape.device)
+        mask = chosen[..., None].to(self.opacity)  # (..., S, 1)
+        return Layers((mask * self.opacity).sum(-2), (mask * self.depth).sum(-2),
+                      (mask[..., None] * self.colour).sum(-3))
 
     def blend(self, q: Tensor) -> "Layers":
         """Mix each object's S candidate shapes by their probabilities.
