@@ -9,8 +9,8 @@ Here p = depth · ray - centre is a point of the ray in the object's frame, and 
 camera. The unit of length is the object's size (half of its height) everywhere but in what `intersect` takes and gives.
 Frames are rotated like the object, except where that makes no difference: for round surfaces.
 
-No sum or maximum is taken along a dimension of large tensors: of anything else, compiled code stores little for the
-backward pass, and computes it again there.
+Sums and maxima of large tensors are written out term by term: compiled code would store reductions for the
+backward pass instead of computing them again there.
 
 Shape letters: M objects, P rays.
 """
@@ -162,7 +162,7 @@ def _turn(objects: _Objects, sight: Sight) -> _Turned:
 
 
 def _larger(a: Tensor, b: Tensor) -> Tensor:
-    """maximum, whose gradient takes three times as many operations."""
+    """torch.maximum with a gradient of fewer operations."""
     return torch.where(a > b, a, b)
 
 
