@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from air.scenes3d.composition import Layers, _Shown, compose, compose_all, compose_replacing_one, compose_stages
+from air.scenes3d.composition import Layers, _Hide, compose, compose_all, compose_replacing_one, compose_stages
 from air.scenes3d.renderer import View
 from air.scenes3d.view import Sight
 from tests.literal import literal_composition
@@ -34,7 +34,7 @@ def test_stages_are_the_formula_and_so_are_their_gradients():
                             for b in range(2)])
     expected_gradients = torch.autograd.grad((weight * expected).sum(), fields)
     for found, used in ((compose_stages(layers, VIEW, SHARPNESS), expected),
-                        (compose_all(layers, VIEW, torch.tensor(SHARPNESS)), expected[:, -1])):
+                        (compose_all(layers.unbind(), VIEW, torch.tensor(SHARPNESS)), expected[:, -1])):
         torch.testing.assert_close(found, used, rtol=1e-12, atol=1e-14)
     gradients = torch.autograd.grad((weight * compose_stages(layers, VIEW, SHARPNESS)).sum(), fields)
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-13)
@@ -42,22 +42,24 @@ def test_stages_are_the_formula_and_so_are_their_gradients():
 
 def test_the_gradient_of_occlusion_is_that_of_finite_differences():
     torch.manual_seed(0)
-    opacity, depth = (torch.rand(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    opacities_and_depths = [torch.rand(2, 4, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     for sharpness in (4.0, torch.tensor(4.0, dtype=torch.float64)):
-        assert torch.autograd.gradcheck(lambda o, d: _Shown.apply(o, d, sharpness), (opacity, depth))
+        assert torch.autograd.gradcheck(lambda *pair: _Hide.apply(*pair, sharpness), opacities_and_depths)
 
 
 def test_one_object_is_replaced_by_each_of_its_candidates():
     torch.manual_seed(0)
     drawn, candidates = random_layers(2, 3), random_layers(2, 3, 2)
-    for n, found in enumerate(compose_replacing_one(drawn, candidates, VIEW, SHARPNESS), 1):
-        assert found.shape == (2, n, 2, 3, 3, 3)
-        for b, t, s in torch.cartesian_prod(*map(torch.arange, (2, n, 2))).tolist():
+    found = list(compose_replacing_one(drawn, candidates, VIEW, SHARPNESS))
+    replaced = [(t, n) for t in range(3) for n in range(t + 1, 4)]
+    assert [n for n, _ in found] == [n for _, n in replaced]
+    for (t, n), (_, images) in zip(replaced, found):
+        assert images.shape == (2, 2, 3, 3, 3)
+        for b, s in torch.cartesian_prod(torch.arange(2), torch.arange(2)).tolist():
             rows = list(range(n))
             rows[t] = tuple(field[b, t, s] for field in candidates)
             expected = literal(Layers(*(field[b] for field in drawn)), rows)
-            torch.testing.assert_close(found[b, t, s], expected, rtol=1e-12, atol=1e-14)
-    assert n == 3
+            torch.testing.assert_close(images[b, s], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_leading_dimensions_may_be_any():
@@ -65,7 +67,7 @@ def test_leading_dimensions_may_be_any():
     layers = random_layers(2, 4, 3)
     flat = Layers(*(field.flatten(0, 1) for field in layers))
     assert torch.equal(compose_stages(layers, VIEW).flatten(0, 1), compose_stages(flat, VIEW))
-    assert torch.equal(compose_all(layers, VIEW).flatten(0, 1), compose_all(flat, VIEW))
+    assert torch.equal(compose_all(layers.unbind(), VIEW).flatten(0, 1), compose_all(flat.unbind(), VIEW))
 
 
 @pytest.mark.parametrize("scenes, objects", [(0, 2), (2, 0)])

@@ -10,12 +10,10 @@ occlusion does not make the shares sum to 1.
 Shape letters: B scenes, N objects, S shapes, P = H W pixels, row by row. In `(..., N, P)`, the dots are any dimensions.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -34,6 +32,11 @@ class Layers(NamedTuple):
         """Stack objects, (B, ..., P) each, along a new dimension 1: (B, N, ..., P)."""
         return Layers(*(torch.stack(fields, 1) for fields in zip(*objects)))
 
+    def unbind(self) -> "list[Layers]":
+        """Split objects, (..., N, P), into N of them, (..., P) each."""
+        return [Layers(*fields) for fields in
+                zip(self.opacity.unbind(-2), self.depth.unbind(-2), self.colour.unbind(-3))]
+
     def detach(self) -> "Layers":
         """Cut the gradients of all fields."""
         return Layers(*(field.detach() for field in self))
@@ -46,10 +49,11 @@ class Layers(NamedTuple):
         Returns:
             (..., P).
         """
-        index = shape[..., None, None]
-        one = index.expand(*shape.shape, 1, self.opacity.shape[-1])
-        return Layers(self.opacity.gather(-2, one).squeeze(-2), self.depth.gather(-2, one).squeeze(-2),
-                      self.colour.gather(-3, one[..., None, :].expand(*shape.shape, 1, 3, -1)).squeeze(-3))
+        # A sum with a mask: the gradient of gather fills all candidates with zeros first.
+        chosen = shape[..., None] == torch.arange(self.opacity.shape[-2], device=shape.device)
+        mask = chosen[..., None].to(self.opacity)  # (..., S, 1)
+        return Layers((mask * self.opacity).sum(-2), (mask * self.depth).sum(-2),
+                      (mask[..., None] * self.colour).sum(-3))
 
     def blend(self, q: Tensor) -> "Layers":
         """Mix each object's S candidate shapes by their probabilities.
@@ -85,16 +89,19 @@ def compose(objects: Layers, present: Tensor, view: View | Sight, sharpness: flo
     Returns:
         (..., 3, H, W), intensities.
     """
-    return compose_all(objects._replace(opacity=objects.opacity * present[..., None]), view, sharpness)
-
-
-def compose_all(objects: Layers, view: View | Sight, sharpness: float | Tensor | None = None) -> Tensor:
-    """Compose all objects into one image. Arguments and result as for `compose`."""
     sight = Sight.of(view, objects.opacity)
-    visible, colour = _with_table(objects, sight)
-    for shown in _shown(objects, sight, sharpness).unbind(-2):
-        visible = visible * shown
-    return _as_images(_mix(visible, colour), sight)
+    each = objects._replace(opacity=objects.opacity * present[..., None]).unbind()
+    if not each:
+        return _as_images(sight.table.expand(*present.shape[:-1], 3, objects.opacity.shape[-1]), sight)
+    return compose_all(each, sight, sharpness)
+
+
+def compose_all(objects: Sequence[Layers], view: View | Sight, sharpness: float | Tensor | None = None) -> Tensor:
+    """Compose one object or more, (..., P) each, into one image. Other arguments and result as for `compose`."""
+    sight = Sight.of(view, objects[0].opacity)
+    shown = _shown(objects, sight.view.sharpness if sharpness is None else sharpness)
+    *_, visible = _visible(objects, shown)
+    return _mix(visible, objects, sight)
 
 
 def compose_stages(objects: Layers, view: View | Sight, sharpness: float | Tensor | None = None) -> Tensor:
@@ -107,21 +114,16 @@ def compose_stages(objects: Layers, view: View | Sight, sharpness: float | Tenso
     Returns:
         (..., N, 3, H, W), intensities.
     """
-    sight = Sight.of(view, objects.opacity)
-    visible, colour = _with_table(objects, sight)
-    stages = []
-    for n, shown in enumerate(_shown(objects, sight, sharpness).unbind(-2), 1):
-        visible = visible * shown
-        stages.append(_mix(visible[..., :n + 1, :], colour[..., :n + 1, :, :]))
-    return _as_images(torch.stack(stages, -3), sight)
+    sight, each = Sight.of(view, objects.opacity), objects.unbind()
+    shown = _shown(each, sight.view.sharpness if sharpness is None else sharpness)
+    return torch.stack([_mix(visible, each, sight) for visible in _visible(each, shown)], -4)
 
 
 def compose_replacing_one(drawn: Layers, candidates: Layers, view: View | Sight,
-                          sharpness: float | Tensor | None = None) -> Iterator[Tensor]:
-    """Compose the first n objects with one of them replaced by each of its candidates, for n = 1..N.
+                          sharpness: float | Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Compose the first n objects with one of them replaced by each of its candidates.
 
-    What hides what is computed once for all of these images, of which there are S N (N + 1) / 2 per scene. Not for
-    gradients: the parts of an image are summed in place.
+    What hides what is computed once for all of these images, of which there are S N (N + 1) / 2 per scene.
 
     Args:
         drawn: (B, N) objects.
@@ -129,73 +131,90 @@ def compose_replacing_one(drawn: Layers, candidates: Layers, view: View | Sight,
         view: camera, light and colours.
         sharpness: replaces the view's.
     Yields:
-        (B, n, S, 3, H, W), intensities; [:, t, s] has candidate s in place of object t.
+        For every object t = 1..N and every n = t..N: n, and images (B, S, 3, H, W), intensities.
     """
     sight = Sight.of(view, drawn.opacity)
     sharpness = sight.view.sharpness if sharpness is None else sharpness
-    opacity, colour = _with_table(drawn, sight)
-    depth = F.pad(drawn.depth, (0, 0, 1, 0), value=math.inf)  # with the table
-    shown = _shown(drawn, sight, sharpness)  # (B, i, j, P), i = 0..N with the table first, j = 1..N
-    steps = drawn.opacity.shape[1]
-    # P(candidate s of object t is in front of object i of the scene), and how much each leaves visible of the other
-    in_front = (sharpness * (depth[:, None, None] - candidates.depth[..., None, :])).sigmoid()  # (B, t, s, i, P)
-    scene_shown = 1 - candidates.opacity[..., None, :] * in_front
-    candidate_shown = 1 - drawn.opacity[:, None, None] * (1 - in_front[:, :, :, 1:])  # (B, t, s, j, P)
-    replaced = torch.eye(steps, dtype=torch.bool, device=shown.device)[..., None]  # (t, j, 1)
-    candidate_shown = candidate_shown.masked_fill(replaced[:, None], 1)
-    without = shown[:, None].masked_fill(replaced[:, None], 1)  # (B, t, i, j, P)
-    for n in range(1, steps + 1):
-        visible = opacity[:, None, :n + 1] * without[:, :n, :n + 1, :n].prod(-2)  # (B, t, i, P)
-        visible[:, :, 1:].masked_fill_(replaced[:n, :n], 0)
-        visible = visible[:, :, None] * scene_shown[:, :n, :, :n + 1]  # (B, t, s, i, P)
-        own = candidates.opacity[:, :n] * candidate_shown[:, :n, :, :n].prod(-2)  # (B, t, s, P)
-        canvas = own.unsqueeze(-2) * candidates.colour[:, :n]
-        for i in range(n + 1):
-            canvas.addcmul_(visible[..., i, None, :], colour[:, None, None, i])
-        yield _as_images(canvas.div_((visible.sum(-2) + own).unsqueeze(-2)), sight)
+    # (B, t, j, S, P): what object j leaves visible of the candidates of t, and they of object j
+    of_candidates, by_candidates = _Hide.apply(
+        candidates.opacity[:, :, None], candidates.depth[:, :, None],
+        drawn.opacity[:, None, :, None], drawn.depth[:, None, :, None], sharpness)
+    scene = [Layers(*(field[:, None] for field in each)) for each in drawn.unbind()]  # (B, 1, P) each
+    shown_in_scene = _shown(scene, sharpness)
+    for t in range(len(scene)):
+        shown = dict(shown_in_scene)
+        for j in range(len(scene)):
+            shown[t, j], shown[j, t] = of_candidates[:, t, j], by_candidates[:, t, j]
+        objects = [*scene[:t], Layers(*(field[:, t] for field in candidates)), *scene[t + 1:]]
+        for n, visible in enumerate(_visible(objects, shown), 1):
+            if n > t:
+                yield n, _mix(visible, objects, sight)
 
 
-def _mix(visible: Tensor, colour: Tensor) -> Tensor:
-    """Average the colours of objects, (..., N, 3, P), by how much of each is visible, (..., N, P): (..., 3, P)."""
-    return (visible.unsqueeze(-2) * colour).sum(-3) / visible.sum(-2).unsqueeze(-2)
+def _visible(objects: Sequence[Layers], shown: Mapping[tuple[int, int], Tensor]) -> Iterator[list[Tensor]]:
+    """How much is visible of the table and of the first n objects, for n = 1..N.
+
+    Args:
+        objects: N of them, (..., P) each.
+        shown: from `_shown`.
+    Yields:
+        n + 1 tensors (..., P), the table's first.
+    """
+    table: Tensor | None = None
+    visible: list[Tensor] = []
+    for j, new in enumerate(objects):
+        table = 1 - new.opacity if table is None else table * (1 - new.opacity)
+        visible = [part * shown[i, j] for i, part in enumerate(visible)]
+        part = new.opacity
+        for i in range(j):
+            part = part * shown[j, i]
+        visible.append(part)
+        yield [table, *visible]
 
 
-def _with_table(objects: Layers, sight: Sight) -> tuple[Tensor, Tensor]:
-    """Opacity (..., N+1, P) and colour (..., N+1, 3, P) of the table, which comes first, and of N objects."""
-    table = sight.table.expand(*objects.opacity.shape[:-2], 1, -1, objects.opacity.shape[-1])
-    return F.pad(objects.opacity, (0, 0, 1, 0), value=1.0), torch.cat((table, objects.colour), -3)
-
-
-def _shown(objects: Layers, sight: Sight, sharpness: float | Tensor | None) -> Tensor:
-    """How much of object i (0: the table) is left visible by object j = 1..N, (..., N+1, N, P); 1 for i = j."""
-    sharpness = sight.view.sharpness if sharpness is None else sharpness
-    shown: Tensor = _Shown.apply(objects.opacity, objects.depth, sharpness)
+def _shown(objects: Sequence[Layers], sharpness: float | Tensor) -> dict[tuple[int, int], Tensor]:
+    """How much of object i is left visible by object j, (..., P): the values for all (i, j), i ≠ j."""
+    shown: dict[tuple[int, int], Tensor] = {}
+    for j, new in enumerate(objects):
+        for i, old in enumerate(objects[:j]):
+            shown[i, j], shown[j, i] = _Hide.apply(old.opacity, old.depth, new.opacity, new.depth, sharpness)
     return shown
 
 
-class _Shown(torch.autograd.Function):
-    """1 - opacity_j P(j is in front of i), of N objects with opacity and depth (..., N, P).
+def _mix(visible: Sequence[Tensor], objects: Sequence[Layers], sight: Sight) -> Tensor:
+    """Average the colours of the table and of objects by how much of each is visible: (..., 3, H, W)."""
+    total, *shares = visible
+    canvas = total.unsqueeze(-2) * sight.table
+    for share, each in zip(shares, objects):
+        canvas = torch.addcmul(canvas, share.unsqueeze(-2), each.colour)
+        total = total + share
+    return _as_images(canvas / total.unsqueeze(-2), sight)
 
-    The gradient is written out: it keeps one tensor of that size for it, and takes half of autograd's operations.
+
+class _Hide(torch.autograd.Function):
+    """How much another object leaves visible of an object, and the object of the other one, (..., P) each.
+
+    That is 1 - o' f and 1 - o (1 - f), with the opacities o of the object and o' of the other one, and
+    f = P(the other one is in front). The gradient is written out, for objects of equal sizes: it takes half of
+    autograd's operations. Pairs are computed one by one, and neither padded nor joined with the table: compiled, what
+    follows is then one loop over the pixels.
     """
 
     @staticmethod
-    def forward(ctx: Any, opacity: Tensor, depth: Tensor, sharpness: float | Tensor) -> Tensor:
-        in_front = (depth.unsqueeze(-2) - depth.unsqueeze(-3)).mul_(sharpness).sigmoid_()  # (..., i, j, P): j of i
-        in_front.diagonal(0, -3, -2).zero_()
-        ctx.save_for_backward(opacity, in_front)
+    def forward(ctx: Any, opacity: Tensor, depth: Tensor, other_opacity: Tensor, other_depth: Tensor,
+                sharpness: float | Tensor) -> tuple[Tensor, Tensor]:
+        behind = ((depth - other_depth) * sharpness).sigmoid()
+        ctx.save_for_backward(opacity, other_opacity, behind)
         ctx.sharpness = sharpness
-        table = opacity.unsqueeze(-3)
-        return 1 - torch.cat((table, table * in_front), -3)
+        return 1 - other_opacity * behind, torch.addcmul(1 - opacity, opacity, behind)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        opacity, in_front = ctx.saved_tensors
-        of_table, of_objects = gradient.split((1, opacity.shape[-2]), -3)
-        by_opacity = -(of_table.squeeze(-3) + (of_objects * in_front).sum(-3))
-        # d sigmoid(s) / ds = sigmoid(s) (1 - sigmoid(s)), s = sharpness · (depth_i - depth_j)
-        by_order = torch.ops.aten.sigmoid_backward(of_objects * opacity.unsqueeze(-3), in_front)
-        return by_opacity, ctx.sharpness * (by_order.sum(-3) - by_order.sum(-2)), None
+    def backward(ctx: Any, of_object: Tensor, of_other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        opacity, other_opacity, behind = ctx.saved_tensors
+        by_behind = (of_other * opacity).addcmul(of_object, other_opacity, value=-1)
+        # d sigmoid(s) / ds = sigmoid(s) (1 - sigmoid(s)), s = sharpness · (depth - other_depth)
+        by_depth = ctx.sharpness * torch.ops.aten.sigmoid_backward(by_behind, behind)
+        return of_other * (behind - 1), by_depth, -of_object * behind, -by_depth, None
 
 
 def _as_images(canvas: Tensor, sight: Sight) -> Tensor:

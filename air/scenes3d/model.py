@@ -207,7 +207,7 @@ class SceneAIR(CountingModel):
                 if candidates:
                     _, q_what, _ = latents
                     blends.append(candidates[-1].blend(q_what))
-                    residual = CONTRAST * (images - compose_all(Layers.stack(blends), self.sight, self.sharpness))
+                    residual = CONTRAST * (images - compose_all(blends, self.sight, self.sharpness))
                 proposal, state = self.guide_net.step(state, residual, latents)
                 log_what = proposal.what.log_softmax(-1)
                 value, loc, scale = draw(proposal.loc, proposal.scale, step_noise)
@@ -303,8 +303,10 @@ class SceneAIR(CountingModel):
         Returns:
             For each n, (B, n, S) in nats: [:, t, s] is with candidate s in place of object t.
         """
-        return [self._log_likelihood_of(images[:, None, None], canvas)
-                for canvas in compose_replacing_one(drawn, candidates, self.sight, self.sharpness)]
+        log_p: list[list[Tensor]] = [[] for _ in range(self.num_steps)]
+        for n, canvas in compose_replacing_one(drawn, candidates, self.sight, self.sharpness):
+            log_p[n - 1].append(self._log_likelihood_of(images[:, None], canvas))
+        return [torch.stack(each, 1) for each in log_p]
 
     def _log_likelihood_of(self, images: Tensor, canvas: Tensor) -> Tensor:
         """log Normal(image; canvas, likelihood_sd²) in nats: (..., 3, H, W) each -> (...)."""

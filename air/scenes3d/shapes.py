@@ -9,6 +9,9 @@ Here p = depth · ray - centre is a point of the ray in the object's frame, and 
 camera. The unit of length is the object's size (half of its height) everywhere but in what `intersect` takes and gives.
 Frames are rotated like the object, except where that makes no difference: for round surfaces.
 
+Sums and maxima of large tensors are written out term by term: compiled code would store reductions for the
+backward pass instead of computing them again there.
+
 Shape letters: M objects, P rays.
 """
 
@@ -101,21 +104,23 @@ def _box(box: _Objects, frame: _Turned, top: _Surface, sight: Sight, sharpness: 
     """The face through which a ray enters is a soft choice too, so that the shading is differentiable at the edges."""
     across = frame.rays.masked_fill(frame.rays.abs() < EPSILON, EPSILON)
     sides = _intersect_flat(frame.centre, 1 / across)
-    enter = torch.cat((sides.enter, top.enter[:, None]), 1)  # (M, 3, P), of the faces towards the camera
-    depth = enter.amax(1)
-    leave = torch.cat((sides.leave, top.leave[:, None]), 1).amin(1)
-    weights = (sharpness * box.size[..., None] * enter).softmax(1)
-    top_facing = sight.top_facing.expand(len(depth), 1, -1)
-    facing = (weights * torch.cat((frame.rays.sign() * frame.light, top_facing), 1)).sum(1)
+    (enter_x, enter_y), (leave_x, leave_y) = sides.enter.unbind(1), sides.leave.unbind(1)
+    depth = _larger(_larger(enter_x, enter_y), top.enter)
+    leave = _smaller(_smaller(leave_x, leave_y), top.leave)
+    # softmax(sharpness · size · enter) over the three faces towards the camera
+    scale, nearest = sharpness * box.size, depth.detach()
+    weights = (scale[..., None] * (sides.enter - nearest[:, None])).exp()
+    top_weight = (scale * (top.enter - nearest)).exp()
+    (x, y), (weight_x, weight_y) = (weights * (frame.rays.sign() * frame.light)).unbind(1), weights.unbind(1)
+    facing = (x + y + top_weight * sight.top_facing) / (weight_x + weight_y + top_weight)
     return Hit(leave - depth, depth, facing, sight.plain.expand_as(facing))
 
 
 def _cylinder(cylinder: _Objects, frame: _Turned, side: _Round, top: _Surface, sight: Sight,
               sharpness: float | Tensor) -> Hit:
     """The half with x > 0 is bright and the half with x < 0 dark, so that the cylinder's rotation shows."""
-    depth = torch.where(side.enter > top.enter, side.enter, top.enter)
-    thickness = torch.where(side.leave < top.leave, side.leave, top.leave) - depth
-    margin = torch.where(side.margin < thickness, side.margin, thickness)
+    depth = _larger(side.enter, top.enter)
+    margin = _smaller(side.margin, _smaller(side.leave, top.leave) - depth)
     through_top = (sharpness * cylinder.size * (top.enter - side.enter)).sigmoid()  # 1: the ray enters through the top
     lit = (cylinder.centre * sight.light[:2]).sum(-1, keepdim=True)
     facing = (depth * sight.along_light[1] - lit).lerp(sight.top_facing, through_top)
@@ -130,7 +135,8 @@ def _intersect_round(sphere: _Objects, cylinder: _Objects, sight: Sight) -> list
     height = torch.cat((sphere.height, torch.zeros_like(cylinder.height)))
     # |depth · ray - centre|² = 1, that is a depth² - 2 b depth + |centre|² - 1 = 0
     a = torch.cat([row.expand(count, -1) for row, count in zip(sight.squared, counts)])  # (M, P)
-    b = (centre[..., None] * sight.rays[:2]).sum(1) + height * sight.rays[2]
+    x, y = centre.split(1, -1)
+    b = (height * sight.rays[2]).addcmul(x, sight.rays[0]).addcmul(y, sight.rays[1])
     nearest = b / a  # depth at which the ray is nearest to the centre
     # 1 - (the distance there)²
     inside = 1 - (centre * centre).sum(-1, keepdim=True) - height.square() + b * nearest
@@ -149,9 +155,19 @@ def _turn(objects: _Objects, sight: Sight) -> _Turned:
     """Rotate the world into the objects' frames."""
     cos, sin = objects.rotation.cos(), objects.rotation.sin()
     axes = torch.cat((cos, sin, -sin, cos), -1).unflatten(-1, (2, 2))  # (M, 2, 2), the frames' axes as rows
-    rays_and_light = (axes[..., None] * sight.rays_and_light).sum(2)  # (M, 2, P + 1)
+    of_x, of_y = axes.split(1, -1)
+    rays_and_light = (of_x * sight.rays_and_light[0]).addcmul(of_y, sight.rays_and_light[1])  # (M, 2, P + 1)
     rays, light = rays_and_light.split((sight.rays.shape[1], 1), -1)
     return _Turned((axes * objects.centre[:, None]).sum(-1, keepdim=True), rays, light)
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    """torch.maximum with a gradient of fewer operations."""
+    return torch.where(a > b, a, b)
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a < b, a, b)
 
 
 def _join(*parts: Record) -> Record:
