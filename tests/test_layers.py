@@ -110,7 +110,7 @@ def test_nothing_is_kept_when_part_of_a_model_is_frozen_or_left_out_of_a_backwar
         for _ in range(3):
             loss().backward()
         part.requires_grad_(True)
-    assert nodes() == before
+    assert nodes() <= before  # other tests' may end meanwhile
 
 
 def test_each_layer_has_a_gradient_of_its_own_where_weights_are_tied_or_parametrised(tensors):
