@@ -219,8 +219,8 @@ class AIR(CountingModel):
         """
         loc, scale = self.encode_background(images)
         noise = torch.zeros_like(loc) if at_mean else torch.randn_like(loc)
-        latent = NormalLatent(loc, scale, noise, self.zero, self.one)
-        return latent, self.decode_background(torch.addcmul(loc, scale, noise))
+        value, loc, scale = draw(loc, scale, noise)
+        return NormalLatent(loc, scale, noise, self.zero, self.one), self.decode_background(value)
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Attended:
         """Run the guide with z_pres = 1 on images less their background, and paint its objects.

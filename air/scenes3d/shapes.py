@@ -9,8 +9,7 @@ Here p = depth · ray - centre is a point of the ray in the object's frame, and 
 camera. The unit of length is the object's size (half of its height) everywhere but in what `intersect` takes and gives.
 Frames are rotated like the object, except where that makes no difference: for round surfaces.
 
-Sums and maxima of large tensors are written out term by term: compiled code would store reductions for the
-backward pass instead of computing them again there.
+Sums and maxima of large tensors are written out term by term, which torch.compile turns into faster code for a CPU.
 
 Shape letters: M objects, P rays.
 """
