@@ -38,8 +38,8 @@ class Column(NamedTuple):
 
 
 WITH_TRUTH = {MAP: Column("MAP %", 100, 2), "count_accuracy_sampled": Column("sampled %", 100, 2),
-              REFINED: Column("refined %", 100, 2), "box_iou": Column("box IoU", 1, 3),
-              "box_ap50": Column("AP50", 1, 3)}
+              REFINED: Column("refined %", 100, 2), "count_error": Column("count error", 1, 3, max),
+              "box_iou": Column("box IoU", 1, 3), "box_ap50": Column("AP50", 1, 3)}
 SHAPES = {"identity_accuracy": Column("shapes %", 100, 2), "place_error": Column("place %", 100, 2, max),
           "rotation_error": Column("rotation, °", 1, 1, max)}  # of 3D scenes
 UNSEEN_COLUMNS = {f"unseen_{key}": {**WITH_TRUTH, **SHAPES}[key].unseen() for key in UNSEEN}
@@ -77,7 +77,8 @@ def runs_table(results: Sequence[Result]) -> str:
     """All runs of an experiment: one row a seed, then mean, sd and worst over the finished runs, and notes below."""
     done, known = finished(results), knows_counts(results)
     hidden = {*WITHOUT_TRUTH} if known else {*WITH_TRUTH, *REACHED}
-    hidden |= {key for key in (*SHAPES, *UNSEEN_COLUMNS, REFINED) if not any(key in metrics for metrics in done)}
+    hidden |= {key for key in (*SHAPES, *UNSEEN_COLUMNS, REFINED, "count_error")
+               if not any(key in metrics for metrics in done)}
     columns = {key: column for key, column in COLUMNS.items() if key not in hidden}
 
     def row(name: str, values: Mapping[str, float]) -> list[str]:

@@ -50,6 +50,20 @@ def test_unseen_counts_have_columns_if_they_were_measured(result):
     assert table.splitlines()[2:] == ["| `a` | 2 | 50.00 (25.00) | 0.500 (0.500) |", "| `b` | 1 | - | 0.500 (0.500) |"]
 
 
+def test_the_count_error_is_shown_where_it_was_measured(result):
+    """Result files from before it existed have no value; the worst is the largest."""
+    old, new = [result(0, 0.9)], [result(0, 0.9), result(1, 0.9)]
+    for run, error in zip(new, (0.25, 0.75)):
+        run["metrics"]["count_error"] = error
+    assert "count error" not in runs_table(old)
+    assert by_row(runs_table(new))["worst"]["count error"] == "0.750"
+    mixed = by_row(runs_table([*old, new[1]]))
+    assert (mixed["0"]["count error"], mixed["1"]["count error"], mixed["mean"]["count error"]) == ("-", "0.750", "-")
+    table = summary({"old": old, "new": new}, ("count_accuracy_map", "count_error"))
+    assert table.splitlines()[2:] == ["| `old` | 1 | 90.00 (90.00) | - |",
+                                      "| `new` | 2 | 90.00 (90.00) | 0.500 (0.750) |"]
+
+
 def test_scenes_in_3d_have_columns_of_their_own(result):
     """The worst of several errors is the largest; a metric that was not measured has no column."""
     runs = [result(seed, 0.9) for seed in range(2)]
