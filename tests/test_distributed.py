@@ -135,9 +135,12 @@ def evaluations_are_those_of_all_scenes(scenes):
     assert all(each == found for each in gather(found))
     cleanup()
     alone = evaluation.evaluate(model, scenes, iw_particles=2)
-    for exact in ("confusion", "count_accuracy_map", "blank", "collapsed", "iw_scenes"):
+    for exact in ("confusion", "count_accuracy_map", "count_accuracy_by_count", "count_error", "size_histogram",
+                  "blank", "collapsed", "wrong", "iw_scenes"):
         assert found[exact] == alone[exact]
     assert found["box_iou"] == pytest.approx(alone["box_iou"], abs=1e-9)
+    for third, quality in alone["box_by_size"].items():
+        assert found["box_by_size"][third] == {**quality, "iou": pytest.approx(quality["iou"], abs=1e-9)}
     for drawn in ("elbo", "iw_bound", "count_accuracy_sampled"):
         assert found[drawn] == pytest.approx(alone[drawn], rel=0.05)
 

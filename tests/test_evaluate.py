@@ -6,8 +6,9 @@ import torch
 
 from air.data import Table
 from air.evaluation import evaluate as evaluation
+from air.evaluation.box_metrics import Boxes, BoxesBySize, Sizes, longer_side
 from air.evaluation.evaluate import accumulators, chunk_size, evaluate
-from air.evaluation.metrics import Boxes, Poses, ScaleOffset
+from air.evaluation.metrics import Poses, ScaleOffset
 from air.inference.refine import refine
 from air.models.base import Inference
 from air.models.distributions import log_count_probs
@@ -35,6 +36,11 @@ def test_metrics_agree_with_counting_by_hand(make_model, scenes):
     for truth in range(4):
         for count in range(4):
             assert confusion[truth, count] == ((scenes.counts == truth) & (inferred.count == count)).sum()
+    errors = [abs(count - truth) for count, truth in zip(inferred.count.tolist(), scenes.counts.tolist())]
+    assert metrics["count_error"] == pytest.approx(sum(errors) / len(scenes))
+    by_count = [[error == 0 for error, truth in zip(errors, scenes.counts) if truth == count] for count in range(4)]
+    assert metrics["count_accuracy_by_count"] == [pytest.approx(sum(right) / len(right)) if right else None
+                                                  for right in by_count]
     torch.manual_seed(0)
     q = log_count_probs(model.rollout(scenes.images).logits).exp()
     sampled = sum(q[i, count].item() for i, count in enumerate(scenes.counts.tolist())) / len(scenes)
@@ -67,6 +73,12 @@ def test_a_perfect_model_scores_perfectly(make_model, scenes):
     model.infer = lambda images: perfect
     metrics = evaluate(model, scenes)
     assert metrics["count_accuracy_map"] == metrics["box_iou"] == metrics["box_ap50"] == pytest.approx(1)
+    sides = longer_side(scenes.boxes)[scenes.has_box]
+    assert metrics["box_by_size"]["small"] == {"side": [3, 3], "objects": len(sides), "iou": pytest.approx(1),
+                                               "found": 1}
+    assert metrics["size_histogram"] == sides.long().bincount(minlength=13).tolist()
+    assert metrics["sizes"]["5%"] == metrics["sizes"]["95%"] == 3
+    assert metrics["count_error"] == sum(metrics["wrong"].values()) == 0
     assert "iw_bound" not in metrics
 
 
@@ -89,21 +101,23 @@ def test_counts_beyond_the_model_are_wrong_not_an_error(make_model, scenes):
 
 
 def test_scenes_of_unknown_count_enter_only_the_metrics_that_need_no_truth(make_model, scenes):
-    model = make_model(count_prior=0.3).float()
+    model = with_various_counts(make_model(count_prior=0.3).float())
     half = torch.arange(len(scenes)) % 2 == 0
     partly = replace(scenes, counts=torch.where(half, scenes.counts, -1))
     unknown = replace(scenes, counts=torch.full_like(scenes.counts, -1))
     whole, partial, none = (evaluate(model, some, iw_particles=2, refined=True) for some in (scenes, partly, unknown))
-    assert {"elbo", "mean_count", "counted", "squared_error", "blank", "iw_bound"} <= none.keys()
-    assert not any(name.startswith(("count_", "box_", "confusion", "merged")) for name in none)
+    assert {"elbo", "mean_count", "counted", "squared_error", "blank", "iw_bound", "sizes"} <= none.keys()
+    assert not any(name.startswith(("count_", "box_", "confusion", "merged", "wrong")) for name in none)
     assert all(whole[name] == partial[name] == none[name] for name in none)
     assert sum(map(sum, partial["confusion"])) == half.sum()
     inferred = model.eval().infer(scenes.images)
     assert partial["count_accuracy_map"] == pytest.approx((inferred.count == scenes.counts)[half].float().mean().item())
     of_half = evaluate(model, scenes[half])
+    assert partial["wrong"] == of_half["wrong"] and partial["box_by_size"] == of_half["box_by_size"]
     assert partial["box_iou"] == pytest.approx(of_half["box_iou"]) and partial["merged"] == of_half["merged"]
     no_boxes = evaluate(model, replace(scenes, boxes=torch.zeros(len(scenes), 0, 4)))
-    assert no_boxes["confusion"] == whole["confusion"] and not {"box_iou", "merged"} & set(no_boxes)
+    assert no_boxes["confusion"] == whole["confusion"]
+    assert not {"box_iou", "box_by_size", "merged", "wrong"} & set(no_boxes)
     counted = inferred.count.bincount(minlength=4).tolist()
     error = (scenes.images[:, None] / 255 - inferred.canvases).square().mean((0, 2, 3, 4))
     assert whole["counted"] == counted and whole["squared_error"] == pytest.approx(error.tolist(), rel=1e-5)
@@ -116,8 +130,10 @@ def test_accumulators_are_those_that_apply(make_model, scenes):
     unknown = replace(scenes, counts=torch.full_like(scenes.counts, -1))
     no_boxes = replace(scenes, boxes=torch.zeros_like(scenes.boxes))
     table = Table(image_size=16).generate(False, 4, (0, 1, 2))
-    assert topics(make_model(), scenes) >= {ScaleOffset, Boxes} and Poses not in topics(make_model(), scenes)
-    assert Boxes not in topics(make_model(), unknown) | topics(make_model(), no_boxes)
+    assert topics(make_model(), scenes) >= {ScaleOffset, Boxes, BoxesBySize, Sizes}
+    assert Poses not in topics(make_model(), scenes)
+    assert not {Boxes, BoxesBySize} & (topics(make_model(), unknown) | topics(make_model(), no_boxes))
+    assert Sizes in topics(make_model(), unknown)
     assert Boxes in topics(make_model(), no_boxes[scenes.counts == 0])  # known: there are none
     assert topics(SceneAIR(2, 0.35, View(image_size=16)), table) >= {Poses, Boxes}
     assert ScaleOffset not in topics(SceneAIR(2, 0.35, View(image_size=16)), table)
@@ -149,6 +165,15 @@ def test_scenes_looks_and_particles_come_in_chunks(make_model, scenes, monkeypat
     assert seen == {"run_model": [20, 20], "iw_bound": 6 * [6] + [4], "refine": 20 * [2]}
 
 
+def flat(metrics, name=""):
+    """Names and numbers of metrics within lists and dictionaries; None stays."""
+    if isinstance(metrics, (dict, list)):
+        for key, value in metrics.items() if isinstance(metrics, dict) else enumerate(metrics):
+            yield from flat(value, f"{name}.{key}".strip("."))
+    else:
+        yield name, metrics
+
+
 def test_chunks_together_are_all_scenes(make_model, scenes, monkeypatch):
     """Metrics that depend on no draws are the same for any size of the chunks."""
     model = with_various_counts(make_model(count_prior=0.3))
@@ -156,8 +181,7 @@ def test_chunks_together_are_all_scenes(make_model, scenes, monkeypatch):
     monkeypatch.setattr("air.evaluation.evaluate.CHUNK", 7)
     chunks = evaluate(model, scenes, iw_particles=2, refined=True)
     drawn = ("elbo", "log_likelihood", "kl_", "mean_count", "iw_bound", "count_accuracy_sampled", "box_ap50")
-    for name in whole:
+    for (name, found), expected in zip(flat(chunks), (value for _, value in flat(whole))):
         if not name.startswith(drawn):
-            found, expected = (torch.tensor(metrics[name], dtype=torch.float64) for metrics in (chunks, whole))
-            torch.testing.assert_close(found, expected)
+            assert found == pytest.approx(expected), name
     assert min(whole["counted"][:2]) > 0 and chunks["iw_scenes"] == len(scenes) and chunks.keys() == whole.keys()

@@ -9,82 +9,16 @@ from torch.distributions import Normal
 
 from air.evaluation.metrics import (
     BEYOND,
-    BLANK,
     Accumulator,
-    Boxes,
+    Batch,
     Counts,
-    Failures,
     ImportanceWeightedBound,
     Poses,
-    average_precision,
-    failures,
     iw_bound,
-    match,
     probability_of,
 )
 from air.models.base import Inference
 from air.models.distributions import log_count_probs
-
-
-class TestMatch:
-    def test_pairs_are_one_to_one_and_the_best_overlap_comes_first(self):
-        boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30]]])
-        truth = torch.tensor([[[0.0, 0, 10, 10], [25, 20, 35, 30]]])
-        everything = torch.ones(1, 3, dtype=torch.bool)
-        iou, matched = match(boxes, everything, truth, everything[:, :2])
-        # The second box overlaps the first true box, which is taken.
-        assert iou.tolist() == [[1.0, 0.0, pytest.approx(50 / 150)]]
-        assert matched[0, [0, 2]].tolist() == [0, 1]
-
-    def test_absent_boxes_match_nothing(self):
-        boxes = torch.tensor([[[0.0, 0, 4, 4], [4, 4, 8, 8]]]).repeat(2, 1, 1)
-        present = torch.tensor([[True, False], [True, True]])
-        true_present = torch.tensor([[True, True], [False, True]])
-        iou, matched = match(boxes, present, boxes, true_present)
-        assert iou.tolist() == [[1, 0], [0, 1]] and (matched[0, 0], matched[1, 1]) == (0, 1)
-
-
-class TestAveragePrecision:
-    def test_known_curves(self):
-        """Ranked hit, miss, hit, the precisions are 1, 1/2, 2/3. Ranked miss, hit, hit, they are 0, 1/2, 2/3, and the
-        first hit is credited with the largest precision at any later rank.
-        """
-        score = torch.tensor([0.2, 0.9, 0.5])
-        assert average_precision(torch.tensor([True, True, False]), score, 4) == pytest.approx((1 + 2 / 3) / 4)
-        assert average_precision(torch.tensor([True, False, True]), score, 4) == pytest.approx((2 / 3 + 2 / 3) / 4)
-        assert average_precision(torch.tensor([False, True, True]), score, 4) == pytest.approx((1 + 1) / 4)
-
-    def test_limits(self):
-        none = torch.zeros(0, dtype=torch.bool)
-        assert average_precision(torch.ones(5, dtype=torch.bool), torch.rand(5), 5) == pytest.approx(1)
-        assert average_precision(torch.zeros(5, dtype=torch.bool), torch.rand(5), 5) == 0
-        assert average_precision(none, torch.zeros(0), 5) == 0
-        assert average_precision(none, torch.zeros(0), 0) == 1
-        assert average_precision(torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0) == 0
-
-
-@pytest.fixture
-def failed():
-    """What was inferred in six scenes, and their true boxes. One scene each: correct; its second object is blank; one
-    object split in two halves; two objects merged; no object found; an empty scene.
-    """
-    one, other, both = [10.0, 10, 20, 20], [22.0, 10, 32, 20], [10.0, 10, 32, 20]
-    upper, lower, none = [10.0, 10, 20, 15], [10.0, 14, 20, 20], [0.0] * 4
-    truth = torch.tensor([[one, other], [one, none], [one, none], [one, other], [one, none], [none, none]])
-    boxes = torch.tensor([[other, one], [one, upper], [upper, lower], [both, none], [none, none], [none, none]])
-    z_pres = (boxes[..., 2] > 0).float()
-    canvases = torch.zeros(6, 3, 1, 40, 40)
-    canvases[:, 1:, :, 12, 12] = 0.8
-    canvases[:, 2, :, 13, 13] = 0.8
-    canvases[1, 2, :, 13, 13] = BLANK / 2
-    unused = torch.zeros(6)
-    return Inference(count=z_pres.sum(-1).long(), count_probs=unused, z_pres=z_pres, z_where=unused, z_what=unused,
-                     boxes=boxes, reconstruction=unused, canvases=canvases), truth
-
-
-def test_failures_by_name(failed):
-    found = {name: images.nonzero().flatten().tolist() for name, images in failures(*failed).items()}
-    assert found == {"blank": [1], "split": [2], "merged": [3], "collapsed": [4]}
 
 
 def test_probability_of_a_count_is_0_where_it_is_unknown_or_beyond_the_model():
@@ -121,6 +55,16 @@ def test_iw_bound_exceeds_the_elbo_and_rises_with_particles(make_model, images):
         for z in rollout.latents.values():
             elbo = elbo - (log_q.exp()[:, 1:].flip(-1).cumsum(-1).flip(-1) * z.kl()).sum(-1)
     assert elbo.mean().item() < bounds[0] < bounds[1] < bounds[2]
+
+
+def test_the_iou_of_a_true_box_is_that_of_its_match():
+    """Three inferred boxes, of which the first has no match: the index it holds is that of another's true box."""
+    matched_iou, matched = torch.tensor([[0.0, 0.7, 0.2]]), torch.tensor([[2, 2, 0]])
+
+    def true_iou(slots):
+        return Batch.true_iou.fget(SimpleNamespace(matched_iou=matched_iou, matched=matched,
+                                                   scenes=SimpleNamespace(boxes=torch.zeros(1, slots, 4))))
+    assert true_iou(4).tolist() == torch.tensor([[0.2, 0, 0.7, 0]]).tolist() and true_iou(0).shape == (1, 0)
 
 
 class MeanAndAll(Accumulator[torch.Tensor]):
@@ -178,7 +122,8 @@ def test_counts_of_two_batches():
     counts.update(counts_batch([0, 1, 2], [0, 1, -1], refined=[1, 1, 1]))
     counts.update(counts_batch([2, 2], [3, 1], refined=[2, 1]))
     assert counts.compute() == {"counted": [1, 1, 3], "count_accuracy_map": 0.5, "count_accuracy_sampled": 0.5,
-                                "count_accuracy_refined": 0.5,
+                                "count_accuracy_refined": 0.5, "count_error": 0.5,
+                                "count_accuracy_by_count": [1, 0.5, None, 0],
                                 "confusion": [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]]}
 
 
@@ -189,33 +134,14 @@ def test_a_huge_true_count_does_not_grow_the_confusion_matrix():
     assert len(confusion) == 2 + BEYOND + 1 and confusion[2] == [0, 0, 1]
     assert confusion[-2:] == [[1, 0, 0], [0, 1, 1]]  # the last row is N + BEYOND and more
     assert counts.compute()["count_accuracy_map"] == 1 / 4
+    assert counts.compute()["count_accuracy_by_count"][2:] == [1] + 18 * [None] + [0, 0]
+    assert counts.compute()["count_error"] == (21 + 21 + 10**9 - 2) / 4
 
 
 def test_counts_without_truth_are_only_counted():
     counts = Counts(num_steps=2, max_count=-1)
     counts.update(counts_batch([0, 2], [-1, -1]))
     assert counts.compute() == {"counted": [1, 0, 1]}
-
-
-def test_failures_are_shares_of_the_scenes(failed):
-    inferred, truth = failed
-    batch = SimpleNamespace(inference=inferred, scenes=SimpleNamespace(boxes=truth),
-                            count_known=torch.tensor([True, True, True, True, False, False]))
-    known, unknown = Failures(boxes_known=True), Failures(boxes_known=False)
-    for accumulator in (known, unknown):
-        accumulator.update(batch)
-    assert known.compute() == {"blank": 1 / 6, "split": 1 / 4, "merged": 1 / 4, "collapsed": 0}
-    assert unknown.compute() == {"blank": 1 / 6}
-
-
-def test_boxes_that_were_missed_have_iou_0():
-    """Two scenes with two true objects each and three inferred ones, one of them in a scene of unknown count."""
-    boxes = Boxes()
-    boxes.update(SimpleNamespace(
-        matched_iou=torch.tensor([[0.8, 0.4], [0.6, 0.0]]), comparable=torch.tensor([[True, True], [False, False]]),
-        rollout=SimpleNamespace(logits=torch.tensor([[3.0, 1.0], [3.0, 1.0]])),
-        scenes=SimpleNamespace(counts=torch.tensor([2, -1])), count_known=torch.tensor([True, False])))
-    assert boxes.compute() == {"box_iou": pytest.approx((0.8 + 0.4) / 2), "box_ap50": 0.5}
 
 
 def test_poses_without_a_match_have_no_metrics():

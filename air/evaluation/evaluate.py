@@ -8,19 +8,18 @@ import torch
 
 from air.data.scenes import Scenes
 from air.distributed import gather, rank, world_size
+from air.evaluation.box_metrics import Boxes, BoxesBySize, Sizes, match
+from air.evaluation.failures import Failures
 from air.evaluation.metrics import (
     Accumulator,
     Batch,
-    Boxes,
     Counts,
     ElboTerms,
-    Failures,
     ImportanceWeightedBound,
     Poses,
     ScaleOffset,
     SquaredError,
     iw_bound,
-    match,
 )
 from air.inference.elbo import elbo_terms
 from air.inference.refine import LOOKS, refine
@@ -49,7 +48,7 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         refined: also count with `refine`, which takes nine times as long as `infer`; AIR only.
         seed: of the latents' draws.
     Returns:
-        Metrics by name, as numbers and lists of numbers.
+        Metrics by name, as numbers, lists of numbers and dictionaries of either.
 
         elbo, log_likelihood, kl_pres, kl_where, kl_what: in nats per image, with the other latents drawn once and n
             summed out. Models with further latents have a kl_* for each.
@@ -58,7 +57,11 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         squared_error: of the canvas after n = 0..N objects at their mean latents, averaged over pixels.
         scale_offset: AIR only: (s - prior mean) / prior sd, averaged over the counted objects; 0 if there are none.
             If it is far below 0, the windows need to be larger than the prior says; far above 0, smaller.
-        blank: share of scenes with this failure, see `metrics.failures`.
+        size_histogram: number of counted objects whose box has a longer side of 0, 1, 2, ... pixels, rounded; the
+            last bin is the image's side and more.
+        sizes: the quantiles "5%", "25%", "50%", "75%" and "95%" of these sides in pixels; absent if no object was
+            counted.
+        blank: share of scenes with this failure, see `failures.failures`.
         iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats per image, its K, and the number of
             scenes it is averaged over (the first IW_SCENES).
 
@@ -67,6 +70,9 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         count_accuracy_map: share of scenes whose MAP count is correct.
         count_accuracy_sampled: probability that a count drawn from q(n) is correct.
         count_accuracy_refined: share of scenes whose MAP count by `refine` is correct.
+        count_accuracy_by_count: share of the scenes with each true count whose MAP count is correct; None where no
+            scene has that count. Rows as in confusion.
+        count_error: absolute difference between MAP count and true count, averaged over scenes.
         confusion: number of scenes by true count (row) and MAP count (column); true counts of N + metrics.BEYOND and
             more share the last row.
 
@@ -74,7 +80,12 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
 
         box_iou: IoU of each true box with the inferred box matched to it, 0 if there is none, averaged over true boxes.
         box_ap50: average precision of the inferred boxes at IoU 0.5, ranked by q(n >= t).
-        split, merged, collapsed: share of scenes with these failures, see `metrics.failures`.
+        box_by_size: for the true boxes in the "small", "medium" and "large" third by their longer side, see
+            `box_metrics.terciles`: side, [smallest, largest] in pixels; objects, their number; iou, averaged as
+            box_iou; found, the share with an IoU of at least 0.5. None where a third is empty; absent if all are.
+        split, merged, collapsed: share of scenes with these failures, see `failures.failures`.
+        wrong: share of scenes whose MAP count is wrong, each under the first that applies: "split"; "merged"; "border"
+            and "small", a true object at the border, or of the small third, was missed (IoU below 0.1); "other".
 
         Of 3D objects whose box overlaps the true box matched to it: identity_accuracy, place_error, rotation_error, see
         `PoseErrors`.
@@ -139,6 +150,8 @@ def accumulators(model: CountingModel, scenes: Scenes) -> list[Accumulator[Batch
         (Counts(model.num_steps, int(scenes.counts.max())), True),
         (Failures(boxes_known), True),
         (Boxes(), boxes_known),
+        (BoxesBySize(), boxes_known),
+        (Sizes(model.x_size), True),
         (Poses(), scenes.poses is not None and isinstance(model, SceneAIR)),
     ]
     return [accumulator for accumulator, applies in chosen if applies]

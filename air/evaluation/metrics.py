@@ -1,7 +1,8 @@
-"""The metrics of an evaluation: one accumulator per topic, and the functions they are made of.
+"""What accumulates the metrics of an evaluation, and the metrics of counts, ELBOs and poses.
 
 `evaluate` hands every batch of scenes to every accumulator, merges the accumulators of all processes and collects what
-they compute. To add metrics, write a subclass of `Accumulator` and add it to the list in `evaluate.accumulators`.
+they compute. To add metrics, write a subclass of `Accumulator` and add it to the list in `evaluate.accumulators`. The
+metrics of boxes are in `box_metrics`, those of failures in `failures`.
 """
 
 import math
@@ -13,16 +14,13 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from air.data.scenes import Scenes
 from air.inference.elbo import Terms, elbo_terms
 from air.models.air import AIR
 from air.models.base import CountingModel, Inference, Rollout
-from air.models.distributions import log_at_least
 from air.scenes3d.poses import PoseErrors, pose_errors
 
-BLANK = 0.1  # an object that changes no pixel by more than this intensity counts as blank
 BEYOND = 20  # true counts of N + BEYOND and more share the last row of the confusion matrix
 
 Input = TypeVar("Input")
@@ -39,7 +37,7 @@ class Batch:
     rollout: Rollout  # latents drawn once
     terms: Terms  # of the rollout
     comparable: Tensor  # (B, N) bool, the inferred objects of the scenes whose true count is known
-    matched_iou: Tensor  # (B, N), IoU of each comparable object's box with its true box, see `match`
+    matched_iou: Tensor  # (B, N), IoU of each comparable object's box with its true box, see `box_metrics.match`
     matched: Tensor  # (B, N) int64, index of that true box
     refined_count: Tensor | None  # (B,) int64, the MAP count of `refine`, if requested
 
@@ -52,6 +50,12 @@ class Batch:
     def count_known(self) -> Tensor:
         """(B,) bool, whether the true count is known."""
         return self.scenes.counts >= 0
+
+    @property
+    def true_iou(self) -> Tensor:
+        """(B, L), IoU of each true box with the inferred box matched to it; 0 where there is none."""
+        slots = torch.arange(self.scenes.boxes.shape[1], device=self.matched.device)  # (L,)
+        return (self.matched_iou[..., None] * (self.matched[..., None] == slots)).amax(1)
 
 
 class Accumulator(ABC, Generic[Input]):
@@ -137,7 +141,7 @@ class ScaleOffset(Accumulator[Batch]):
 
 
 class Counts(Accumulator[Batch]):
-    """counted; and count_accuracy_map, _sampled, _refined and confusion of the scenes whose count is known."""
+    """counted; and count_accuracy_*, count_error and confusion of the scenes whose count is known."""
 
     def __init__(self, num_steps: int, max_count: int) -> None:
         """
@@ -152,47 +156,22 @@ class Counts(Accumulator[Batch]):
     def update(self, batch: Batch) -> None:
         known, count, truth = batch.count_known, batch.inference.count, batch.scenes.counts
         counted = F.one_hot(count, self.inferred_counts)  # (B, N+1)
-        correct = {"count_accuracy_sampled": probability_of(truth, batch.q), "count_accuracy_map": count == truth}
+        compared = {"count_accuracy_sampled": probability_of(truth, batch.q), "count_accuracy_map": count == truth,
+                    "count_error": (count - truth).abs()}
         if batch.refined_count is not None:
-            correct["count_accuracy_refined"] = batch.refined_count == truth
+            compared["count_accuracy_refined"] = batch.refined_count == truth
         true = F.one_hot(truth[known].clamp(max=self.true_counts - 1), self.true_counts)
-        self.add({name: value[known] for name, value in correct.items()})
+        self.add({name: value[known] for name, value in compared.items()})
         self.add({"counted": counted, "confusion": true[:, :, None] * counted[known][:, None]})
 
     def compute(self) -> dict[str, Any]:
         metrics = self.means()
-        return metrics | {name: self.sums[name].long().tolist() for name in ("counted", "confusion") if name in metrics}
-
-
-class Failures(Accumulator[Batch]):
-    """blank; and split, merged and collapsed if boxes are known, of the scenes whose count is known: see `failures`."""
-
-    def __init__(self, boxes_known: bool) -> None:
-        super().__init__()
-        self.boxes_known = boxes_known
-
-    def update(self, batch: Batch) -> None:
-        shares = failures(batch.inference, batch.scenes.boxes)
-        self.add({"blank": shares.pop("blank")})
-        if self.boxes_known:
-            self.add({name: failed[batch.count_known] for name, failed in shares.items()})
-
-    def compute(self) -> dict[str, Any]:
-        return self.means()
-
-
-class Boxes(Accumulator[Batch]):
-    """box_iou and box_ap50 of the scenes whose count is known."""
-
-    def update(self, batch: Batch) -> None:
-        at_least = log_at_least(batch.rollout.logits)[:, 1:]  # (B, N), log q(n >= t)
-        self.append({"iou": batch.matched_iou[batch.comparable], "score": at_least[batch.comparable]})
-        self.add({"objects": batch.scenes.counts[batch.count_known]})
-
-    def compute(self) -> dict[str, Any]:
-        iou, score, objects = torch.cat(self.values["iou"]), torch.cat(self.values["score"]), int(self.sums["objects"])
-        return {"box_iou": iou.sum().item() / max(1, objects),
-                "box_ap50": average_precision(iou >= 0.5, score, objects)}
+        metrics |= {name: self.sums[name].long().tolist() for name in ("counted", "confusion") if name in metrics}
+        if "confusion" in metrics:
+            # A row of a true count that the model cannot reach has no cell for it.
+            metrics["count_accuracy_by_count"] = [sum(row[true:true + 1]) / sum(row) if any(row) else None
+                                                  for true, row in enumerate(metrics["confusion"])]
+        return metrics
 
 
 class Poses(Accumulator[Batch]):
@@ -222,77 +201,6 @@ class ImportanceWeightedBound(Accumulator[Tensor]):
 
 
 # ---- functions -------------------------------------------------------------------------------------------------------
-
-def match(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tensor) -> tuple[Tensor, Tensor]:
-    """Match inferred boxes to true ones, one to one: greedily, the pair of largest IoU in the image first.
-
-    Args:
-        boxes: (B, N, 4), (x0, y0, x1, y1).
-        present: (B, N) bool.
-        true_boxes: (B, L, 4).
-        true_present: (B, L) bool.
-    Returns:
-        IoU of each inferred box with its true box, 0 if it has none: (B, N).
-        Index of that true box, arbitrary if it has none: (B, N) int64.
-    """
-    iou = torch.vmap(box_iou)(boxes, true_boxes)  # (B, N, L)
-    iou = iou * (present[..., :, None] & true_present[..., None, :])
-    matched_iou = iou.new_zeros(iou.shape[:2])
-    matched = torch.zeros_like(matched_iou, dtype=torch.int64)
-    image = torch.arange(len(iou), device=iou.device)
-    for _ in range(min(iou.shape[1:])):
-        best, pair = iou.flatten(1).max(-1)  # (B,)
-        row, column = pair // iou.shape[2], pair % iou.shape[2]
-        # Once all pairs are taken, `best` is 0 and may point at a box that has its match already: keep that match.
-        matched[image, row] = column.where(best > matched_iou[image, row], matched[image, row])
-        matched_iou[image, row] = torch.maximum(matched_iou[image, row], best)
-        iou[image, row] = 0
-        iou[image, :, column] = 0
-    return matched_iou, matched
-
-
-def average_precision(hit: Tensor, score: Tensor, objects: int) -> float:
-    """Area under the precision-recall curve, with precision made non-increasing in recall.
-
-    Args:
-        hit: (P,) bool, whether each inferred box is correct.
-        score: (P,), its confidence.
-        objects: the number of true boxes.
-    Returns:
-        0 to 1. Without true boxes: 1 if no box was inferred, else 0.
-    Source: PASCAL VOC, as of 2010.
-    """
-    if not objects:
-        return float(not len(hit))
-    ranked = hit[score.argsort(descending=True, stable=True)].double()
-    precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)
-    envelope = precision.flip(0).cummax(0).values.flip(0) if len(ranked) else precision
-    return (envelope * ranked).sum().item() / objects  # recall rises by 1 / objects at each hit
-
-
-def failures(inferred: Inference, true_boxes: Tensor) -> dict[str, Tensor]:
-    """Find the images in which objects are counted or located wrongly, by kind of failure.
-
-    Args:
-        inferred: for B images.
-        true_boxes: (B, L, 4), (x0, y0, x1, y1) in pixels; 0 for absent objects.
-    Returns:
-        (B,) bool each:
-        blank: a counted object changes no pixel by more than BLANK;
-        split: two counted objects that are not blank lie mostly inside one true box;
-        merged: the box of one such object holds most of two true boxes;
-        collapsed: there are objects, but none was counted.
-    """
-    painted = inferred.canvases.diff(dim=1).abs().amax((2, 3, 4)) > BLANK  # (B, N)
-    counted, true_present = inferred.z_pres > 0, true_boxes[..., 2] > true_boxes[..., 0]  # (B, N), (B, L)
-    box, truth = inferred.boxes[:, :, None], true_boxes[:, None]  # (B, N, 1, 4), (B, 1, L, 4)
-    sides = torch.minimum(box[..., 2:], truth[..., 2:]) - torch.maximum(box[..., :2], truth[..., :2])
-    shared = sides.clamp(min=0).prod(-1) * (counted & painted)[..., None] * true_present[:, None]  # (B, N, L), pixels²
-    inside = shared > (box[..., 2:] - box[..., :2]).prod(-1) / 2
-    holds = shared > (truth[..., 2:] - truth[..., :2]).prod(-1) / 2
-    return {"blank": (counted & ~painted).any(-1), "split": (inside.sum(1) > 1).any(-1),
-            "merged": (holds.sum(2) > 1).any(-1), "collapsed": true_present.any(-1) & ~counted.any(-1)}
-
 
 def iw_bound(model: CountingModel, images: Tensor, particles: int) -> Tensor:
     """Importance-weighted bound on log p(x), with the count summed out of each particle's weight.

@@ -57,9 +57,8 @@ class RunLogger:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self.writer.add_scalar(f"{group}/{name}", value, step)
-        inferred = torch.tensor(held_out["counted"])
-        self.writer.add_histogram("held_out/count", torch.arange(len(inferred)).repeat_interleave(inferred), step,
-                                  bins=[n - 0.5 for n in range(len(inferred) + 1)])
+        self._histogram("held_out/count", held_out["counted"], step)
+        self._histogram("sizes", held_out["size_histogram"], step)
         for name, picture in pictures.items():
             self.writer.add_image(name, picture, step)
         self.writer.flush()
@@ -77,6 +76,12 @@ class RunLogger:
         """Close the progress bar and the events file."""
         self.bar.close()
         self.writer.close()
+
+    def _histogram(self, tag: str, numbers: Sequence[int], step: int) -> None:
+        """Write how often the values 0, 1, 2, ... occur to TensorBoard, which has no empty histograms."""
+        if any(numbers):
+            values = torch.arange(len(numbers)).repeat_interleave(torch.tensor(numbers))
+            self.writer.add_histogram(tag, values, step, bins=[value - 0.5 for value in range(len(numbers) + 1)])
 
 
 class NoOpLogger:

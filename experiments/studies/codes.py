@@ -26,7 +26,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 import air
 from air.data import DataError, DataSettings, MultiMNIST, Scenes, Sprites, data_root, load_dataset
-from air.evaluation.metrics import match
+from air.evaluation.box_metrics import match
 from air.evaluation.pictures import interpolation_picture
 from air.models.spatial import image_to_window
 from air.training.machine import machine
