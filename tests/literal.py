@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from air.models.guides import SearchGuide
 from air.models.networks import RecurrentNet
+from air.models.search import SearchGuide
 
 
 def as_lstm_cell(net: RecurrentNet) -> nn.LSTMCell:
@@ -65,11 +65,16 @@ def literal_elbo(model, image, noise, background_noise=None):
         if not search:
             state = cell(torch.cat((guide.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
             out = guide.predict.mlp(state[0])[0]
+            logit = out[0]
+            where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
+            z_where = where.loc + where.scale * noise[t, :3]
         else:
-            out = literal_search(guide, left)
-        q_pres = out[0].sigmoid()
-        where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
-        z_where = where.loc + where.scale * noise[t, :3]
+            left = left.detach()
+            logit, loc, scale = literal_search(guide, left)
+            where = Normal(loc, scale)
+            log_s, *centre = where.loc + where.scale * noise[t, :3]
+            z_where = torch.stack((log_s.exp(), *(-log_s.exp() * each for each in centre)))
+        q_pres = logit.sigmoid()
         s, x, y = z_where
         glimpse = resample(left, affine(torch.stack((1 / s, -x / s, -y / s))), model.window_size)
         code = model.encode.mlp(glimpse.flatten())
@@ -91,29 +96,41 @@ def literal_elbo(model, image, noise, background_noise=None):
 
 
 def literal_search(search, left):
-    """SearchGuide on one image (C, H, W), place by place: logit, loc and scale before the softplus, (7,)."""
-    look, hidden = search.attention, left[None]
-    for convolution, how in zip(look.net[::2], ({"stride": 2, "padding": 2}, {"stride": 2, "padding": 1},
-                                                {"padding": 2, "dilation": 2})):
-        hidden = F.conv2d(hidden, convolution.weight, convolution.bias, **how).relu()
-    side = hidden.shape[-1]
-    rows, columns = [i for i in range(side) for _ in range(side)], list(range(side)) * side
-    features = [hidden[0, :, row, column] for row, column in zip(rows, columns)]
-    heat = [(look.heat * feature).sum() + preference
-            for feature, preference in zip(features, look.preference)]
-    pixel = 2 / left.shape[-1]  # in canvas units; places are the centres of every fourth pixel
-    centres = [left.new_tensor((-1 + pixel / 2 + 4 * pixel * column, -1 + pixel / 2 + 4 * pixel * row))
-               for row, column in zip(rows, columns)]
-    hottest = max(range(len(heat)), key=lambda place: heat[place].item())
-    side_of_object = 2 / search.scale_mean
-    weights = torch.stack([(each - (centre - centres[hottest]).square().sum() / 2 / (side_of_object / 3)**2).exp()
-                           for each, centre in zip(heat, centres)])
+    """SearchGuide on one image (C, H, W), place by place: logit, loc and scale before the prior's scale, (7,)."""
+    pyramid, channels, side = search.pyramid, *left.shape[:2]
+    first, second = pyramid.net[::2]
+    found = []  # (heat, centre, log s) of every place of every level
+    for level in pyramid.levels:
+        pixels = round(side * 8 * math.exp(level.log_scale) / side)  # objects have 8 pixels
+        weights = torch.zeros(pixels, side, dtype=left.dtype)
+        for i in range(pixels):
+            middle = (i + 0.5) * side / pixels
+            for j in range(side):
+                weights[i, j] = max(0, 1 - abs(j + 0.5 - middle) / max(1, side / pixels))
+            weights[i] /= weights[i].sum()
+        small = torch.einsum("ij,kl,cjl->cik", weights, weights, left)[None]
+        hidden = F.conv2d(small, first.weight, first.bias, stride=2, padding=2).relu()
+        hidden = F.conv2d(hidden, second.weight, second.bias, padding=2, dilation=2).relu()
+        for row in range(hidden.shape[2]):
+            for column in range(hidden.shape[3]):
+                centre = left.new_tensor([(2 * each + 0.5) / pixels * 2 - 1 for each in (column, row)])
+                found.append(((pyramid.heat.flatten() * hidden[0, :, row, column]).sum(), centre, level.log_scale))
+    hottest = max(found, key=lambda place: place[0].item())
+    reach = 2 * math.exp(-hottest[2]) / 3  # a third of an object's side
+    weights = torch.stack([(heat - ((centre - hottest[1]) / reach).square().sum() / 2
+                            - ((log_scale - hottest[2]) / 0.5)**2 / 2).exp() for heat, centre, log_scale in found])
     weights = weights / weights.sum()
-    seen, centre = (sum(weight * value for weight, value in zip(weights, values)) for values in (features, centres))
-    out = search.mlp(torch.cat((seen, heat[hottest][None])))
-    scale = search.scale_mean + out[3]
-    x, y = centre + out[1:3]
-    return torch.cat((out[:1], out[3:4], torch.stack((-scale * x, -scale * y)), out[4:]))
+    centre = sum(weight * place[1] for weight, place in zip(weights, found))
+    log_scale = sum(weight * place[2] for weight, place in zip(weights, found))
+    zoom, zero = 1.8 * (-log_scale).exp(), torch.zeros_like(log_scale)
+    theta = torch.stack((torch.stack((zoom, zero, centre[0])), torch.stack((zero, zoom, centre[1]))))
+    grid = F.affine_grid(theta[None], [1, channels, 16, 16], align_corners=False)
+    glimpse = F.grid_sample(left[None], grid, align_corners=False)
+    out = search.mlp(torch.cat((glimpse.flatten(), hottest[0][None])))
+    half = (-log_scale).exp()
+    loc = torch.cat((log_scale[None] + 0.5 * out[1], centre + half * out[2:4]))
+    scale = F.softplus(out[4:]) * torch.stack((torch.full_like(half, 0.15), 0.3 * half, 0.3 * half))
+    return out[0], loc, scale
 
 
 def literal_composition(objects, table, sharpness):

@@ -1,10 +1,10 @@
-"""Guides: the protocol, and what the search guide finds."""
+"""The protocol of guides."""
 
 import pytest
 import torch
 
 from air import AIR
-from air.models.guides import GUIDES, RecurrentGuide, SearchGuide
+from air.models.guides import GUIDES, RecurrentGuide
 from tests.conftest import SMALL
 
 
@@ -47,66 +47,3 @@ def test_the_paper_s_guide_is_the_default_and_an_unknown_one_is_named():
     assert type(AIR(**SMALL).guide_net) is RecurrentGuide
     with pytest.raises(ValueError, match="guide: input should be 'recurrent', .* or 'search', got 'diffrence'"):
         AIR(**SMALL, guide="diffrence")
-
-
-def blobs(*places):
-    """(1, 1, 96, 96) float64: bright squares of 8 x 8 pixels with their top left corners at (x, y)."""
-    image = torch.zeros(1, 1, 96, 96, dtype=torch.float64)
-    for x, y in places:
-        image[..., y:y + 8, x:x + 8] = 1
-    return image
-
-
-def centre(search, image):
-    """Centre of the proposed object, (x, y) in pixels."""
-    loc = search(image).loc
-    s, x, y = (loc + torch.tensor([search.scale_mean, 0, 0], dtype=loc.dtype))[0]
-    return torch.stack((1 - x / s, 1 - y / s)) * image.shape[-1] / 2
-
-
-def test_search_is_equivariant_to_shifts():
-    """For shifts by whole places, away from the borders: the proposal moves along, and nothing else changes."""
-    torch.manual_seed(0)
-    search = SearchGuide(1, 96, 6.0, "ReLU").double()
-    here, there = blobs((36, 44)), blobs((52, 40))
-    torch.testing.assert_close(centre(search, there) - centre(search, here), torch.tensor([16.0, -4]).double())
-    (logit, loc, scale), (other_logit, other_loc, other_scale) = search(here), search(there)
-    torch.testing.assert_close((other_logit, other_scale, other_loc[:, :1]), (logit, scale, loc[:, :1]))
-
-
-def test_search_goes_to_one_of_two_objects_and_not_between_them():
-    torch.manual_seed(0)
-    search = SearchGuide(1, 96, 6.0, "ReLU").double()
-    one, other, both = (centre(search, blobs(*places)) for places in
-                        ([(20, 20)], [(68, 68)], [(20, 20), (68, 68)]))
-    assert min((both - one).norm(), (both - other).norm()) < 0.5 < 60 < (one - other).norm()
-
-
-def test_search_learns_preferred_places_and_keeps_its_dtype_under_autocast():
-    torch.manual_seed(0)
-    search = SearchGuide(1, 96, 6.0, "ReLU")
-    image = blobs((20, 44), (68, 44)).float()
-    with torch.no_grad():
-        for direction in (-1, 1):
-            search.attention.preference.copy_(0.1 * direction * torch.linspace(-1, 1, 24).repeat(24))
-            assert (centre(search, image)[0] - 48) * direction > 10
-    with torch.autocast("cpu", torch.bfloat16):
-        assert {each.dtype for each in search(image)} == {torch.float32}
-
-
-def test_places_are_exact_whatever_the_precision_of_the_layers():
-    """Only the features are of low precision; what is attended to, and where, follows from them in full."""
-    torch.manual_seed(0)
-    attention = SearchGuide(1, 96, 6.0, "ReLU").attention
-    image = blobs((20, 44), (68, 44)).float()
-    with torch.no_grad():
-        attention.heat.copy_(3 * torch.rand_like(attention.heat))
-        with torch.autocast("cpu", torch.bfloat16):
-            low = attention.net(image)
-            found = attention(image)
-        assert low.dtype == torch.bfloat16
-        attention.net = torch.nn.Identity()
-        attention.net.forward = lambda image: low.float()
-        torch.testing.assert_close(found, attention(image), rtol=0, atol=0)
-    # An object's centre: no bfloat16 number is within 0.001 of it.
-    assert found[2][0].tolist() != found[2][0].bfloat16().tolist()

@@ -37,17 +37,17 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     Raises:
         ValueError: the images are such as `model.infer` refuses, or not 1 <= pixels < the image's side.
     """
-    if not 1 <= pixels < model.x_size:
-        raise ValueError(f"a look is shifted by at least 1 pixel and less than {model.x_size}, the image's side; "
-                         f"got {pixels}")
     images = model.as_images(images, intensities=True)
+    height, width = images.shape[-2:]
+    if not 1 <= pixels < min(height, width):
+        raise ValueError(f"a look is shifted by at least 1 pixel and less than {min(height, width)}, the image's "
+                         f"shorter side; got {pixels}")
     background = model.infer_background(images, at_mean=True)[1] if model.background else torch.zeros_like(images)
     images = images - background
     steps = torch.tensor([-pixels, 0, pixels])
     shifts = torch.cartesian_prod(steps, steps)  # (L, 2), L = LOOKS: to the right, down
     bordered = F.pad(images, [pixels] * 4, mode="replicate")
-    looks = torch.stack([bordered[..., pixels - down:pixels - down + model.x_size,
-                                  pixels - right:pixels - right + model.x_size]
+    looks = torch.stack([bordered[..., pixels - down:pixels - down + height, pixels - right:pixels - right + width]
                          for right, down in shifts.tolist()], 1)  # (B, L, C, H, W)
     logits, latents, history, z_where, z_what, _ = model.attend(rearrange(looks, "b l c h w -> (b l) c h w"),
                                                                 at_mean=True)
@@ -55,11 +55,11 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     # The centre is at -(x, y)/s, so shifting it back by d adds s d.
     scale, offset = z_where.split((1, 2), -1)
     z_where = torch.cat((scale, offset + scale * back), -1)
-    painted = model.paint(z_where, z_what)  # (B L, N, C, H, W)
-    latents = {**latents, "where": latents["where"].at(z_where)}
+    painted = model.paint(z_where, z_what, images)  # (B L, N, C, H, W)
+    latents = {**latents, "where": latents["where"].at(model.guide_net.normal_where(z_where))}
     log_likelihood = model.log_likelihood(repeat(images, "b c h w -> (b l) c h w", l=LOOKS), painted)
     terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood))
     best, look = rearrange(terms.log_joint, "(b l) n -> b l n", l=LOOKS).max(1)  # (B, N+1) each
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * LOOKS + look.gather(1, count).squeeze(-1)
-    return model.inference(best.softmax(-1), z_where[row], z_what[row], painted[row], background)
+    return Inference.of(best.softmax(-1), z_where[row], z_what[row], painted[row], background, model.x_size)

@@ -11,8 +11,8 @@ Shapes: B batch, K particles, N num_steps, C H W image, w window_size, D z_what_
 Source: Eslami et al. (2016), sections 2-3.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -24,16 +24,12 @@ from air.models import likelihoods
 from air.models.air_settings import AIRSettings
 from air.models.base import CountingModel, Inference, Rollout, check_number, stack_steps
 from air.models.custom_networks import check_decoder, check_encoder
-from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs
+from air.models.distributions import CountPrior, NormalLatent, draw, is_settled, log_count_probs
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
 from air.models.settings import checked_by
-from air.models.spatial import SpatialTransformer, painted_boxes
-
-# A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
-# best IoU and 0.25 the best AP50; this lies between them.
-BOX_THRESHOLD = 0.2
+from air.models.spatial import SpatialTransformer
 
 
 class Step(NamedTuple):
@@ -62,9 +58,8 @@ class Attended(NamedTuple):
 class AIR(CountingModel):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
-    Additions to that class: immutable defaults, `channels`, `count_prior` (p(n) is part of the model), `guide` (the
-    paper's AIR and DAIR, and a convolutional search), `background` (a small VAE of what lies behind the objects),
-    convolutional or custom encoders and decoders.
+    Additions to that class: immutable defaults, `channels`, `count_prior` (p(n) is part of the model), `guide`,
+    `background` (a small VAE of what lies behind the objects), convolutional or custom encoders and decoders.
     """
 
     z_where_prior_loc: Tensor
@@ -97,7 +92,8 @@ class AIR(CountingModel):
             use_masking: leave out the KLs of absent objects (t > n). If False they count, as in the reference code.
             use_baselines: NVIL learns an input-dependent baseline.
             baseline_scalar: multiplies the baseline's output.
-            scale_prior_mean, scale_prior_sd, pos_prior_mean, pos_prior_sd: Normal prior of z_where = (s, x, y).
+            scale_prior_mean, scale_prior_sd, pos_prior_mean, pos_prior_sd: Normal prior of z_where = (s, x, y). The
+                search guide's is Normal in (log s, x, y of the centre): s has this median and, if small, this sd.
             likelihood_sd: of a pixel, in intensities.
             channels: C.
             count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. The default is that of the reference's
@@ -106,7 +102,8 @@ class AIR(CountingModel):
             guide: who proposes the next object (air/models/guides.py). "recurrent", the paper's AIR: an LSTM that reads
                 the image. "difference", the paper's DAIR (section 3.2): the LSTM and the glimpse read x - canvas_{t-1};
                 slower, but it counts better where training has not shown the count. "search": convolutions look for
-                what stands out in x - canvas_{t-1}; rnn_hidden_size, embed_net and predict_net have no effect on it.
+                what stands out in x - canvas_{t-1}, on images of any size, for any number of objects; rnn_hidden_size,
+                embed_net and predict_net have no effect on it.
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
             convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
@@ -123,7 +120,15 @@ class AIR(CountingModel):
         pixels = channels * x_size**2
         window_pixels = channels * window_size**2
         latents = 3 + z_what_size + 1
-        self.guide_net = make_guide(guide, channels, x_size, scale_prior_mean, latents, rnn_hidden_size,
+        scale_prior = (scale_prior_mean, scale_prior_sd)
+        if guide == "search":  # of log s
+            scale_prior = (math.log(scale_prior_mean), scale_prior_sd / scale_prior_mean)
+        # Rounded as the buffers are: the guide's proposals are relative to what AIR puts back.
+        where = torch.tensor((scale_prior, *[(pos_prior_mean, pos_prior_sd)] * 2), device="cpu")
+        where_loc, where_scale = where.T.tolist()
+        self.register_buffer("z_where_prior_loc", torch.tensor(where_loc))
+        self.register_buffer("z_where_prior_scale", torch.tensor(where_scale))
+        self.guide_net = make_guide(guide, channels, x_size, where_loc, where_scale, latents, rnn_hidden_size,
                                     embed_net, predict_net, non_linearity)
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
         self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
@@ -147,8 +152,10 @@ class AIR(CountingModel):
         trained = self.guide_net.reads_latents
         self.z_where_init = nn.Parameter(torch.zeros(1, 3), requires_grad=trained)
         self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=trained)
-        self.register_buffer("z_where_prior_loc", torch.tensor([scale_prior_mean, pos_prior_mean, pos_prior_mean]))
-        self.register_buffer("z_where_prior_scale", torch.tensor([scale_prior_sd, pos_prior_sd, pos_prior_sd]))
+
+    @property
+    def reads_any_size(self) -> bool:
+        return self.guide_net.reads_any_size and not self.background
 
     def make_baseline(self) -> Baseline:
         baseline = Baseline(RecurrentNet(*self._baseline_rnn), *self._baseline_head)
@@ -181,10 +188,18 @@ class AIR(CountingModel):
             x = x + self.decode_background(x.new_empty((n, self.z_background_size)).normal_())
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
 
-    def paint(self, z_where: Tensor, z_what: Tensor) -> Tensor:
-        """Paint each object alone on an empty canvas: (B, N, 3), (B, N, D) -> (B, N, C, H, W)."""
+    def paint(self, z_where: Tensor, z_what: Tensor, like: Tensor | None = None) -> Tensor:
+        """Paint each object alone on an empty canvas.
+
+        Args:
+            z_where: (B, N, 3).
+            z_what: (B, N, D).
+            like: (..., H, W), an image of the canvas's size; None: that of training.
+        Returns:
+            (B, N, C, H, W).
+        """
         window = self.decode(rearrange(z_what, "b n d -> (b n) d"))  # (B N, C, w, w)
-        painted = self.transformer.paint(window, rearrange(z_where, "b n s -> (b n) s"))
+        painted = self.transformer.paint(window, rearrange(z_where, "b n s -> (b n) s"), like)
         return rearrange(painted, "(b n) c h w -> b n c h w", n=z_where.shape[1])
 
     def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
@@ -222,25 +237,29 @@ class AIR(CountingModel):
         value, loc, scale = draw(loc, scale, noise)
         return NormalLatent(loc, scale, noise, self.zero, self.one), self.decode_background(value)
 
-    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Attended:
+    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1, most: int | None = None) -> Attended:
         """Run the guide with z_pres = 1 on images less their background, and paint its objects.
 
-        Arguments as in `rollout`.
+        Args:
+            images, at_mean, particles: as in `rollout`.
+            most: at most so many steps, fewer where more cannot change the most probable count of any image; None: N.
         """
         images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
         batch, sizes = images.shape[0] * particles, (3, self.z_what_init.shape[-1])
-        noise = images.new_empty(batch, self.num_steps, sum(sizes))
+        noise = images.new_empty(batch, self.num_steps if most is None else most, sum(sizes))
         noise_where, noise_what = (noise.zero_() if at_mean else noise.normal_()).split(sizes, -1)
-        steps, history, painted = self._steps(images, particles, noise_where * self.z_where_prior_scale, noise_what)
+        steps, history, painted = self._steps(images, particles, noise_where * self.z_where_prior_scale, noise_what,
+                                              until_stopped=most is not None)
         step = stack_steps(steps)  # (B, N, ...)
+        noise_where, noise_what = noise_where[:, :len(steps)], noise_what[:, :len(steps)]
         where = NormalLatent(step.where_loc / self.z_where_prior_scale, step.where_scale, noise_where,
                              self.z_where_prior_loc, self.z_where_prior_scale)
         what = NormalLatent(step.what_loc, step.what_scale, noise_what, self.zero, self.one)
-        objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what)
+        objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what, images)
         return Attended(step.logits.squeeze(-1), {"where": where, "what": what}, history, step.z_where, step.z_what,
                         objects)
 
-    def _steps(self, images: Tensor, particles: int, noise_where: Tensor, noise_what: Tensor
+    def _steps(self, images: Tensor, particles: int, noise_where: Tensor, noise_what: Tensor, until_stopped: bool
                ) -> tuple[list[Step], History, list[Tensor]]:
         """Run the guide, one step after the other.
 
@@ -249,6 +268,7 @@ class AIR(CountingModel):
             particles: K.
             noise_where: (B K, N, 3), standard Normal times the prior's scale.
             noise_what: (B K, N, D), standard Normal.
+            until_stopped: stop where more steps cannot change the most probable count of any image.
         Returns:
             N steps, what each has read besides the image, and the objects (B K, 1, C, H, W) if steps read a residual;
             otherwise all can be painted at once, later.
@@ -263,18 +283,22 @@ class AIR(CountingModel):
             state = self.guide_net.start(images, particles)
             for where_noise, what_noise in zip(noise_where.unbind(1), noise_what.unbind(1)):
                 if painted:
-                    residual = residual - painted[-1].squeeze(1)
+                    last = painted[-1].squeeze(1)
+                    residual = residual - (last if self.guide_net.teaches else last.detach())
                 proposal, state = self.guide_net.step(state, residual, previous)
-                z_where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_noise)
+                where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_noise)
                 # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
-                glimpse, z_where = self.transformer.read(residual, self.z_where_prior_loc + z_where)
+                z_where = self.guide_net.z_where(self.z_where_prior_loc + where)
+                glimpse, z_where = self.transformer.read(residual, z_where)
                 what_loc, what_scale = self.encode(glimpse)
                 z_what, what_loc, what_scale = draw(what_loc, what_scale, what_noise)
                 steps.append(Step(proposal.logits, z_where, z_what, where_loc, where_scale, what_loc, what_scale))
                 history.append(previous)
                 previous = z_where, z_what, one
                 if self.guide_net.reads_residual:
-                    painted.append(self.paint(z_where[:, None], z_what[:, None]))
+                    painted.append(self.paint(z_where[:, None], z_what[:, None], images))
+                if until_stopped and is_settled(torch.cat([step.logits for step in steps], -1)):
+                    break
         return steps, history, painted
 
     def guide(self, images: Tensor, batch_size: int | None = None,
@@ -302,29 +326,25 @@ class AIR(CountingModel):
         return list(attended.z_where.unbind(1)), list(z_pres[..., None].unbind(1))
 
     @torch.no_grad()
-    def infer(self, images: Tensor | NDArray[Any]) -> Inference:
+    def infer(self, images: Tensor | NDArray[Any], most: int | None = None) -> Inference:
+        """Infer objects, see `CountingModel.infer`.
+
+        Args:
+            images: as there.
+            most: count up to so many objects, if `reads_any_size` is true; the result has N <= most steps, which end
+                when all images have stopped. None: N as in training.
+        Raises:
+            ValueError: as there; `most` is below 1, or given to a model that counts no further than in training.
+        """
+        if most is not None and not self.reads_any_size:
+            raise ValueError(f"most={most}: only guide='search' without a background counts further than num_steps, "
+                             f"{self.num_steps}")
+        if most is not None and most < 1:
+            raise ValueError(f"most must be at least 1, got {most}")
         images = self.as_images(images, intensities=True)
         background = torch.zeros_like(images)
         if self.background:
             background = self.infer_background(images, at_mean=True)[1]
             images = images - background
-        logits, _, _, z_where, z_what, painted = self.attend(images, at_mean=True)
-        return self.inference(log_count_probs(logits).exp(), z_where, z_what, painted, background)
-
-    def inference(self, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor
-                  ) -> Inference:
-        """Turn a choice of latents into an Inference, at the most probable count.
-
-        Args:
-            count_probs: (B, N+1).
-            z_where: (B, N, 3).
-            z_what: (B, N, D).
-            painted: (B, N, C, H, W), each object alone.
-            background: (B, C, H, W); zero where none is modelled.
-        """
-        count = count_probs.argmax(-1)
-        z_pres = self.z_pres(count)
-        canvases = torch.stack(list(accumulate((background, *painted.unbind(1)), torch.add)), 1)
-        boxes = painted_boxes(painted, z_where, BOX_THRESHOLD) * z_pres[..., None]
-        reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
-        return Inference(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
+        logits, _, _, z_where, z_what, painted = self.attend(images, at_mean=True, most=most)
+        return Inference.of(log_count_probs(logits).exp(), z_where, z_what, painted, background, self.x_size)

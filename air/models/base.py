@@ -5,6 +5,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,9 +16,13 @@ from air.models import likelihoods
 from air.models.constants import Constants
 from air.models.distributions import CountPrior, Latent
 from air.models.networks import Baseline, History
+from air.models.spatial import painted_boxes
 
 Fields = TypeVar("Fields", bound=tuple[Any, ...])  # a NamedTuple of tensors
 
+# A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
+# best IoU and 0.25 the best AP50; this lies between them.
+BOX_THRESHOLD = 0.2
 SLACK = 0.05  # intensities outside [0, 1] by more than this cause a warning
 LOWEST, HIGHEST = -1.0, 2.0  # intensities outside are on another scale
 
@@ -47,6 +52,26 @@ class Inference:
     boxes: Tensor  # (B, N, 4), (x0, y0, x1, y1) in pixels: tight around what the object paints; 0 where z_pres is 0
     reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
     canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
+
+    @classmethod
+    def of(cls, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor, unit: int
+           ) -> "Inference":
+        """From a choice of 2D latents, at the most probable count.
+
+        Args:
+            count_probs: (B, N+1).
+            z_where: (B, N, 3).
+            z_what: (B, N, D).
+            painted: (B, N, C, H, W), each object alone.
+            background: (B, C, H, W); zero where none is modelled.
+            unit: pixels that span [-1, 1] in canvas units.
+        """
+        count = count_probs.argmax(-1)
+        z_pres = (torch.arange(z_where.shape[1], device=count.device) < count[:, None]).to(z_where)
+        canvases = torch.stack(list(accumulate((background, *painted.unbind(1)), torch.add)), 1)
+        boxes = painted_boxes(painted, z_where, BOX_THRESHOLD, unit) * z_pres[..., None]
+        reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
+        return cls(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
 
     @property
     def at_limit(self) -> Tensor:
@@ -121,11 +146,18 @@ class CountingModel(Constants):
         """Count, locate, encode and reconstruct the objects of images; deterministic.
 
         Args:
-            images: (B, H, W) or (B, C, H, W), intensities, a tensor or a NumPy array; uint8 is divided by 255.
+            images: (B, H, W) or (B, C, H, W), intensities, a tensor or a NumPy array; uint8 is divided by 255. A model
+                whose `reads_any_size` is true reads images of any height and width, in which objects have as many
+                pixels as in those of training.
         Raises:
             ValueError: the images do not have the model's size, are neither uint8 nor floats, or are no intensities
                 (see `check_intensities`).
         """
+
+    @property
+    def reads_any_size(self) -> bool:
+        """Whether the model reads images of other sizes, and counts further, than in training."""
+        return False
 
     @abstractmethod
     def make_baseline(self) -> Baseline:
@@ -162,6 +194,8 @@ class CountingModel(Constants):
         images = torch.as_tensor(images)
         shape = (self.channels, self.x_size, self.x_size)
         flat = images.ndim == 3 and self.channels == 1
+        if self.reads_any_size and images.ndim >= 3 and min(images.shape[-2:]) > 0:
+            shape = (self.channels, *images.shape[-2:])
         if images.shape[1:] != (shape[1:] if flat else shape):
             raise ValueError(f"expected images of shape (B, {', '.join(map(str, shape))})"
                              f"{f' or (B, {self.x_size}, {self.x_size})' if self.channels == 1 else ''}, "

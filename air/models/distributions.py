@@ -184,6 +184,16 @@ def log_count_probs(logits: Tensor) -> Tensor:
     return log_q
 
 
+def is_settled(logits: Tensor) -> bool:
+    """Whether further steps cannot change the most probable count of any row: q(n >= N) is below another q(n).
+
+    Args:
+        logits: (B, N), of the steps taken.
+    """
+    log_q = log_count_probs(logits)
+    return bool((log_q[:, -1] < log_q[:, :-1].amax(-1)).all())
+
+
 class _LogCountProbs(torch.autograd.Function):
     """See `log_count_probs`."""
 

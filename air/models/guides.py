@@ -2,69 +2,27 @@
 
     recurrent   the paper's AIR: an LSTM that reads the image once
     difference  the paper's DAIR: the LSTM reads, at each step, what the objects so far leave unexplained
-    search      convolutions look for what stands out in what is left; a step has no memory of the others
-
-All follow one protocol (`Guide`). AIR runs it with every z_pres set to 1:
-
-    state = guide.start(images, particles)
-    for t in range(N):
-        proposal, state = guide.step(state, residual, previous_latents)
+    search      convolutions look for what stands out in what is left; a step has no memory (air/models/search.py)
 
 Source: Eslami et al. (2016), sections 2.2 and 3.2, for the first two.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from air.models.guide import Guide, Proposal
 from air.models.networks import MLP, LSTMState, RecurrentNet, non_linearity_class
+from air.models.search import SearchGuide
 from air.models.spatial import PixelGrid, full_precision
 
 GuideName = Literal["recurrent", "difference", "search"]
 GUIDES = get_args(GuideName)
-
-
-class Proposal(NamedTuple):
-    """q(z_pres_t) and q(z_where_t) of one step; z_where relative to its prior, whose loc and scale AIR puts back."""
-
-    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    loc: Tensor  # (B, 3), added to the prior's loc
-    scale: Tensor  # (B, 3), > 0, multiplies the prior's scale
-
-
-class Guide(nn.Module, ABC):
-    """The protocol of a guide. Both methods are pure: what a step remembers is in the state, a NamedTuple."""
-
-    reads_residual: bool  # False: every step is given the image itself, and objects need not be painted in between
-    reads_latents: bool  # whether a step depends on `previous_latents`
-
-    @abstractmethod
-    def start(self, images: Tensor, particles: int) -> Any:
-        """The state before the first step.
-
-        Args:
-            images: (B, C, H, W).
-            particles: K; every step has B K rows, row b K + k being particle k of image b.
-        """
-
-    @abstractmethod
-    def step(self, state: Any, residual: Tensor, previous_latents: Sequence[Tensor]) -> tuple[Proposal, Any]:
-        """Propose the next object.
-
-        Args:
-            state: from `start` or from the previous step.
-            residual: (B K, C, H, W), the image less the objects so far if `reads_residual`, else the image.
-            previous_latents: z_where (B K, 3), z_what (B K, D) and z_pres = 1 (B K, 1) of the previous step; one row
-                each at the first step.
-        Returns:
-            The step's proposal and the next state.
-        """
 
 
 class Predict(nn.Module):
@@ -194,63 +152,19 @@ class Attention(nn.Module):
             return (attention[:, None] @ features).squeeze(1), largest, attention @ places
 
 
-class SearchState(NamedTuple):
-    """The search guide remembers nothing."""
-
-
-class SearchGuide(Guide):
-    """Find what stands out in the residual, and propose an object there from the features of that place.
-
-    A step sees the residual and nothing else, and convolutions treat all places alike. So what is learned from few
-    objects carries over to many.
-    """
-
-    reads_residual = True
-    reads_latents = False
-
-    def __init__(self, channels: int, x_size: int, scale_mean: float, non_linearity: str) -> None:
-        """Build the networks.
-
-        Args:
-            channels: C.
-            x_size: H = W, the image's side in pixels.
-            scale_mean: prior mean of s, the image's side over an object's.
-            non_linearity: the name of a class in torch.nn.
-        """
-        super().__init__()
-        self.attention = Attention(channels, x_size, scale_mean, non_linearity)
-        self.mlp = MLP(Attention.features + 1, [64, 1 + 2 + 1 + 3], non_linearity)
-        self.scale_mean = scale_mean
-
-    def start(self, images: Tensor, particles: int) -> SearchState:
-        return SearchState()
-
-    def step(self, state: SearchState, residual: Tensor, previous_latents: Sequence[Tensor]
-             ) -> tuple[Proposal, SearchState]:
-        return self(residual), state
-
-    def forward(self, residual: Tensor) -> Proposal:
-        """Residual (B, C, H, W) -> the step's proposal."""
-        seen, heat, centre = self.attention(residual)
-        logit, offset, larger, scale = self.mlp(torch.cat((seen, heat), -1)).to(residual.dtype).split((1, 2, 1, 3), -1)
-        # An object of scale s centred at c has z_where = (s, -s c).
-        shift = (-self.scale_mean - larger) * (centre + offset)
-        return Proposal(logit, torch.cat((larger, shift), -1), F.softplus(scale))
-
-
-def make_guide(name: GuideName, channels: int, x_size: int, scale_mean: float, latents: int,
-               rnn_hidden_size: int, embed_net: Sequence[int] | None, predict_net: Sequence[int], non_linearity: str
-               ) -> Guide:
+def make_guide(name: GuideName, channels: int, x_size: int, where_loc: Sequence[float], where_scale: Sequence[float],
+               latents: int, rnn_hidden_size: int, embed_net: Sequence[int] | None, predict_net: Sequence[int],
+               non_linearity: str) -> Guide:
     """Build a guide by name.
 
     Args:
         name: of the guide.
+        where_loc, where_scale: of the prior of z_where, in the numbers in which the guide has it Normal.
         latents: 3 + D + 1, the size of `previous_latents` together.
-        channels, x_size, scale_mean, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's
-            constructor; scale_mean is its scale_prior_mean.
+        channels, x_size, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's constructor.
     """
     if name == "search":
-        return SearchGuide(channels, x_size, scale_mean, non_linearity)
+        return SearchGuide(channels, x_size, where_loc, where_scale, non_linearity)
     rnn = RecurrentNet(channels * x_size**2, embed_net, latents, rnn_hidden_size, non_linearity)
     predict = Predict(rnn_hidden_size, predict_net, non_linearity)
     return RecurrentGuide(rnn, predict) if name == "recurrent" else DifferenceGuide(rnn, predict)

@@ -5,11 +5,16 @@ coordinates; both run over [-1, 1], y downwards, pixel centres as in `grid_sampl
 object a third of the canvas wide, and its centre is at (-x/s, -y/s) on the canvas. Reading a glimpse maps window
 coordinates to canvas coordinates, by the inverse (1/s, -x/s, -y/s).
 
+The unit of canvas coordinates is half the side of the images that a model is made for, `unit` pixels. An image of
+another size has its middle at (0, 0) as well and extends beyond [-1, 1], or not so far: the same z_where is an object
+of as many pixels.
+
 Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transformer networks", eq. 1-5.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +36,35 @@ def invert_z_where(z_where: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(scale), -shift), -1) / scale
 
 
-def image_to_window(images: Tensor, z_where: Tensor, window_size: int) -> Tensor:
+def from_centre(log_where: Tensor) -> Tensor:
+    """z_where of objects by their size and place: (..., 3), (log s, centre x, centre y) -> (..., 3), (s, x, y)."""
+    scale = log_where[..., :1].exp()
+    return torch.cat((scale, -scale * log_where[..., 1:]), -1)
+
+
+def to_centre(z_where: Tensor) -> Tensor:
+    """The inverse of `from_centre`, for s > 0."""
+    scale, shift = z_where[..., :1], z_where[..., 1:]
+    return torch.cat((scale.log(), -shift / scale), -1)
+
+
+def image_to_window(images: Tensor, z_where: Tensor, window_size: int, unit: int | None = None) -> Tensor:
     """Read the glimpse under a window (the inverse of `window_to_image`).
 
     Args:
-        images: (B, C, H, H), intensities.
+        images: (B, C, H, W), intensities.
         z_where: (B, 3), (s, x, y) as in the module's docstring; s != 0.
         window_size: side of the glimpse in pixels.
+        unit: pixels that span [-1, 1]; None: H, of square images.
     Returns:
         (B, C, window_size, window_size); zero where the window extends beyond the image.
     Raises:
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    window, image = (_centres(size).to(z_where) for size in (window_size, images.shape[-1]))
-    return _read(images, z_where, window, _square(window), image)[0]
+    _check(images, z_where, "images", square=unit is None)
+    window = centres_of(window_size).to(z_where)
+    return _read(images, z_where, window, _square(window), _axes(images, unit, z_where))[0]
 
 
 def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
@@ -61,7 +80,24 @@ def window_to_image(window: Tensor, z_where: Tensor, image_size: int) -> Tensor:
         ValueError: a shape is wrong (the message prints both shapes).
     Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), eq. 1-5.
     """
-    return _paint(window, z_where, *(_centres(size).to(z_where) for size in (image_size, window.shape[-1])))
+    centres = centres_of(image_size).to(z_where)
+    return _paint(window, z_where, Axes(centres, centres, image_size), centres_of(window.shape[-1]).to(z_where))
+
+
+class Axes(NamedTuple):
+    """Where the columns and rows of an image lie, in canvas units."""
+
+    x: Tensor  # (W,), centres of the columns
+    y: Tensor  # (H,), centres of the rows; the same tensor as x for square images
+    unit: int  # pixels that span [-1, 1]
+
+
+def _axes(images: Tensor, unit: int | None, like: Tensor) -> Axes:
+    """The axes of images (..., H, W)."""
+    height, width = images.shape[-2:]
+    unit = height if unit is None else unit
+    x = centres_of(width, unit).to(like)
+    return Axes(x, x if height == width else centres_of(height, unit).to(like), unit)
 
 
 class PixelGrid(Constants):
@@ -77,15 +113,15 @@ class PixelGrid(Constants):
         self.place_constants()
 
     def constants(self) -> dict[str, Tensor]:
-        along = _centres(self.size)[::self.stride]
+        along = centres_of(self.size)[::self.stride]
         return {"along": along, "xy": _square(along)}
 
 
 class SpatialTransformer(nn.Module):
-    """`image_to_window` and `window_to_image` for fixed sizes, whose constants are kept."""
+    """`image_to_window` and `window_to_image` for one size of windows; constants for one size of images are kept."""
 
     def __init__(self, image_size: int, window_size: int) -> None:
-        """Args: image_size, window_size: sides H and w in pixels."""
+        """Args: image_size, window_size: sides in pixels; that of the images is the unit, images may be of any size."""
         super().__init__()
         self.image, self.window = PixelGrid(image_size), PixelGrid(window_size)
 
@@ -93,26 +129,45 @@ class SpatialTransformer(nn.Module):
         """Read glimpses, see `image_to_window`.
 
         Args:
-            images: (B, C, H, H).
+            images: (B, C, H, W).
             z_where: (B, 3).
         Returns:
             The glimpses (B, C, w, w), and z_where. Whoever reads z_where as well should read the one returned: the
             backward pass then adds up its gradients at once.
         """
-        return _read(images, z_where, self.window.along, self.window.xy, self.image.along)
+        return _read(images, z_where, self.window.along, self.window.xy, self._axes(images))
 
-    def paint(self, window: Tensor, z_where: Tensor) -> Tensor:
-        """(B, C, w, w) and (B, 3) -> (B, C, H, H), see `window_to_image`."""
-        return _paint(window, z_where, self.image.along, self.window.along)
+    def paint(self, window: Tensor, z_where: Tensor, like: Tensor | None = None) -> Tensor:
+        """Paint windows, see `window_to_image`.
+
+        Args:
+            window: (B, C, w, w).
+            z_where: (B, 3).
+            like: (..., H, W), an image of the canvas's size; None: the size whose constants are kept.
+        Returns:
+            (B, C, H, W).
+        """
+        axes = self._kept() if like is None else self._axes(like)
+        return _paint(window, z_where, axes, self.window.along)
+
+    def _axes(self, images: Tensor) -> Axes:
+        unit = self.image.size
+        return self._kept() if images.shape[-2:] == (unit, unit) else _axes(images, unit, self.image.along)
+
+    def _kept(self) -> Axes:
+        return Axes(self.image.along, self.image.along, self.image.size)
 
 
-def _read(images: Tensor, z_where: Tensor, window: Tensor, window_xy: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """See `SpatialTransformer.read`; centres of the window's pixels, (w,) and (w, w, 2), and of the image's, (H,)."""
+def _read(images: Tensor, z_where: Tensor, window: Tensor, window_xy: Tensor, axes: Axes) -> tuple[Tensor, Tensor]:
+    """See `SpatialTransformer.read`; centres of the window's pixels, (w,) and (w, w, 2), and the images' axes."""
     _check(images, z_where, "images")
     if _sums_in_any_order(images):
         scale, shift = z_where[..., None].split((1, 2), 1)
-        return _resample(images, (window - shift) / scale, image), z_where
+        return _resample(images, (window - shift) / scale, axes[:2], axes.unit / 2), z_where
     grid, z_where = _SamplingGrid.apply(z_where, window_xy)
+    height, width = images.shape[-2:]
+    if (height, width) != (axes.unit, axes.unit):
+        grid = grid * torch.tensor((axes.unit / width, axes.unit / height)).to(grid)
     return F.grid_sample(images, grid, align_corners=False), z_where
 
 
@@ -124,17 +179,20 @@ def _sums_in_any_order(images: Tensor) -> bool:
     return images.is_cuda and images.requires_grad
 
 
-def _paint(window: Tensor, z_where: Tensor, image_centres: Tensor, window_centres: Tensor) -> Tensor:
-    """See `window_to_image`; the centres of the image's pixels (H,) and of the window's (w,)."""
-    _check(window, z_where, "window")
+def _paint(window: Tensor, z_where: Tensor, axes: Axes, window_centres: Tensor) -> Tensor:
+    """See `window_to_image`; the axes of the canvas, and centres of the window's pixels, (w,)."""
+    _check(window, z_where, "window", square=True)
     scale, shift = z_where[..., None].split((1, 2), 1)
     # grid_sample gives the same, but its backward pass (a scatter) takes 1.5x as long.
-    return _resample(window, torch.addcmul(shift, scale, image_centres), window_centres)
+    points: Tensor | list[Tensor] = (
+        torch.addcmul(shift, scale, axes.x) if axes.x is axes.y else
+        [torch.addcmul(shift[:, axis], scale[:, 0], along) for axis, along in enumerate(axes[:2])])
+    return _resample(window, points, (window_centres, window_centres), len(window_centres) / 2)
 
 
-def _centres(size: int) -> Tensor:
-    """Centres of a row of `size` pixels that spans [-1, 1]: (size,), float64."""
-    return torch.arange(1 - size, size, 2, dtype=torch.float64) / size
+def centres_of(size: int, unit: int | None = None) -> Tensor:
+    """Centres of a row of `size` pixels around 0, of which `unit` span [-1, 1] (None: all): (size,), float64."""
+    return torch.arange(1 - size, size, 2, dtype=torch.float64) / (size if unit is None else unit)
 
 
 def _square(along: Tensor) -> Tensor:
@@ -142,44 +200,50 @@ def _square(along: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(along, along, indexing="xy"), -1)
 
 
-def _resample(source: Tensor, points: Tensor, centres: Tensor) -> Tensor:
+def _resample(source: Tensor, points: Tensor | Sequence[Tensor], along: Sequence[Tensor], density: float) -> Tensor:
     """Sample images bilinearly at the points of a grid.
 
     x depends only on the column and y only on the row, so bilinear sampling is a matrix product on either side, with
     the values of a hat function.
 
     Args:
-        source: (B, C, S, S).
-        points: (B, 2, P), x of the grid's columns and y of its rows, in [-1, 1] units of the source.
-        centres: (S,), of the source's pixels.
+        source: (B, C, R, S).
+        points: x of the grid's columns and y of its rows, in units of the source: (B, 2, P), or (B, P) and (B, Q).
+        along: centres of the source's columns (S,) and rows (R,).
+        density: of the source's pixels, per unit.
     Returns:
-        (B, C, P, P); zero outside the source.
+        (B, C, Q, P); zero outside the source.
     """
     with full_precision(source):
-        columns, rows = _Hats.apply(points, centres).to(source.dtype).unbind(1)  # (B, P, S) each
-        narrow = source.flatten(1, 2) @ columns.mT  # (B, C S, P)
+        if isinstance(points, Tensor) and along[0] is along[1]:
+            columns, rows = _Hats.apply(points, along[0], density).to(source.dtype).unbind(1)  # (B, P, S) each
+        else:
+            pairs = zip(points.unbind(1) if isinstance(points, Tensor) else points, along)
+            columns, rows = (_Hats.apply(each, centres, density).to(source.dtype) for each, centres in pairs)
+        narrow = source.flatten(1, 2) @ columns.mT  # (B, C R, P)
         return rows[:, None] @ narrow.unflatten(1, source.shape[1:3])
 
 
 class _Hats(torch.autograd.Function):
-    """Weights of pixels in bilinear interpolation: points (B, 2, P) and centres (S,) -> (B, 2, P, S).
+    """Weights of pixels in bilinear interpolation: points (..., P) and centres (S,) -> (..., P, S).
 
-    The weight of pixel j is max(0, 1 - |point - centre_j| S / 2).
+    The weight of pixel j is max(0, 1 - |point - centre_j| density), for so many pixels per unit.
     """
 
     @staticmethod
-    def forward(ctx: Any, points: Tensor, centres: Tensor) -> Tensor:
+    def forward(ctx: Any, points: Tensor, centres: Tensor, density: float) -> Tensor:
         away = centres - points[..., None]
-        hats = torch.rsub(away.abs(), 1, alpha=len(centres) / 2).relu_()
+        hats = torch.rsub(away.abs(), 1, alpha=density).relu_()
         ctx.save_for_backward(away, hats)
+        ctx.density = density
         return hats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         away, hats = ctx.saved_tensors
         inside = torch.ops.aten.threshold_backward(gradient, hats, 0)
-        return (inside * away.sign()).sum(-1) * (away.shape[-1] / 2), None
+        return (inside * away.sign()).sum(-1) * ctx.density, None, None
 
 
 class _SamplingGrid(torch.autograd.Function):
@@ -206,27 +270,31 @@ class _SamplingGrid(torch.autograd.Function):
         return torch.addcdiv(of_z_where, of_inverse, z_where[:, :1], value=-1), None
 
 
-def window_boxes(z_where: Tensor, image_size: int) -> Tensor:
+def window_boxes(z_where: Tensor, image_size: int | tuple[int, int], unit: int | None = None) -> Tensor:
     """Outline windows on the canvas.
 
     Args:
         z_where: (..., 3), (s, x, y); s != 0.
-        image_size: side of the canvas in pixels.
+        image_size: side of the canvas in pixels, or its height and width.
+        unit: pixels that span [-1, 1]; None: the canvas's height.
     Returns:
         (..., 4), (x0, y0, x1, y1) in pixels from the top left corner of the canvas, which windows may exceed.
     """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     scale, centre = invert_z_where(z_where).split((1, 2), -1)
-    corners = torch.cat((centre - scale.abs(), centre + scale.abs()), -1)  # in [-1, 1] canvas units
-    return (corners + 1) * (image_size / 2)
+    corners = torch.cat((centre - scale.abs(), centre + scale.abs()), -1)  # in canvas units
+    middle = corners.new_tensor((width, height, width, height)) / 2
+    return torch.addcmul(middle, corners, corners.new_tensor((height if unit is None else unit) / 2))
 
 
-def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
+def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float, unit: int | None = None) -> Tensor:
     """Tight boxes around what objects paint, without the empty margin of a window's outline.
 
     Args:
-        painted: (..., C, H, H), each object painted alone on an empty canvas.
+        painted: (..., C, H, W), each object painted alone on an empty canvas.
         z_where: (..., 3), the objects' windows; an object that paints nothing gets its window's outline as its box.
         threshold: a pixel belongs to the object where its largest channel exceeds this share of the object's maximum.
+        unit: pixels that span [-1, 1]; None: H.
     Returns:
         (..., 4), (x0, y0, x1, y1) in pixels: the first column and row, and one past the last.
     Raises:
@@ -234,14 +302,15 @@ def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float) -> Tensor:
     """
     if painted.shape[:-3] != z_where.shape[:-1]:
         raise ValueError(f"painted {tuple(painted.shape)} and z_where {tuple(z_where.shape)}: leading shapes differ")
-    size = painted.shape[-1]
-    # Maximum over each column (x), then over each row (y): (..., 2, H). That suffices for a box.
-    profiles = torch.stack((painted.amax((-3, -2)), painted.amax((-3, -1))), -2)
-    peak = profiles.amax(-1, keepdim=True)
-    inside = (profiles > threshold * peak).int()
-    first, last = inside.argmax(-1), size - inside.flip(-1).argmax(-1)  # (..., 2)
+    # Maximum over each column (x), and over each row (y). That suffices for a box.
+    profiles = painted.amax((-3, -2)), painted.amax((-3, -1))  # (..., W), (..., H)
+    peak = profiles[0].amax(-1, keepdim=True)
+    inside = [(profile > threshold * peak).int() for profile in profiles]
+    first = torch.stack([each.argmax(-1) for each in inside], -1)  # (..., 2)
+    last = torch.stack([each.shape[-1] - each.flip(-1).argmax(-1) for each in inside], -1)
     tight = torch.cat((first, last), -1).to(z_where.dtype)
-    return torch.where(peak[..., 0, :] > 0, tight, window_boxes(z_where, size))
+    height, width = painted.shape[-2:]
+    return torch.where(peak > 0, tight, window_boxes(z_where, (height, width), unit))
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
@@ -249,8 +318,8 @@ def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
-def _check(pixels: Tensor, z_where: Tensor, name: str) -> None:
-    if (pixels.ndim != 4 or z_where.ndim != 2 or pixels.shape[-1] != pixels.shape[-2]
+def _check(pixels: Tensor, z_where: Tensor, name: str, square: bool = False) -> None:
+    if (pixels.ndim != 4 or z_where.ndim != 2 or square and pixels.shape[-1] != pixels.shape[-2]
             or z_where.shape != (pixels.shape[0], 3)):
-        raise ValueError(f"expected {name} (B, C, side, side) and z_where (B, 3), "
+        raise ValueError(f"expected {name} (B, C, {'side, side' if square else 'H, W'}) and z_where (B, 3), "
                          f"got {tuple(pixels.shape)} and {tuple(z_where.shape)}")

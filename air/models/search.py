@@ -1,0 +1,198 @@
+"""The search guide: find what stands out most in the residual, at any place and of any size, and look at it closely.
+
+    heat of every place of every level of a pyramid of the residual    ->  the hottest place and level
+    a glimpse of the residual there, at the scale of that level        ->  z_pres, and corrections of place and size
+
+A step sees the residual and nothing else. It treats all places alike and, between the ends of the pyramid, all sizes.
+So what it learns from few objects on small images carries over to many objects on large ones.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from air.models.constants import Constants
+from air.models.guide import Guide, Proposal
+from air.models.networks import MLP, non_linearity_class
+from air.models.spatial import SpatialTransformer, centres_of, from_centre, full_precision, to_centre
+
+OBJECT_PIXELS = 8  # an object's side in pixels of its level
+LEVEL_GAP = 0.7  # between the log sizes of two levels, about a factor of two
+PRIOR_SDS = 1.5  # the pyramid's levels cover so many standard deviations of the scale prior on either side
+STRIDE = 2  # of the places, in pixels of a level
+FEATURES = 32
+REACH = 1 / 3  # of the attention around the hottest place, in sides of an object,
+LEVEL_REACH = 0.5  # and along the log of the size
+GLIMPSE_SIZE = 16  # pixels
+GLIMPSE_MARGIN = 1.8  # a glimpse's side over the object's
+SHIFT, GROWTH = 0.3, 0.15  # standard deviations of place, in halves of an object, and of log size where softplus is 1
+
+
+class Found(NamedTuple):
+    """What stands out most in each image."""
+
+    heat: Tensor  # (B, 1)
+    centre: Tensor  # (B, 2), (x, y) in canvas units
+    log_scale: Tensor  # (B, 1), log s of an object there
+
+
+class Level(Constants):
+    """One level of the pyramid: the image, shrunk or enlarged so that objects of one size have OBJECT_PIXELS."""
+
+    shrink: Tensor  # (P, x_size), weights of the image's pixels in the level's
+    places: Tensor  # (places, 3), centre (x, y) and log s of every place
+
+    def __init__(self, x_size: int, log_scale: float) -> None:
+        """Args: x_size: side in pixels of the usual images; log_scale: log s of the level's objects."""
+        super().__init__()
+        self.x_size, self.log_scale = x_size, log_scale
+        self.place_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        return {"shrink": self._shrink_of(self.x_size), "places": self._places_of(self.x_size, self.x_size)}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q), and its places (places, 3)."""
+        height, width = images.shape[-2:]
+        if height == width == self.x_size:
+            rows = columns = self.shrink
+            places = self.places
+        else:
+            rows, columns = (self._shrink_of(side).to(self.shrink) for side in (height, width))
+            places = self._places_of(height, width).to(self.shrink)
+        return rows @ images @ columns.T, places
+
+    def _pixels(self, side: int) -> int:
+        """A side of the level in pixels, of an image's."""
+        return max(1, round(side * OBJECT_PIXELS * math.exp(self.log_scale) / self.x_size))
+
+    def _shrink_of(self, side: int) -> Tensor:
+        """Linear interpolation, averaged over as many pixels as one of the level covers: (P, side), float64."""
+        pixels = self._pixels(side)
+        middle = centres_of(pixels) * side / 2  # of the level's pixels, in the image's
+        away = (middle[:, None] - centres_of(side) * side / 2).abs()
+        weights = (1 - away / max(1.0, side / pixels)).clamp(min=0)
+        return weights / weights.sum(-1, keepdim=True)
+
+    def _places_of(self, height: int, width: int) -> Tensor:
+        """(places, 3), float64."""
+        x, y = (centres_of(self._pixels(side))[::STRIDE] * side / self.x_size for side in (width, height))
+        xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+        return F.pad(xy, (0, 1), value=self.log_scale)
+
+
+class Pyramid(nn.Module):
+    """Which place stands out most, and of what size is the object there?
+
+    Convolutions compute the heat of every place of every level. The attention is a softmax of the heat, restricted to
+    the surroundings of the hottest place: the mean of a plain softmax over two equally hot places would lie between
+    them, where there is no object.
+    """
+
+    def __init__(self, channels: int, x_size: int, log_scales: Sequence[float], non_linearity: str) -> None:
+        """Build the convolutions, which all levels share.
+
+        Args:
+            channels: C.
+            x_size: side in pixels of the usual images.
+            log_scales: log s of the objects of each level.
+            non_linearity: the name of a class in torch.nn.
+        """
+        super().__init__()
+        act = non_linearity_class(non_linearity)
+        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, STRIDE, 2), act(),
+                                 nn.Conv2d(16, FEATURES, 3, 1, 2, dilation=2), act())
+        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        # At initialisation, heat is the mean of the features: strong features mean that something stands out.
+        self.heat = nn.Parameter(torch.full((1, FEATURES, 1, 1), 1 / FEATURES))
+        self.levels = nn.ModuleList(Level(x_size, log_scale) for log_scale in log_scales)
+
+    def forward(self, images: Tensor) -> Found:
+        """Images (B, C, H, W) of any size -> what stands out most in each."""
+        with full_precision(images):
+            levels, places = zip(*(level(images) for level in self.levels))
+        features = [self.net(level).to(images.dtype) for level in levels]
+        with full_precision(images):
+            heat = torch.cat([F.conv2d(each, self.heat).flatten(1) for each in features], -1)  # (B, places)
+            place = torch.cat(places)  # (places, 3)
+            hottest = place[heat.argmax(-1)][:, None]  # (B, 1, 3)
+            offset = (place - hottest).square()
+            # in units of the reach, which is in proportion to the size
+            away = offset[..., :2].sum(-1) * ((2 * hottest[..., 2]).exp() / (2 * REACH)**2)  # (B, places)
+            if len(levels) > 1:
+                away = away + offset[..., 2] / LEVEL_REACH**2
+            # a_p ∝ exp(heat_p - away_p / 2)
+            centre, log_scale = (torch.sub(heat, away, alpha=0.5).softmax(-1) @ place).split((2, 1), -1)
+            # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
+            return Found(heat.amax(-1, keepdim=True), centre, log_scale)
+
+
+class SearchState(NamedTuple):
+    """The search guide remembers nothing."""
+
+
+class SearchGuide(Guide):
+    """Find what stands out in the residual, look at it closely, and propose an object there.
+
+    z_where is Normal in (log s, x, y of the centre), whatever the image's size.
+    """
+
+    reads_residual = True
+    reads_latents = False
+    teaches = False  # half of the cost of the convolutions, and the objects are found as well without it
+    reads_any_size = True
+
+    def __init__(self, channels: int, x_size: int, where_loc: Sequence[float], where_scale: Sequence[float],
+                 non_linearity: str) -> None:
+        """Build the networks.
+
+        Args:
+            channels: C.
+            x_size: side in pixels of the images of training.
+            where_loc, where_scale: of the prior of (log s, x, y of the centre). Proposals are relative to it, and the
+                pyramid covers its scales.
+            non_linearity: the name of a class in torch.nn.
+        """
+        super().__init__()
+        self.where_loc, self.where_scale = tuple(where_loc), tuple(where_scale)
+        self.pyramid = Pyramid(channels, x_size, log_scales(where_loc[0], where_scale[0]), non_linearity)
+        self.transformer = SpatialTransformer(x_size, GLIMPSE_SIZE)
+        self.mlp = MLP(channels * GLIMPSE_SIZE**2 + 1, [128, 1 + 1 + 2 + 3], non_linearity)
+
+    def start(self, images: Tensor, particles: int) -> SearchState:
+        return SearchState()
+
+    def step(self, state: SearchState, residual: Tensor, previous_latents: Sequence[Tensor]
+             ) -> tuple[Proposal, SearchState]:
+        return self(residual), state
+
+    def z_where(self, where: Tensor) -> Tensor:
+        return from_centre(where)
+
+    def normal_where(self, z_where: Tensor) -> Tensor:
+        return to_centre(z_where)
+
+    def forward(self, residual: Tensor) -> Proposal:
+        """Residual (B, C, H, W) -> the step's proposal."""
+        heat, centre, log_scale = self.pyramid(residual)
+        # Through the glimpse, heat learns what the corrections will do; without, it learns far more slowly.
+        glimpse, _ = self.transformer.read(residual, from_centre(torch.cat(
+            (log_scale - math.log(GLIMPSE_MARGIN), centre), -1)))
+        outputs = self.mlp(torch.cat((glimpse.flatten(1), heat), -1)).to(residual.dtype)
+        logit, larger, shift, scale = outputs.split((1, 1, 2, 3), -1)
+        half = (-log_scale).exp()  # of an object's side
+        loc = torch.cat((log_scale + 0.5 * larger, torch.addcmul(centre, half, shift)), -1)
+        scale = F.softplus(scale) * torch.cat((torch.full_like(half, GROWTH), half.expand(-1, 2) * SHIFT), -1)
+        prior_loc, prior_scale = loc.new_tensor((self.where_loc, self.where_scale))
+        return Proposal(logit, loc - prior_loc, scale / prior_scale)
+
+
+def log_scales(mean: float, sd: float) -> list[float]:
+    """The levels' log s for a prior of log s: evenly spaced, at most LEVEL_GAP apart, within PRIOR_SDS of the mean."""
+    span = 2 * PRIOR_SDS * sd
+    levels = math.ceil(span / LEVEL_GAP)
+    return [mean + span * ((level + 0.5) / levels - 0.5) for level in range(levels)]

@@ -1,0 +1,120 @@
+"""The search guide: what it finds, at any place, of any size and on images of any size."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from air.models.search import Level, SearchGuide, log_scales
+from air.models.spatial import from_centre, invert_z_where
+
+
+def guide(log_scale=math.log(6), sd=0.03, x_size=96):
+    """A freshly initialised guide whose objects have about 16 of 96 pixels."""
+    torch.manual_seed(0)
+    return SearchGuide(1, x_size, (log_scale, 0, 0), (sd, 0.6, 0.6), "ReLU").double()
+
+
+def blobs(*places, side=8, shape=(96, 96)):
+    """(1, 1, *shape) float64: bright squares with their top left corners at (x, y)."""
+    image = torch.zeros(1, 1, *shape, dtype=torch.float64)
+    for x, y in places:
+        image[..., y:y + side, x:x + side] = 1
+    return image
+
+
+def proposed(search, image, x_size=96):
+    """The proposed object's side and centre, (side, x, y) in pixels."""
+    where = search(image).loc + torch.tensor([search.where_loc]).double()
+    inverse, x, y = invert_z_where(search.z_where(where))[0]
+    height, width = image.shape[-2:]
+    return torch.stack((x_size * inverse, width / 2 + x_size / 2 * x, height / 2 + x_size / 2 * y))
+
+
+def test_search_is_equivariant_to_shifts():
+    """For shifts by whole places, away from the borders: the proposal moves along, and nothing else changes."""
+    search = guide()
+    here, there = blobs((36, 44)), blobs((52, 40))
+    move = proposed(search, there) - proposed(search, here)
+    torch.testing.assert_close(move, torch.tensor([0.0, 16, -4]).double(), atol=1e-6, rtol=0)
+    (logit, loc, scale), (other_logit, other_loc, other_scale) = search(here), search(there)
+    torch.testing.assert_close((other_logit, other_scale, other_loc[:, :1]), (logit, scale, loc[:, :1]))
+
+
+def test_search_is_equivariant_to_the_size():
+    """An image of twice as many pixels, for objects of twice as many: the proposal has twice as many."""
+    image = torch.zeros(1, 1, 48, 48, dtype=torch.float64)
+    image[..., 20:28, 18:26] = torch.rand(8, 8)
+    twice = interpolate(image, scale_factor=2)
+    one = guide(-math.log(8 / 48), x_size=48)
+    two = guide(-math.log(16 / 96), x_size=96)
+    two.load_state_dict(one.state_dict())
+    torch.testing.assert_close(proposed(two, twice), 2 * proposed(one, image, 48), atol=0.3, rtol=0.01)
+
+
+def test_search_goes_to_one_of_two_objects_and_not_between_them():
+    search = guide()
+    one, other, both = (proposed(search, blobs(*places))[1:] for places in
+                        ([(20, 20)], [(68, 68)], [(20, 20), (68, 68)]))
+    assert min((both - one).norm(), (both - other).norm()) < 0.5 < 60 < (one - other).norm()
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (64, 200), (200, 74)])
+def test_an_object_is_seen_the_same_in_an_image_of_any_size(shape):
+    """Its proposal has the same size in pixels, logit and place relative to it."""
+    search = guide()
+    usual, other = blobs((40, 40)), blobs((40, 24), shape=shape)
+    move = proposed(search, other) - proposed(search, usual)
+    torch.testing.assert_close(move, torch.tensor([0.0, 0, -16]).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(search(other).logits, search(usual).logits, atol=1e-5, rtol=0)
+
+
+def test_a_level_shrinks_by_means_and_keeps_a_constant_image():
+    level = Level(40, math.log(2.5)).double()  # objects of 16 pixels: half as many pixels
+    images = torch.rand(2, 3, 40, 40, dtype=torch.float64)
+    small, places = level(images)
+    assert small.shape == (2, 3, 20, 20) and places.shape == (100, 3)
+    torch.testing.assert_close(level(torch.ones(1, 1, 40, 40).double())[0], torch.ones(1, 1, 20, 20).double())
+    torch.testing.assert_close(small, interpolate(images, (20, 20), mode="bilinear", antialias=True))
+    torch.testing.assert_close(places[11], torch.tensor([-0.75, -0.75, math.log(2.5)]).double())
+    wide, places = level(torch.rand(1, 1, 40, 100).double())
+    assert wide.shape == (1, 1, 20, 50) and places[:, 0].max() > 2 and places[:, 1].max() < 1
+
+
+def test_levels_cover_the_prior_of_the_size():
+    assert log_scales(1.0, 0.03) == pytest.approx([1.0])
+    low, high = log_scales(1.0, 0.3)
+    assert low == pytest.approx(1 - 0.225) and high == pytest.approx(1 + 0.225)
+    many = log_scales(0.0, 1.0)
+    assert len(many) == 5 and max(b - a for a, b in zip(many, many[1:])) <= 0.7
+
+
+def test_places_are_exact_whatever_the_precision_of_the_layers():
+    """Only the features are of low precision; what is attended to, and where, follows from them in full."""
+    pyramid = guide().pyramid.float()
+    image = blobs((20, 44), (68, 44)).float()
+    with torch.no_grad():
+        pyramid.heat.copy_(3 * torch.rand_like(pyramid.heat))
+        with torch.autocast("cpu", torch.bfloat16):
+            low = pyramid.net(pyramid.levels[0](image)[0])
+            found = pyramid(image)
+        assert low.dtype == torch.bfloat16
+        pyramid.net = torch.nn.Identity()
+        pyramid.net.forward = lambda level: low.float()
+        torch.testing.assert_close(found, pyramid(image), rtol=0, atol=0)
+    # An object's centre: no bfloat16 number is within 0.001 of it.
+    assert found.centre[0].tolist() != found.centre[0].bfloat16().tolist()
+
+
+def test_search_keeps_its_dtype_under_autocast():
+    search = guide().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {each.dtype for each in search(blobs((20, 44)).float())} == {torch.float32}
+
+
+def test_z_where_and_the_numbers_that_are_normal_are_inverses():
+    search, where = guide(), torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(search.normal_where(search.z_where(where)), where)
+    s, x, y = from_centre(torch.tensor([math.log(4.0), 0.5, -0.25], dtype=torch.float64))
+    torch.testing.assert_close(torch.stack((s, -x / s, -y / s)), torch.tensor([4, 0.5, -0.25]).double())
