@@ -16,7 +16,7 @@ from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
-from air.models.settings import SettingsError
+from air.models.settings import SettingsError, middle
 from air.scenes3d.model import SceneAIR
 from air.scenes3d.shape_gradients import shape_estimator
 
@@ -123,7 +123,7 @@ def _check_side(config: Config, side: int) -> None:
     if config.optim.shift >= side:
         raise SettingsError(f"--optim.shift {config.optim.shift} moves all of an image away: it must be less than "
                             f"{side}, the image's side")
-    object_size = getattr(config.data, "object_size", OBJECT_SIZE)
+    object_size = middle(getattr(config.data, "object_size", OBJECT_SIZE))
     if object_size * side < 1:
         raise SettingsError(f"--data.object-size {object_size:g} of {side} pixels is less than one pixel: it must be "
                             f"at least {1 / side:.2g}")
@@ -138,7 +138,7 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     counts = dataset.train.counts
     most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
     most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
-    object_size: float = getattr(config.data, "object_size", OBJECT_SIZE)
+    object_size = middle(getattr(config.data, "object_size", OBJECT_SIZE))
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = BACKGROUND_CONTRAST if model.background else 1.0
     # One step more than there are objects, so that counting one too many is possible and visible.

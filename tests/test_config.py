@@ -85,7 +85,8 @@ def said(capsys, arguments):
     (["--optim.lr", "0"], "--optim.lr: input should be greater than 0, got 0.0"),
     (["--optim.lr", "nan"], "--optim.lr: input should be a finite number, got nan"),
     (["--data.noise", "-1"], "noise: input should be greater than or equal to 0, got -1.0"),
-    (["--data.object-size", "1.5"], "--data.object-size: input should be less than or equal to 1, got 1.5"),
+    (["--data.object-size", "1.5"], "--data.object-size: input should be one share of the image's side, or the lowest "
+                                    "and the highest, each above 0 and at most 1, got (1.5,)"),
     (["--data.counts", "-1"], "counts.0: input should be greater than or equal to 0, got -1"),
     (["--data.image-size", "7"], "--data.image-size: input should be greater than or equal to 8, got 7"),
     (["--estimator.exploration", "2"], "exploration: input should be less than or equal to 1, got 2.0"),

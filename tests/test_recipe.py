@@ -52,6 +52,12 @@ def test_the_likelihood_s_sd_falls_with_the_objects_side_in_pixels(chosen, scene
     assert with_background == pytest.approx(chosen().model.likelihood_sd * 2 / 3)
 
 
+def test_of_objects_of_several_sizes_the_geometric_middle_counts(chosen):
+    several, one = (chosen({"data.object_size": size}, dataset="multi-mnist").model for size in ((0.2, 0.45), 0.3))
+    assert several.scale_prior_mean == pytest.approx(one.scale_prior_mean)
+    assert several.likelihood_sd == pytest.approx(one.likelihood_sd)
+
+
 def test_the_model_can_count_one_too_many_and_all_unseen_counts(chosen, scenes):
     assert chosen().model.num_steps == 3
     assert chosen({"data.unseen_counts": [5, 3]}).model.num_steps == 5

@@ -11,8 +11,8 @@ import torch
 
 from air import AIR, ESTIMATORS, SceneAIR
 from air.config import ESTIMATOR_SETTINGS, AIRSettings, OptimSettings, RunSettings, SceneSettings
-from air.data import MultiMNIST
-from air.models.settings import SettingsError, check_memory, flag_names
+from air.data import MultiMNIST, Sprites
+from air.models.settings import SettingsError, check_memory, flag_names, from_dict, middle, to_dict
 from air.training.command_line import parse
 from tests.conftest import SMALL
 
@@ -109,6 +109,29 @@ def test_none_is_taken_where_it_is_the_default():
     assert AIR(**SMALL, embed_net=None, baseline_scalar=None).num_steps == 3
     for name in ("num_steps", "guide", "likelihood_sd"):
         assert message(BUILD[AIRSettings], **{name: None}) == f"{name}: input should not be None"
+
+
+def test_object_sizes_are_one_share_or_two():
+    for given, size in ((0.25, (0.25,)), ([0.25], (0.25,)), (1, (1.0,)), (np.float32(0.5), (0.5,)),
+                        ((0.1, 0.1), (0.1, 0.1)), (np.array([0.25, 0.5]), (0.25, 0.5))):
+        assert MultiMNIST(object_size=given).object_size == Sprites(object_size=given).object_size == size
+    assert from_dict(MultiMNIST, {"object_size": 0.25}) == MultiMNIST(object_size=(0.25,))  # as files of 0.1.0 have it
+    assert from_dict(MultiMNIST, to_dict(MultiMNIST(object_size=(0.1, 0.3)))).object_size == (0.1, 0.3)
+    for wrong in (0, -0.1, 1.5, (0.3, 0.1), (0.1, 0.2, 0.3), (0, 0.1), (0.5, 1.1), ()):
+        assert message(MultiMNIST, object_size=wrong) == (
+            "object_size: input should be one share of the image's side, or the lowest and the highest, each above 0 "
+            f"and at most 1, got {wrong}")
+    assert middle((0.3,)) == middle(0.3) == 0.3 and middle((0.1, 0.4)) == pytest.approx(0.2)
+
+
+def test_object_sizes_on_the_command_line(capsys):
+    for words, size in ((["0.25"], (0.25,)), (["0.1", "0.4"], (0.1, 0.4))):
+        assert parse(["--dataset", "sprites", "--data.object-size", *words]).config.data.object_size == size
+    for words in (["0.4", "0.1"], ["0.1", "0.2", "0.3"], ["2"]):
+        with pytest.raises(SystemExit):
+            parse(["--dataset", "multi-mnist", "--data.object-size", *words])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--data.object-size: input should be one share of the image's side, or the lowest and" in line
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\udc80b", "a" * 5000])

@@ -33,3 +33,21 @@ def test_sprites_do_not_overlap():
     a, b = scenes.boxes.unbind(1)
     gap = torch.maximum(a[:, :2] - b[:, 2:], b[:, :2] - a[:, 2:]).amax(-1)
     assert (gap >= 2).all()  # each box grown by one pixel
+
+
+def test_sizes_between_two_shares_are_uniform_in_pixels():
+    scenes = Sprites(object_size=(0.12, 0.4)).generate(True, 3000, (1,))
+    sides = (scenes.boxes[:, 0, 2:] - scenes.boxes[:, 0, :2]).long().amax(-1)
+    share = sides.bincount(minlength=21)[6:] / 3000
+    assert sides.min() == 6 and sides.max() == 20
+    assert ((share - 1 / 15).abs() < 4 * (1 / 15 * 14 / 15 / 3000)**0.5).all()
+    half = Sprites(object_size=1 / 6).generate(True, 300, (1,)).boxes[:, 0]
+    assert (half[:, 2:] - half[:, :2]).unique().tolist() == [6, 7, 8]
+
+
+def test_the_border_cuts_sprites_where_asked_to():
+    scenes = Sprites(placement="cut").generate(True, 500, (1, 2))
+    sides = (scenes.boxes[..., 2:] - scenes.boxes[..., :2])[scenes.has_box]
+    assert sides.min() in (6, 7, 8) and (sides.amin(-1) < 12).float().mean() > 0.2
+    assert (scenes.boxes.amin() == 0) and (scenes.boxes.amax() == 50)
+    assert scenes.has_box.sum(1).equal(scenes.counts)

@@ -5,19 +5,19 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tyro.conf import Suppress
 
 from air.data.ground import Ground
 from air.data.intensity import Range
 from air.data.scenes import DataError, Scenes
-from air.models.settings import Counts, PositiveInt, SomeCounts, settings, to_dict
+from air.models.settings import Counts, PositiveInt, Seed, SomeCounts, settings, to_dict
 
 HELD_OUT = 10_000  # scenes
-_SPLIT = {"name", "root", "train_scenes", "held_out_scenes", "counts", "unseen_counts"}
+_SPLIT = {"name", "root", "train_scenes", "held_out_scenes", "held_out_seed", "counts", "unseen_counts"}
 
 
 class Dataset(NamedTuple):
@@ -65,6 +65,9 @@ class Generated(ABC):
     """Number of training scenes."""
     held_out_scenes: PositiveInt = HELD_OUT
     """Number of held-out scenes."""
+    held_out_seed: Seed = 0
+    """Seed of the held-out and unseen scenes: choose settings on the scenes of one, and report those of another."""
+    LATER: ClassVar[frozenset[str]] = frozenset()  # settings that scenes which are cached by now knew nothing of
 
     @abstractmethod
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
@@ -88,10 +91,15 @@ class Generated(ABC):
         if shown := set(self.counts) & set(self.unseen_counts):
             raise DataError(f"scenes with {' and '.join(map(str, sorted(shown)))} objects occur in training: "
                             "leave them out of --data.unseen-counts")
-        unseen = self.generate(False, self.held_out_scenes, self.unseen_counts) if self.unseen_counts else None
-        return Dataset(self.name, self.generate(True, self.train_scenes, self.counts),
-                       self.generate(False, self.held_out_scenes, self.counts), unseen)
+
+        def held_out(counts: Sequence[int]) -> Scenes:
+            return self.generate(False, self.held_out_scenes, counts, self.held_out_seed)
+
+        unseen = held_out(self.unseen_counts) if self.unseen_counts else None
+        return Dataset(self.name, self.generate(True, self.train_scenes, self.counts), held_out(self.counts), unseen)
 
     def appearance(self) -> dict[str, Any]:
-        """The settings that decide what a scene looks like, for the cache."""
-        return {name: value for name, value in to_dict(self).items() if name not in _SPLIT}
+        """The settings that decide what a scene looks like, for the cache; those of `LATER` unless they are usual."""
+        left_out = _SPLIT | {own.name for own in fields(self)
+                             if own.name in self.LATER and getattr(self, own.name) == own.default}
+        return {name: value for name, value in to_dict(self).items() if name not in left_out}

@@ -12,6 +12,7 @@ as keywords checks them against the same declaration (`checked_by`).
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
@@ -49,6 +50,19 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def _sizes(value: Any) -> Any:
+    """A number as the only one of a tuple."""
+    value = _plain(value)
+    return (value,) if isinstance(value, (int, float)) else value
+
+
+def _ascending_shares(given: tuple[float, ...]) -> tuple[float, ...]:
+    if not (1 <= len(given) <= 2 and 0 < given[0] <= given[-1] <= 1):
+        raise PydanticCustomError("sizes", "Input should be one share of the image's side, or the lowest and the "
+                                           "highest, each above 0 and at most 1")
+    return given
+
+
 def _text(value: str) -> str:
     if "\0" in value:
         raise PydanticCustomError("text", "Input should be text without NUL characters")
@@ -71,11 +85,20 @@ Side = Annotated[PositiveInt, Field(le=10**4)]  # of an image or a window, in pi
 Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_number)]
 LayerSizes = Annotated[tuple[PositiveInt, ...], BeforeValidator(_plain)]
 SomeLayerSizes = Annotated[LayerSizes, Field(min_length=1)]
+# Shares of the image's side: of all objects, or the smallest's and the largest's.
+ObjectSize = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)], ...],
+                       BeforeValidator(_sizes), AfterValidator(_ascending_shares)]
 Text = Annotated[str, AfterValidator(_text)]
 Count = Annotated[NonNegativeInt, Field(le=1000)]
 # Each once, in ascending order: the scenes depend on which counts occur, not on how they were written.
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_plain), AfterValidator(lambda given: tuple(sorted(set(given))))]
 SomeCounts = Annotated[Counts, Field(min_length=1)]
+
+
+def middle(size: float | tuple[float, ...]) -> float:
+    """The size of a typical object: of `ObjectSize`, or a single share."""
+    shares = size if isinstance(size, tuple) else (size,)
+    return shares[0] if len(shares) == 1 else math.sqrt(shares[0] * shares[1])
 
 
 def short(*flags: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from air.config import AIRSettings, Config
 from air.data import Dataset
 from air.data.custom import CustomImages
+from air.data.dataset import Generated
 from air.models.settings import flag_names
 
 SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
@@ -51,7 +52,8 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
         return []
     larger, above, below = ("larger", "above", "below") if offset < 0 else ("smaller", "below", "above")
     advice = f"a --model.scale-prior-mean {below} {config.model.scale_prior_mean:.3g}"
-    if "object_size" in flag_names(type(config.data)):
+    # Generated objects would change with this setting.
+    if "object_size" in flag_names(type(config.data)) and not isinstance(config.data, Generated):
         advice = f"a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}"
     causes = f"try {advice}"
     if offset < 0:

@@ -119,7 +119,7 @@ def draw_value(rng: np.random.Generator, hint: Any) -> tuple[list[str] | None, A
     if kind is str:
         return [text], text
     if get_origin(kind) is tuple:
-        values = [_number(rng, int, nonsense, text) for _ in range(int(rng.integers(1, 4)))]
+        values = [_number(rng, get_args(kind)[0], nonsense, text) for _ in range(int(rng.integers(1, 4)))]
         return [written for written, _ in values], tuple(value for _, value in values)
     written, value = _number(rng, kind, nonsense, text)
     return [written], value
