@@ -3,6 +3,7 @@
 docs/recipe.md says what fails without each part of it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -16,6 +17,7 @@ from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.search import PRIOR_SDS
 from air.models.settings import SettingsError, middle
 from air.scenes3d.model import SceneAIR
 from air.scenes3d.shape_gradients import shape_estimator
@@ -27,7 +29,10 @@ PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow
 UNKNOWN_STEPS = 4  # the least num_steps where counts are unknown
 LIKELIHOOD_SD = 0.3  # for objects of the usual side in pixels and larger ones; in proportion for smaller ones
 BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contrast in front of a background
-SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior
+SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, for one size
+POSITION_SPREAD = 0.6  # standard deviation of the search guide's prior of a centre, in halves of the image's side
+AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
+AUTO_PIXELS = 6  # and not less than so many pixels
 
 
 def check(config: Config) -> None:
@@ -92,7 +97,10 @@ def build_model(settings: ModelSettings) -> CountingModel:
     """
     keywords = {field.name: getattr(settings, field.name) for field in fields(settings)}
     del keywords["name"]
-    return AIR(**keywords) if isinstance(settings, AIRSettings) else SceneAIR(**keywords)
+    if not isinstance(settings, AIRSettings):
+        return SceneAIR(**keywords)
+    del keywords["object_size"]  # the prior of s says it
+    return AIR(**keywords)
 
 
 def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Estimator:
@@ -123,10 +131,27 @@ def _check_side(config: Config, side: int) -> None:
     if config.optim.shift >= side:
         raise SettingsError(f"--optim.shift {config.optim.shift} moves all of an image away: it must be less than "
                             f"{side}, the image's side")
-    object_size = middle(getattr(config.data, "object_size", OBJECT_SIZE))
-    if object_size * side < 1:
-        raise SettingsError(f"--data.object-size {object_size:g} of {side} pixels is less than one pixel: it must be "
-                            f"at least {1 / side:.2g}")
+    low = sizes_of(config, side)[0]
+    if low * side < 1:
+        flag = "--object-size" if config.model.object_size else "--data.object-size"
+        raise SettingsError(f"{flag} {low:g} of {side} pixels is less than one pixel: it must be at least "
+                            f"{1 / side:.2g}")
+
+
+def sizes_of(config: Config, side: int) -> tuple[float, ...]:
+    """The objects' sides as the model is told them, one share of the image's side or the lowest and the highest.
+
+    Args:
+        config: of a model of 2D scenes.
+        side: of the image in pixels.
+    """
+    assert isinstance(config.model, AIRSettings)
+    told = config.model.object_size
+    if told is None and not isinstance(config.data, CustomImages):
+        made: float | tuple[float, ...] = getattr(config.data, "object_size", OBJECT_SIZE)
+        return made if isinstance(made, tuple) else (made,)
+    low, high = AUTO_SIZES
+    return (max(low, min(AUTO_PIXELS / side, high)), high) if told is None or told == "auto" else told
 
 
 def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSettings:
@@ -138,15 +163,23 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     counts = dataset.train.counts
     most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
     most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
-    object_size = middle(getattr(config.data, "object_size", OBJECT_SIZE))
+    guide = model.guide or ("search" if isinstance(config.data, CustomImages) else "recurrent")
+    sizes = sizes_of(config, x_size)
+    if len(sizes) > 1 and guide != "search":
+        raise SettingsError(f"objects of {sizes[0]:g} to {sizes[1]:g} of the image's side are found by --guide search "
+                            f"only: use it, or tell the {guide} guide one --object-size")
+    object_size = middle(sizes)
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = BACKGROUND_CONTRAST if model.background else 1.0
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
     if (counts < 0).any():  # the labels that there are measure; they do not bound the other images
         num_steps = max(num_steps, UNKNOWN_STEPS)
-    return _fill(model, x_size=x_size, channels=channels, num_steps=num_steps, scale_prior_mean=1 / object_size,
-                 scale_prior_sd=SCALE_PRIOR_SPREAD / object_size,
+    spread = max(SCALE_PRIOR_SPREAD, math.log(sizes[-1] / sizes[0]) / (2 * PRIOR_SDS))
+    model = replace(model, object_size=sizes)  # in place of auto
+    return _fill(model, guide=guide, x_size=x_size, channels=channels, num_steps=num_steps,
+                 scale_prior_mean=1 / object_size, scale_prior_sd=spread / object_size,
+                 pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
                  likelihood_sd=LIKELIHOOD_SD * min(1.0, side) * contrast)
 
 

@@ -1,10 +1,8 @@
-from dataclasses import replace
-
 import pytest
 
 from air.config import default_config, with_settings
 from air.data import Dataset
-from air.data.ground import Ground
+from air.data.ground import Ground, Grounds
 from air.training.advice import after_training, before_training
 
 BLACK, WHITE = Ground(0, 0.01, 0, 0.8), Ground(0.97, 0.02, 0.8, 0.01)
@@ -14,7 +12,7 @@ GREY, GRID = Ground(0.3, 0.02, 0.01, 0.6), Ground(0, 0.35, 0, 0.9)
 
 @pytest.fixture
 def config():
-    return with_settings(default_config("folder", "enumerate"), {"model.scale_prior_mean": 3.0})
+    return with_settings(default_config("folder", "enumerate"), {"model.object_size": 1 / 3})
 
 
 @pytest.mark.parametrize("ground, changes, said", [
@@ -29,7 +27,7 @@ def config():
     (GRID, {}, "the ground is not black, 0.00 of white and varying along the border by 0.35: add --model.background, "
                "or make an even ground black with --data.intensity-range")])
 def test_the_ground_is_looked_at_before_training(config, scenes, ground, changes, said):
-    dataset = Dataset("folder", scenes, scenes, ground=ground)
+    dataset = Dataset("folder", scenes, scenes, grounds=ground and Grounds(ground, NOTHING))
     assert before_training(with_settings(config, changes), dataset) == ([said] if said else [])
 
 
@@ -44,7 +42,7 @@ class TestAfterTraining:
 
     def test_equal_counts_are_said_with_their_usual_causes(self, config):
         (said,) = after_training(config, metrics([0, 30, 0], -4.0), [])
-        assert said.startswith("all 30 held-out images were counted as 1: the usual causes are --data.object-size, ")
+        assert said.startswith("all 30 held-out images were counted as 1: the usual causes are --object-size, ")
 
     def test_what_was_seen_before_is_the_cause(self, config):
         """The size of the objects found is no symptom where the ground is wrong."""
@@ -63,5 +61,6 @@ class TestAfterTraining:
         (sentence,) = after_training(config, metrics([3, 30], offset), [])
         assert ("windows cover two objects" in sentence) == (offset < 0)
         assert said in sentence and ("above 0.333" if offset < 0 else "below 0.333") in sentence
-        other = replace(config, data=default_config("sprites").data)
-        assert "--model.scale-prior-mean" in after_training(other, metrics([3, 30], offset), [])[0]
+        several = with_settings(config, {"model.object_size": (0.1, 0.4)})
+        (sentence,) = after_training(several, metrics([3, 30], offset), [])
+        assert f"an --object-size that reaches {'above 0.4' if offset < 0 else 'below 0.1'}" in sentence

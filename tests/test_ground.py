@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from air.data import Scenes
-from air.data.ground import ground_of
+from air.data.ground import grounds_of
 from air.data.scenes import add_backdrop, add_noise
 
 
@@ -21,7 +21,7 @@ def plain():
 
 def judged(scenes, invert=False):
     shares = scenes.images.movedim(1, -1).numpy() / np.float32(255)
-    return ground_of(1 - shares if invert else shares, 0.3)
+    return grounds_of(1 - shares if invert else shares).behind(0.3)
 
 
 @pytest.mark.parametrize("noise", [0, 0.05, 0.1, 0.2])
@@ -37,8 +37,8 @@ def test_grey_and_textured_grounds_are_not_black(plain, kind):
 
 
 def test_dark_objects_on_white_and_on_grey(plain):
-    for ground in (judged(plain, invert=True), ground_of(
-            0.5 - 0.4 * plain.images.movedim(1, -1).numpy() / np.float32(255), 0.3)):
+    for ground in (judged(plain, invert=True), grounds_of(
+            0.5 - 0.4 * plain.images.movedim(1, -1).numpy() / np.float32(255)).behind(0.3)):
         assert ground.is_brighter
 
 
@@ -53,7 +53,7 @@ def objects(count, side, ground=0.0, level=1.0, size=50, seed=0):
 
 @pytest.mark.parametrize("count, side", [(1, 22), (3, 14), (5, 14)])
 def test_objects_at_the_border_are_no_ground(count, side):
-    assert ground_of(objects(count, side), 0.3).is_black
+    assert grounds_of(objects(count, side)).behind(0.3).is_black
 
 
 @pytest.mark.parametrize("side", [3, 5, 14])
@@ -63,30 +63,30 @@ def test_dark_objects_of_any_size_under_uneven_light_or_in_a_black_frame(side):
     framed = lit.copy()
     framed[:, :3] = framed[:, -3:] = 0
     for images in (lit, lit * (1 - 0.2 * distance**2).astype(np.float32), framed):
-        assert ground_of(images, 0.3).is_brighter
+        assert grounds_of(images).behind(0.3).is_brighter
 
 
 def test_a_white_frame_around_bright_objects_on_black_is_no_ground():
     images = objects(2, 14)
     images[:, :2] = images[:, -2:] = images[:, :, :2] = images[:, :, -2:] = 1
-    assert not ground_of(images, 0.3).is_brighter
+    assert not grounds_of(images).behind(0.3).is_brighter
 
 
 def test_large_objects_are_told_from_the_ground_by_the_border():
     images = np.zeros((20, 50, 50, 1), np.float32)
     images[:, 5:45, 5:45] = 1
-    assert ground_of(images, 0.8).is_black and not ground_of(images, 0.8).is_brighter
+    assert grounds_of(images).behind(0.8).is_black and not grounds_of(images).behind(0.8).is_brighter
 
 
 def test_images_that_show_nothing_say_so():
-    assert ground_of(np.zeros((5, 20, 20, 1), np.float32), 0.3).is_all
-    assert not ground_of(objects(1, 3), 0.3).is_all
+    assert grounds_of(np.zeros((5, 20, 20, 1), np.float32)).behind(0.3).is_all
+    assert not grounds_of(objects(1, 3)).behind(0.3).is_all
 
 
 def test_blank_images_say_nothing_about_objects():
     for level in (0.0, 0.9):
-        assert not ground_of(np.full((5, 20, 20, 1), level, np.float32), 0.3).is_brighter
+        assert not grounds_of(np.full((5, 20, 20, 1), level, np.float32)).behind(0.3).is_brighter
 
 
 def test_images_of_one_pixel_and_of_any_shape():
-    assert ground_of([np.ones((1, 1, 1), np.float32), np.ones((1, 30, 3), np.float32)], 0.3).level == 1
+    assert grounds_of([np.ones((1, 1, 1), np.float32), np.ones((1, 30, 3), np.float32)]).behind(0.3).level == 1

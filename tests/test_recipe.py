@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -53,9 +54,37 @@ def test_the_likelihood_s_sd_falls_with_the_objects_side_in_pixels(chosen, scene
 
 
 def test_of_objects_of_several_sizes_the_geometric_middle_counts(chosen):
-    several, one = (chosen({"data.object_size": size}, dataset="multi-mnist").model for size in ((0.2, 0.45), 0.3))
+    search = {"model.guide": "search"}
+    several, one = (chosen({"data.object_size": size, **search}, dataset="multi-mnist").model
+                    for size in ((0.2, 0.45), 0.3))
     assert several.scale_prior_mean == pytest.approx(one.scale_prior_mean)
     assert several.likelihood_sd == pytest.approx(one.likelihood_sd)
+
+
+def test_the_scale_prior_covers_the_range_of_sizes(chosen):
+    for size in ((0.2, 0.45), (0.1, 0.9)):
+        model = chosen({"model.object_size": size, "model.guide": "search"}).model
+        log_scale, sd = math.log(model.scale_prior_mean), model.scale_prior_sd / model.scale_prior_mean
+        assert [math.exp(-log_scale - sds * sd) for sds in (1.5, -1.5)] == pytest.approx(size)
+    one = chosen({"model.object_size": 0.4, "model.guide": "search"}).model
+    assert one.scale_prior_mean == pytest.approx(2.5) and one.scale_prior_sd == pytest.approx(2.5 / 30)
+
+
+def test_sizes_of_one_s_own_images_are_not_asked_for(chosen, scenes):
+    """auto: from a tenth to half of the image's side, and from six pixels."""
+    assert chosen(dataset="folder").model.object_size == (0.5, 0.5)  # of 12 pixels
+    assert chosen(dataset="folder").model.guide == "search" and chosen().model.guide == "recurrent"
+    large = replace(scenes, images=torch.zeros(40, 1, 90, 90, dtype=torch.uint8))
+    assert chosen(dataset="npz", train=large).model.object_size == (0.1, 0.5)
+    assert chosen({"model.object_size": "auto", "model.guide": "search"}, train=large).model.object_size == (0.1, 0.5)
+    assert chosen({"data.object_size": 0.4}, dataset="multi-mnist").model.object_size == (0.4,)
+    assert chosen({"data.object_size": 0.4, "model.object_size": 0.3}, dataset="multi-mnist").model.object_size == (0.3,)
+
+
+def test_the_guides_with_an_lstm_need_one_size(chosen):
+    with pytest.raises(SettingsError, match="objects of 0.2 to 0.4 of the image's side are found by --guide search "
+                                            "only: use it, or tell the recurrent guide one --object-size"):
+        chosen({"data.object_size": (0.2, 0.4)}, dataset="multi-mnist")
 
 
 def test_the_model_can_count_one_too_many_and_all_unseen_counts(chosen, scenes):

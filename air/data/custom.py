@@ -18,7 +18,7 @@ from tyro.conf import Suppress
 from air.data.arrays import read_arrays
 from air.data.boxes import check_boxes
 from air.data.dataset import Dataset
-from air.data.ground import Ground, ground_of
+from air.data.ground import Grounds, grounds_of
 from air.data.images import MAX_MEGAPIXELS, Picture, find_images, listed, read_files, shares, square
 from air.data.intensity import (
     ENOUGH,
@@ -32,8 +32,8 @@ from air.data.intensity import (
     to_share,
 )
 from air.data.labels import check_counts, read_counts, warn_of_outliers
-from air.data.scenes import IMAGE_SIZE, MIN_SIDE, OBJECT_SIZE, DataError, ImageSize, Scenes
-from air.models.settings import Positive, PositiveFraction, Text, settings
+from air.data.scenes import IMAGE_SIZE, MIN_SIDE, DataError, ImageSize, Scenes
+from air.models.settings import Positive, Text, settings
 
 COUNTS_FILE = "counts.csv"
 HELD_OUT_EVERY = 10  # every tenth image, in the order of names, is held out
@@ -56,8 +56,6 @@ IntensityRange = Annotated[tuple[Intensity, Intensity], AfterValidator(_ascendin
 class CustomImages:
     """Settings that a folder of images and an .npz file share."""
 
-    object_size: PositiveFraction = OBJECT_SIZE
-    """An object's side as a share of the image's."""
     invert: bool = False
     """The objects are dark on a bright background."""
     intensity_range: IntensityRange | None = None
@@ -124,7 +122,7 @@ class Loaded(NamedTuple):
     names: Sequence[str]  # of the images
     scenes: Scenes
     ranges: Mapping[str, Range]  # of intensities, by kind
-    ground: Ground  # of the training images
+    grounds: Grounds  # of the training images
 
 
 def load_folder(own: Folder) -> Loaded:
@@ -165,12 +163,12 @@ def load_folder(own: Folder) -> Loaded:
     channels = max(picture.pixels.shape[-1] for picture in pictures)
     images = torch.stack([square(picture, own.image_size, channels, ranges[picture.kind], own.invert)
                           for picture in pictures])
-    ground = ground_of((shares(picture, channels, ranges[picture.kind], own.invert)
-                        for picture in training[:LOOKED_AT]), own.object_size)
+    grounds = grounds_of(shares(picture, channels, ranges[picture.kind], own.invert)
+                         for picture in training[:LOOKED_AT])
     names = [picture.name for picture in pictures]
     seen = {picture.file for picture in pictures}
     counts = read_counts(folder / COUNTS_FILE, [*names, *(name for name, file in files if file not in seen)])
-    return Loaded(names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges, ground)
+    return Loaded(names, _scenes(images, torch.tensor([counts.get(name, -1) for name in names])), ranges, grounds)
 
 
 def _check_range(kind: str, used: Range, pictures: Sequence[Picture], given: bool) -> None:
@@ -210,8 +208,8 @@ def load_arrays(own: Npz) -> Loaded:
     counts = check_counts(found["counts"], size, file) if "counts" in found else torch.full((size,), -1)
     boxes = check_boxes(found["boxes"], images, counts, file) if "boxes" in found else None
     training = (image.numpy() for place, image in enumerate(images[:LOOKED_AT]) if not is_held_out(place))
-    ground = ground_of((to_share(image.transpose(1, 2, 0), (0, 255)) for image in training), own.object_size)
-    return Loaded([f"images[{place}]" for place in range(size)], _scenes(images, counts, boxes), ranges, ground)
+    grounds = grounds_of(to_share(image.transpose(1, 2, 0), (0, 255)) for image in training)
+    return Loaded([f"images[{place}]" for place in range(size)], _scenes(images, counts, boxes), ranges, grounds)
 
 
 def changed_images(before: Mapping[str, int], now: Mapping[str, int]) -> str:
@@ -241,11 +239,11 @@ def split(scenes: Scenes) -> tuple[Scenes, Scenes]:
 
 def _dataset(kind: str, loaded: Loaded) -> Dataset:
     """Split images, and warn of outliers among their counts."""
-    names, scenes, ranges, ground = loaded
+    names, scenes, ranges, grounds = loaded
     train, held_out = split(scenes)
     warn_of_outliers(scenes.counts, train.counts, names.__getitem__)
     digests = {name: zlib.crc32(image.numpy().tobytes()) for name, image in zip(names, scenes.images)}
-    return Dataset(kind, train, held_out, None, ranges, digests, ground)
+    return Dataset(kind, train, held_out, None, ranges, digests, grounds)
 
 
 def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None) -> Scenes:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from tyro.conf import Suppress
 
-from air.data.ground import Ground
+from air.data.ground import Grounds
 from air.data.intensity import Range
 from air.data.scenes import DataError, Scenes
 from air.models.settings import Counts, PositiveInt, Seed, SomeCounts, settings, to_dict
@@ -29,7 +29,7 @@ class Dataset(NamedTuple):
     unseen: Scenes | None = None  # held-out scenes with counts that do not occur in training
     ranges: Mapping[str, Range] = {}  # of custom images: the intensities that became black and white, by kind
     digests: Mapping[str, int] = {}  # of custom images: by name
-    ground: Ground | None = None  # of custom images: what lies behind the objects, in training
+    grounds: Grounds | None = None  # of custom images: what lies behind the objects, in training
 
 
 def data_root() -> str:

@@ -43,14 +43,19 @@ class Ground(NamedTuple):
         return max(self.below, self.above) < BLANK
 
 
-def ground_of(images: Iterable[NDArray[np.float32]], object_size: float) -> Ground:
-    """Judge the ground of images.
+class Grounds(NamedTuple):
+    """The ground of the same images, depending on the size of their objects, which is known later."""
 
-    Args:
-        images: (h, w, C) each, without padding, as shares of their range.
-        object_size: an object's side as a share of the image's. The ground is what most of an image shows or, where
-            objects are large, most of its border.
-    """
+    of_image: Ground  # what most of an image shows
+    of_border: Ground  # what most of its border shows
+
+    def behind(self, object_size: float) -> Ground:
+        """The ground behind objects whose side is this share of the image's."""
+        return self.of_image if object_size <= SMALL else self.of_border
+
+
+def grounds_of(images: Iterable[NDArray[np.float32]]) -> Grounds:
+    """Judge the ground of images, (h, w, C) each, without padding, as shares of their range."""
     rows = []
     for image in images:
         grey = image.mean(-1)
@@ -58,10 +63,11 @@ def ground_of(images: Iterable[NDArray[np.float32]], object_size: float) -> Grou
         inside = np.zeros(grey.shape, bool)
         inside[width:-width, width:-width] = True
         border = grey[~inside]
-        level = np.median(grey if object_size <= SMALL else border)
         low, high = np.percentile(border, PARTS)
         darkest, brightest = extremes(grey.reshape(1, -1))[0]
-        rows.append((level, high - low, max(0, level - darkest), max(0, brightest - level)))
-    table = np.array(rows)
-    return Ground(float(np.median(table[:, 0])), float(np.percentile(table[:, 1], IMAGES)),
-                  *table[:, 2:].mean(0).tolist())
+        levels = np.array((np.median(grey), np.median(border)))
+        below, above = np.maximum(0, levels - darkest), np.maximum(0, brightest - levels)
+        rows.append((levels, np.full(2, high - low), below, above))
+    table = np.array(rows)  # (images, 4, 2)
+    return Grounds(*(Ground(float(np.median(each[:, 0])), float(np.percentile(each[:, 1], IMAGES)),
+                            *each[:, 2:].mean(0).tolist()) for each in np.moveaxis(table, -1, 0)))

@@ -132,7 +132,8 @@ class ScaleOffset(Accumulator[Batch]):
 
     def update(self, batch: Batch) -> None:
         assert isinstance(batch.model, AIR)
-        offset = (batch.inference.z_where - batch.model.z_where_prior_loc) / batch.model.z_where_prior_scale
+        where = batch.model.guide_net.normal_where(batch.inference.z_where)
+        offset = (where - batch.model.z_where_prior_loc) / batch.model.z_where_prior_scale
         self.add({"offset": (offset[..., 0] * batch.inference.z_pres).sum(-1), "objects": batch.inference.count})
 
     def compute(self) -> dict[str, Any]:

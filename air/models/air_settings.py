@@ -11,6 +11,7 @@ from air.models.settings import (
     Finite,
     HiddenSize,
     LayerSizes,
+    ObjectSize,
     PositiveInt,
     Scale,
     Side,
@@ -25,9 +26,13 @@ class AIRSettings:
     """The model of 2D scenes; `air.AIR` documents what each keyword does."""
 
     name: Suppress[Literal["air"]] = "air"
-    guide: Annotated[GuideName, short("--guide")] = "recurrent"
+    guide: Annotated[GuideName | None, short("--guide")] = None
     """What proposes the next object. recurrent: an LSTM that reads the image (the paper's AIR); difference: an LSTM
-    that reads the residual (DAIR); search: convolutions over the residual."""
+    that reads the residual (DAIR); search: convolutions over the residual, for objects of any size and number (None:
+    search for one's own images, else recurrent)."""
+    object_size: Annotated[ObjectSize | Literal["auto"] | None, short("--object-size")] = None
+    """Sides of objects as shares of the image's: one share, LOW HIGH, or auto, from a tenth to half. Ranges and auto
+    need the search guide (None: the size with which the data set is made; auto for one's own images)."""
     num_steps: PositiveInt | None = None
     """The most objects an image can hold (None: one more than training shows, or the recipe's where counts are
     unknown)."""
@@ -68,13 +73,13 @@ class AIRSettings:
     count_prior: GeometricFactor = 1e-8
     """k of the count prior p(n) ∝ k^n."""
     scale_prior_mean: Scale | None = None
-    """Mean of the prior of s in z_where (None: 1 / object_size)."""
+    """Mean of the prior of s in z_where, the search guide's median (None: 1 / object_size, of a range its middle)."""
     scale_prior_sd: Scale | None = None
-    """Standard deviation of the prior of s (None: in proportion to the mean)."""
+    """Standard deviation of the prior of s (None: in proportion to the mean, and what a range of sizes takes)."""
     pos_prior_mean: Finite = 0.0
     """Mean of the prior of x and y in z_where."""
-    pos_prior_sd: Scale = 1.0
-    """Standard deviation of the prior of x and y."""
+    pos_prior_sd: Scale | None = None
+    """Standard deviation of the prior of x and y, the search guide's of the centre (None: 1, or 0.6 for search)."""
     likelihood_sd: Scale | None = None
     """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects)."""
     x_size: Suppress[Side | None] = None

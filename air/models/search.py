@@ -22,7 +22,7 @@ from air.models.spatial import SpatialTransformer, centres_of, from_centre, full
 
 OBJECT_PIXELS = 8  # an object's side in pixels of its level
 LEVEL_GAP = 0.7  # between the log sizes of two levels, about a factor of two
-PRIOR_SDS = 1.5  # the pyramid's levels cover so many standard deviations of the scale prior on either side
+PRIOR_SDS = 1.5  # sizes lie within so many standard deviations of the scale prior: the pyramid covers them
 STRIDE = 2  # of the places, in pixels of a level
 FEATURES = 32
 REACH = 1 / 3  # of the attention around the hottest place, in sides of an object,

@@ -6,8 +6,8 @@ from typing import Any
 from air.config import AIRSettings, Config
 from air.data import Dataset
 from air.data.custom import CustomImages
-from air.data.dataset import Generated
-from air.models.settings import flag_names
+from air.models.settings import middle
+from air.recipe import sizes_of
 
 SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
 ENOUGH = 10  # held-out images, below which equal counts may be chance
@@ -15,9 +15,10 @@ ENOUGH = 10  # held-out images, below which equal counts may be chance
 
 def before_training(config: Config, dataset: Dataset) -> list[str]:
     """Sentences about a ground that the model cannot explain; empty if it is black, or not known."""
-    ground, model = dataset.ground, config.model
-    if ground is None or not isinstance(model, AIRSettings):
+    model = config.model
+    if dataset.grounds is None or not isinstance(model, AIRSettings):
         return []
+    ground = dataset.grounds.behind(middle(sizes_of(config, dataset.train.images.shape[-1])))
     if ground.is_all:
         return ["the images show nothing but an even ground: dark shapes on transparency need --data.invert, and faint "
                 "ones another --data.intensity-range"]
@@ -44,17 +45,17 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
     enough = isinstance(config.data, CustomImages) and metrics["held_out_scenes"] >= ENOUGH
     if len(counted) == 1 and enough and known != set(counted):
         (count,) = counted
-        causes = "; ".join(earlier) or ("the usual causes are --data.object-size, dark objects without --data.invert, "
+        causes = "; ".join(earlier) or ("the usual causes are --object-size, dark objects without --data.invert, "
                                         "a ground without --model.background, and too few steps")
         return [f"all {metrics['held_out_scenes']} held-out images were counted as {count}: {causes}"]
     offset = metrics.get("scale_offset", 0)
     if earlier or abs(offset) <= SCALE_OFFSET or not isinstance(config.model, AIRSettings):
         return []
     larger, above, below = ("larger", "above", "below") if offset < 0 else ("smaller", "below", "above")
-    advice = f"a --model.scale-prior-mean {below} {config.model.scale_prior_mean:.3g}"
-    # Generated objects would change with this setting.
-    if "object_size" in flag_names(type(config.data)) and not isinstance(config.data, Generated):
-        advice = f"a --data.object-size {above} {getattr(config.data, 'object_size'):.3g}"
+    if len(sizes := sizes_of(config, config.model.x_size or 1)) > 1:
+        advice = f"an --object-size that reaches {above} {sizes[1 if offset < 0 else 0]:.3g}"
+    else:
+        advice = f"an --object-size {above} {sizes[0]:.3g}"
     causes = f"try {advice}"
     if offset < 0:
         causes = f"either windows cover two objects, which reconstructions.png shows, or {causes}"
