@@ -34,7 +34,7 @@ def run(tmp_path_factory):
         pixels[y:y + 12, x:x + 12] = 20
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
     train.main(["--dataset", "folder", "--data.root", str(folder), "--data.invert", "--data.image-size", "24",
-                "--batch-size", "8", "--steps", "1", "--out", str(out), "--data.object-size", "0.4", "--device", "cpu"])
+                "--batch-size", "8", "--steps", "1", "--out", str(out), "--object-size", "0.4", "--device", "cpu"])
     config, checkpoint = load_checkpoint(out)
     checkpoint["objective"]["model.guide_net.predict.mlp.0.bias"][0] += 2  # it sees something in most images
     save_checkpoint(out / FILE_NAME, config, checkpoint)

@@ -78,7 +78,8 @@ def test_sizes_of_one_s_own_images_are_not_asked_for(chosen, scenes):
     assert chosen(dataset="npz", train=large).model.object_size == (0.1, 0.5)
     assert chosen({"model.object_size": "auto", "model.guide": "search"}, train=large).model.object_size == (0.1, 0.5)
     assert chosen({"data.object_size": 0.4}, dataset="multi-mnist").model.object_size == (0.4,)
-    assert chosen({"data.object_size": 0.4, "model.object_size": 0.3}, dataset="multi-mnist").model.object_size == (0.3,)
+    told = {"data.object_size": 0.4, "model.object_size": 0.3}
+    assert chosen(told, dataset="multi-mnist").model.object_size == (0.3,)
 
 
 def test_the_guides_with_an_lstm_need_one_size(chosen):

@@ -90,7 +90,7 @@ def test_custom_images_with_unknown_counts(tmp_path, capsys):
     for i in range(20):
         Image.new("L", (30 + i, 40), 10 * i).save(images / f"{i:02}.png")
     own = ["--dataset", "folder", "--data.root", str(images), "--data.image-size", "24", "--batch-size", "8"]
-    train.main([*own, "--steps", "2", "--out", str(out), "--data.object-size", "0.5"])
+    train.main([*own, "--steps", "2", "--out", str(out), "--object-size", "0.5"])
     said = capsys.readouterr().out
     assert "folder: 18 training scenes" in said and "held out, 2 scenes: mean count" in said
     assert "counts right" not in said

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from air.evaluation.metrics import Accumulator, Batch
-from air.models.distributions import log_at_least
 
 FOUND_IOU = 0.5  # from this IoU on an inferred box is correct
 SIZE_CLASSES = ("small", "medium", "large")
@@ -19,8 +18,7 @@ class Boxes(Accumulator[Batch]):
     """box_iou and box_ap50 of the scenes whose count is known."""
 
     def update(self, batch: Batch) -> None:
-        at_least = log_at_least(batch.rollout.logits)[:, 1:]  # (B, N), log q(n >= t)
-        self.append({"iou": batch.matched_iou[batch.comparable], "score": at_least[batch.comparable]})
+        self.append({"iou": batch.matched_iou[batch.comparable], "score": batch.log_at_least[batch.comparable]})
         self.add({"objects": batch.scenes.counts[batch.count_known]})
 
     def compute(self) -> dict[str, Any]:

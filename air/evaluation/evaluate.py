@@ -30,12 +30,13 @@ from air.scenes3d.model import SceneAIR
 CHUNK = 500  # rollouts at a time on the CPU; on CUDA at least as many, see `chunk_size`
 CUDA_CHUNK = 5000
 CUDA_VALUES = 5000 * 3 * 50**2  # pixels of the canvases of as many default models' rollouts
+FURTHER_VALUES = 5 * 10**7  # pixels of the canvases of a chunk that is counted further than N
 IW_SCENES = 1000  # at most so many scenes for the importance-weighted bound, which takes K rollouts per scene
 
 
 @torch.no_grad()
-def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refined: bool = False, seed: int = 0
-             ) -> dict[str, Any]:
+def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refined: bool = False, seed: int = 0,
+             most: int | None = None) -> dict[str, Any]:
     """Measure a model on scenes it was not trained on.
 
     The global random number generators keep their states. In a distributed run every process must call this function:
@@ -92,15 +93,18 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
     Source: Burda et al. (2016) for the bound; the other metrics are the project's evaluation protocol.
     """
     device = next(model.parameters()).device
-    over_batches = accumulators(model, scenes)
+    if most is not None and (iw_particles or refined):
+        raise ValueError("the importance-weighted bound and refined counts are those of N steps: leave out most")
+    over_batches = accumulators(model, scenes, most)
     bound = ImportanceWeightedBound(iw_particles)
-    chunk = chunk_size(device, model.num_steps * model.channels * model.x_size**2)
+    pixels = (most or model.num_steps) * scenes.images[0].numel()
+    chunk = chunk_size(device, pixels) if most is None else max(1, min(CHUNK, FURTHER_VALUES // pixels))
     was_training = model.training
     model.eval()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + rank())
         for share in _share(scenes, chunk):
-            batch = run_model(model, share, max(1, chunk // LOOKS) if refined else 0)
+            batch = run_model(model, share, max(1, chunk // LOOKS) if refined else 0, most)
             for accumulator in over_batches:
                 accumulator.update(batch)
         if iw_particles:
@@ -132,53 +136,61 @@ def chunk_size(device: torch.device, pixels: int) -> int:
     return max(CHUNK, min(CUDA_CHUNK, CUDA_VALUES // pixels))
 
 
-def accumulators(model: CountingModel, scenes: Scenes) -> list[Accumulator[Batch]]:
+def accumulators(model: CountingModel, scenes: Scenes, most: int | None = None) -> list[Accumulator[Batch]]:
     """List the accumulators that apply to a model and to what is known about the scenes.
 
     Args:
         model: to be evaluated.
         scenes: all scenes of the evaluation, so that all processes choose the same accumulators.
+        most: as in `evaluate`.
     Returns:
         One new accumulator per topic.
     """
     counts = scenes.counts[scenes.counts >= 0]
     boxes_known = len(counts) > 0 and bool(scenes.has_box.any() or not counts.any())
     chosen: list[tuple[Accumulator[Batch], bool]] = [
-        (ElboTerms(), True),
-        (SquaredError(), True),
+        (ElboTerms(), most is None),
+        (SquaredError(), most is None),
         (ScaleOffset(), isinstance(model, AIR)),
-        (Counts(model.num_steps, int(scenes.counts.max())), True),
+        (Counts(most or model.num_steps, int(scenes.counts.max())), True),
         (Failures(boxes_known), True),
         (Boxes(), boxes_known),
         (BoxesBySize(), boxes_known),
-        (Sizes(model.x_size), True),
+        (Sizes(max(scenes.images.shape[-2:])), True),
         (Poses(), scenes.poses is not None and isinstance(model, SceneAIR)),
     ]
     return [accumulator for accumulator, applies in chosen if applies]
 
 
-def run_model(model: CountingModel, scenes: Scenes, refine_chunk: int) -> Batch:
+def run_model(model: CountingModel, scenes: Scenes, refine_chunk: int, most: int | None = None) -> Batch:
     """Run a model on scenes and match the boxes it infers to the true ones.
 
     Args:
         model: in eval mode.
         scenes: B scenes, on any device.
         refine_chunk: also run `refine`, on so many scenes at a time, if the model is AIR; 0: do not.
+        most: as in `evaluate`.
     Returns:
         What accumulators read.
     """
     device = next(model.parameters()).device
     scenes = replace(scenes, **{name: value.to(device) for name, value in scenes.arrays().items()})
     images = model.as_images(scenes.images)
-    inference, rollout = model.infer(images), model.rollout(images)
+    rollout = terms = None
+    if most is None:
+        inference, rollout = model.infer(images), model.rollout(images)
+        terms = elbo_terms(model, rollout)
+    else:
+        if not isinstance(model, AIR):
+            raise ValueError(f"most={most}: only AIR counts further than num_steps")
+        inference = model.infer(images, most)
     refined_count = None
     if refine_chunk and isinstance(model, AIR):
         refined_count = torch.cat([refine(model, few).count for few in images.split(refine_chunk)])
     comparable = (inference.z_pres > 0) & (scenes.counts >= 0)[:, None]  # (B, N)
     true_present = scenes.has_box  # (B, L)
     matched_iou, matched = match(inference.boxes, comparable, scenes.boxes, true_present)
-    return Batch(model, scenes, images, inference, rollout, elbo_terms(model, rollout), comparable, matched_iou,
-                 matched, refined_count)
+    return Batch(model, scenes, images, inference, rollout, terms, comparable, matched_iou, matched, refined_count)
 
 
 def _share(scenes: Scenes, chunk_size: int) -> Iterator[Scenes]:

@@ -19,6 +19,7 @@ from air.data.scenes import Scenes
 from air.inference.elbo import Terms, elbo_terms
 from air.models.air import AIR
 from air.models.base import CountingModel, Inference, Rollout
+from air.models.distributions import log_at_least
 from air.scenes3d.poses import PoseErrors, pose_errors
 
 BEYOND = 20  # true counts of N + BEYOND and more share the last row of the confusion matrix
@@ -34,8 +35,8 @@ class Batch:
     scenes: Scenes  # the truth, as far as it is known
     images: Tensor  # (B, C, H, W), intensities, in the model's dtype
     inference: Inference
-    rollout: Rollout  # latents drawn once
-    terms: Terms  # of the rollout
+    rollout: Rollout | None  # latents drawn once, N steps; None where inference was asked for further steps
+    terms: Terms | None  # of the rollout
     comparable: Tensor  # (B, N) bool, the inferred objects of the scenes whose true count is known
     matched_iou: Tensor  # (B, N), IoU of each comparable object's box with its true box, see `box_metrics.match`
     matched: Tensor  # (B, N) int64, index of that true box
@@ -43,8 +44,15 @@ class Batch:
 
     @property
     def q(self) -> Tensor:
-        """(B, N+1), q(n) of the rollout."""
-        return self.terms.log_q.exp()
+        """(B, N+1), q(n) of the rollout or else of the inference."""
+        return self.inference.count_probs if self.terms is None else self.terms.log_q.exp()
+
+    @property
+    def log_at_least(self) -> Tensor:
+        """(B, N), log q(n >= t) for t = 1..N, of the rollout or else of the inference."""
+        if self.rollout is not None:
+            return log_at_least(self.rollout.logits)[:, 1:]
+        return self.inference.count_probs.flip(-1).cumsum(-1).flip(-1)[:, 1:].log()
 
     @property
     def count_known(self) -> Tensor:
@@ -110,6 +118,7 @@ class ElboTerms(Accumulator[Batch]):
     """elbo, log_likelihood, kl_* (nats per image) and mean_count, with the count summed out."""
 
     def update(self, batch: Batch) -> None:
+        assert batch.terms is not None
         self.add(batch.terms.per_image())
 
     def compute(self) -> dict[str, Any]:
@@ -147,7 +156,7 @@ class Counts(Accumulator[Batch]):
     def __init__(self, num_steps: int, max_count: int) -> None:
         """
         Args:
-            num_steps: N, the largest count of the model.
+            num_steps: N, the largest count that is inferred.
             max_count: the largest true count; it may exceed N. True counts of N + BEYOND and more share a row.
         """
         super().__init__()

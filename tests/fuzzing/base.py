@@ -88,7 +88,7 @@ def prepared(steps: int = STEPS) -> Iterator[Base]:
 
 def training(images: Path, out: Path, steps: int) -> list[str]:
     """Arguments of train.py for a run on the images."""
-    return ["--dataset", "folder", "--data.root", str(images), "--data.image-size", "24", "--data.object-size", "0.3",
+    return ["--dataset", "folder", "--data.root", str(images), "--data.image-size", "24", "--object-size", "0.3",
             "--estimator", "enumerate", "--guide", "search", "--steps", str(steps), "--optim.lr", "0.002",
             *SMALL, *NETWORKS, "--out", str(out)]
 
