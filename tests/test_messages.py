@@ -206,7 +206,8 @@ def test_what_the_library_says(call, message):
 @pytest.mark.parametrize("arrays, message", [
     ({"pictures": np.zeros(3)}, "own.npz holds no array named images, only pictures"),
     ({"images": np.zeros((3, 9, 8))},
-     "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 1, 9, 8)"),
+     "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 1, 9, 8); "
+     "--crop trains on squares out of other images"),
     ({"images": np.zeros((3, 9, 9, 2))},
      "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 9, 9, 2)"),
     ({"images": np.zeros((0, 9, 9))},

@@ -26,7 +26,7 @@ def before_training(config: Config, dataset: Dataset) -> list[str]:
         return [f"{seen}: {'leave out' if getattr(config.data, 'invert') else 'add'} --data.invert"]
     if not ground.is_black and not model.background:
         return [f"the ground is not black, {ground.level:.2f} of white and varying along the border by "
-                f"{ground.spread:.2f}: add --model.background, or "
+                f"{ground.spread:.2f}: {'' if config.optim.crop else 'add --model.background, or '}"
                 "make an even ground black with --data.intensity-range"]
     return []
 
