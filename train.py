@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(trainer: Trainer) -> None:
     """Train to the end, or until something stops the run, and report it."""
     config, out = trainer.config, trainer.out
-    say(f"{trainer.dataset.name}: {len(trainer.dataset.train)} training scenes")
+    crop = config.optim.crop
+    say(f"{trainer.dataset.name}: {len(trainer.dataset.train)} training scenes"
+        + (f", of which crops of {crop} x {crop} pixels are trained on" if crop else ""))
     if trainer.dataset.ranges:
         say(f"black to white in {describe(trainer.dataset.ranges)}")
     doubts = before_training(config, trainer.dataset)
@@ -115,7 +117,8 @@ def report(config: Config, metrics: dict[str, Any], out: Path) -> None:
     if "rotation_error" in metrics:
         counts += (f", shapes right {100 * metrics['identity_accuracy']:.2f}%, median errors "
                    f"{100 * metrics['place_error']:.2f}% of the table and {metrics['rotation_error']:.1f} degrees")
-    say(f"held out, {metrics['held_out_scenes']} scenes: {counts}, elbo {metrics['elbo']:.1f} nats "
+    scenes = "crops" if config.optim.crop else "scenes"
+    say(f"held out, {metrics['held_out_scenes']} {scenes}: {counts}, elbo {metrics['elbo']:.1f} nats "
         f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
     if "unseen" in metrics:
         say(f"scenes with {' or '.join(map(str, getattr(config.data, 'unseen_counts')))} objects, which do not occur "
@@ -143,7 +146,7 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
         if reason:
             warn([f"training on {data.name}: {reason}"])
         asked = replace(asked, data=data)
-    dataset = rank_zero_first(lambda: load_dataset(asked.data))
+    dataset = rank_zero_first(lambda: load_dataset(asked.data, asked.optim.crop))
     config = resolve(asked, dataset)
     if not rank():
         say("chosen for this data set: " + ", ".join(
@@ -234,7 +237,7 @@ def resumed_run(argv: Sequence[str] | None, lock: FolderLock) -> Trainer | None:
         raise SettingsError(f"--steps {config.optim.steps}: the run has already taken {state['step']}")
     if config.optim.steps == state["step"] and report_finished(config, out):
         return None
-    dataset: Dataset = rank_zero_first(lambda: load_dataset(config.data))
+    dataset: Dataset = rank_zero_first(lambda: load_dataset(config.data, config.optim.crop))
     if changed_since := changed_images(state["images"], dataset.digests):
         raise DataError(f"the images are not those that the run began with ({changed_since}): restore them, or start a "
                         "new run")

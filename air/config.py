@@ -49,6 +49,8 @@ class OptimSettings:
     """The learning rate of nvil's baseline at the first step."""
     shift: NonNegativeInt = 0
     """Move each training image at random by up to this many pixels along each axis."""
+    crop: Annotated[NonNegativeInt, Field(le=10**4), short("--crop")] = 0
+    """Train on random square crops with this side in pixels (0: on whole images); needs --guide search."""
     learn_count_prior: bool = False
     """Let the count prior follow the inferred counts from half of the training on."""
     learn_count_prior_from: Suppress[NonNegativeInt | None] = None

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
-from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset, Table
+from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset, Scenes, Table
 from air.data.custom import CustomImages
 from air.data.dataset import Generated
 from air.data.labels import largest_followed
+from air.data.scenes import MIN_SIDE
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.guides import GuideName
 from air.models.search import PRIOR_SDS
 from air.models.settings import SettingsError, middle
 from air.scenes3d.model import SceneAIR
@@ -27,6 +31,8 @@ SCENE_STEPS = 3000  # of 3D scenes
 EXPLORATION_SHARE = 0.5  # share of the steps after which nothing is explored any more
 PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
 UNKNOWN_STEPS = 4  # the least num_steps where counts are unknown
+CROPS_MORE = 2  # so many more where counts are unknown and images are crops
+CROWDING = 2  # objects of the fullest crop over those of an average one
 LIKELIHOOD_SD = 0.3  # for objects of the usual side in pixels and larger ones; in proportion for smaller ones
 BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contrast in front of a background
 SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, for one size
@@ -44,9 +50,9 @@ def check(config: Config) -> None:
     data, model = config.data, config.model
     if isinstance(data, Generated):
         _check_batch(config, data.train_scenes)
+    _check_crop(config)
     if isinstance(model, AIRSettings):
-        if (side := model.x_size or getattr(data, "image_size", None)) is not None:
-            _check_side(config, side)
+        _check_side(config, model.x_size or getattr(data, "image_size", None))
         return
     if config.optim.shift:
         raise SettingsError("--optim.shift: 3D scenes cannot be shifted")
@@ -67,6 +73,8 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     """
     check(config)
     _check_batch(config, len(dataset.train))
+    if config.optim.crop:
+        _check_pictures(config.optim.crop, dataset)
     model: ModelSettings
     if isinstance(config.model, AIRSettings):
         model, default_steps = _resolve_air(config, config.model, dataset), STEPS[config.estimator.name]
@@ -116,9 +124,39 @@ def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Est
 
 
 def _check_batch(config: Config, scenes: int) -> None:
-    if config.optim.batch_size > scenes:
+    if config.optim.batch_size > scenes and not config.optim.crop:  # a batch may hold many crops of one picture
         raise SettingsError(f"--batch-size {config.optim.batch_size} exceeds the {scenes} training scenes: "
                             "use a smaller one")
+
+
+def _check_crop(config: Config) -> None:
+    """Check what does not go together with crops, or needs them."""
+    crop, data, model = config.optim.crop, config.data, config.model
+    if not crop:
+        if getattr(data, "pixels_per_image", None) is not None:
+            raise SettingsError("--data.pixels-per-image is the side of pictures to be cropped: add --crop")
+        return
+    if not isinstance(model, AIRSettings):
+        raise SettingsError("--crop: 3D scenes cannot be cropped")
+    if crop < MIN_SIDE:
+        raise SettingsError(f"--crop {crop} is too small: a crop has at least {MIN_SIDE} x {MIN_SIDE} pixels")
+    if guide_of(config) != "search" or model.background:
+        raise SettingsError("--crop needs --guide search, without --model.background: no other model reads whole "
+                            "pictures once it is trained on crops")
+    if config.optim.shift:
+        raise SettingsError("--crop and --optim.shift do not go together: crops are at random places already")
+    if getattr(data, "unseen_counts", ()):
+        raise SettingsError("--crop: leave out --data.unseen-counts, which are those of whole pictures")
+
+
+def _check_pictures(crop: int, dataset: Dataset) -> None:
+    """Check that the crops fit into all pictures."""
+    sizes = torch.cat((dataset.train.sizes, dataset.held_out.sizes))
+    shorter = sizes.amin(-1)
+    if shorter.min() < crop:
+        height, width = sizes[shorter.argmin()].tolist()
+        raise SettingsError(f"--crop {crop}: {dataset.name} has a picture of {width} x {height} pixels, and no picture "
+                            "may be smaller than the crops")
 
 
 def _check_counts(counts: Sequence[int]) -> None:
@@ -126,54 +164,92 @@ def _check_counts(counts: Sequence[int]) -> None:
         raise SettingsError("no scene has an object: add a count above 0 to --data.counts")
 
 
-def _check_side(config: Config, side: int) -> None:
-    """Check what must fit the images' side in pixels."""
+def _check_side(config: Config, image_side: int | None) -> None:
+    """Check what must fit the side in pixels of the images that the model reads, as far as it is known."""
+    side = config.optim.crop or image_side
+    if side is None:
+        return
     if config.optim.shift >= side:
         raise SettingsError(f"--optim.shift {config.optim.shift} moves all of an image away: it must be less than "
                             f"{side}, the image's side")
-    low = sizes_of(config, side)[0]
+    low = sizes_of(config, image_side or side)[0]
     if low * side < 1:
-        flag = "--object-size" if config.model.object_size else "--data.object-size"
-        raise SettingsError(f"{flag} {low:g} of {side} pixels is less than one pixel: it must be at least "
-                            f"{1 / side:.2g}")
+        told = getattr(config.model, "object_size")
+        flag, whole = ("--object-size", side) if told else ("--data.object-size", image_side or side)
+        raise SettingsError(f"{flag} {low * side / whole:g} of {whole} pixels is less than one pixel: it must be at "
+                            f"least {1 / whole:.2g}")
 
 
-def sizes_of(config: Config, side: int) -> tuple[float, ...]:
-    """The objects' sides as the model is told them, one share of the image's side or the lowest and the highest.
+def guide_of(config: Config) -> GuideName:
+    """The guide of a model of 2D scenes: search for one's own images and for crops, unless another is given."""
+    assert isinstance(config.model, AIRSettings)
+    searches = isinstance(config.data, CustomImages) or config.optim.crop
+    return config.model.guide or ("search" if searches else "recurrent")
+
+
+def sizes_of(config: Config, image_side: int) -> tuple[float, ...]:
+    """The objects' sides as the model is told them: one, or the lowest and the highest, as shares of the side of what
+    it reads, images or crops.
 
     Args:
         config: of a model of 2D scenes.
-        side: of the image in pixels.
+        image_side: of the data set's images in pixels.
+    Raises:
+        SettingsError: they differ, and the guide finds objects of one size only.
     """
     assert isinstance(config.model, AIRSettings)
-    told = config.model.object_size
+    told, side = config.model.object_size, config.optim.crop or image_side
     if told is None and not isinstance(config.data, CustomImages):
         made: float | tuple[float, ...] = getattr(config.data, "object_size", OBJECT_SIZE)
-        return made if isinstance(made, tuple) else (made,)
-    low, high = AUTO_SIZES
-    return (max(low, min(AUTO_PIXELS / side, high)), high) if told is None or told == "auto" else told
+        sizes = tuple(share * (image_side / side) for share in (made if isinstance(made, tuple) else (made,)))
+    elif told is None or told == "auto":
+        sizes = max(AUTO_SIZES[0], min(AUTO_PIXELS / side, AUTO_SIZES[1])), AUTO_SIZES[1]
+    else:
+        sizes = told
+    if sizes[0] < sizes[-1] and guide_of(config) != "search":
+        raise SettingsError(f"objects of {sizes[0]:g} to {sizes[1]:g} of the image's side are found by --guide search "
+                            f"only: use it, or tell the {guide_of(config)} guide one --object-size")
+    return sizes
+
+
+def _most_in_crops(scenes: Scenes, most: int, crop: int) -> int:
+    """N for crops, from the counts of whole pictures: what the fullest crop holds if it is CROWDING times as full as
+    the average one, and one more.
+
+    Args:
+        scenes: of training.
+        most: the largest count that is followed, -1 if none is known.
+        crop: the crops' side in pixels.
+    """
+    known = scenes.counts >= 0
+    unknown_steps = UNKNOWN_STEPS + CROPS_MORE
+    if most < 0 or not known.any():
+        return unknown_steps
+    objects = CROWDING * crop**2 * scenes.counts[known].clamp(max=most)  # times the picture's area
+    fullest = -int((-objects // scenes.sizes[known].prod(-1)).min())  # rounded up
+    steps = min(most, max(UNKNOWN_STEPS - 1, fullest)) + 1
+    return steps if known.all() else max(steps, unknown_steps)
 
 
 def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSettings:
-    channels, x_size = dataset.train.images.shape[1:3]
+    channels, image_side = dataset.train.images.shape[1:3]
+    x_size = crop if (crop := config.optim.crop) else image_side
     if (model.channels or channels, model.x_size or x_size) != (channels, x_size):  # resolved for other data
         raise SettingsError(f"the model reads images of {model.channels} x {model.x_size} x {model.x_size}, "
                             f"{dataset.name} has {channels} x {x_size} x {x_size}: use the data of the run")
-    _check_side(config, x_size)
+    _check_side(config, image_side)
     counts = dataset.train.counts
     most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
     most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
-    guide = model.guide or ("search" if isinstance(config.data, CustomImages) else "recurrent")
-    sizes = sizes_of(config, x_size)
-    if len(sizes) > 1 and guide != "search":
-        raise SettingsError(f"objects of {sizes[0]:g} to {sizes[1]:g} of the image's side are found by --guide search "
-                            f"only: use it, or tell the {guide} guide one --object-size")
+    guide, sizes = guide_of(config), sizes_of(config, image_side)
     object_size = middle(sizes)
     side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = BACKGROUND_CONTRAST if model.background else 1.0
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
-    if (counts < 0).any():  # the labels that there are measure; they do not bound the other images
+    if crop:
+        num_steps = _most_in_crops(dataset.train, most, crop)
+    elif (counts < 0).any():  # the labels that there are measure; they do not bound the other images
         num_steps = max(num_steps, UNKNOWN_STEPS)
     spread = max(SCALE_PRIOR_SPREAD, math.log(sizes[-1] / sizes[0]) / (2 * PRIOR_SDS))
     model = replace(model, object_size=sizes)  # in place of auto

@@ -173,7 +173,8 @@ def make_config():
     def make(estimator="nvil", changes=None) -> Config:
         settings = ESTIMATOR_SETTINGS[estimator](exploration=0.2, exploration_steps=6, revive=0)
         config = Config(
-            model=AIRSettings(**SMALL, channels=1, count_prior=0.01, scale_prior_mean=3, scale_prior_sd=0.1),
+            model=AIRSettings(**SMALL, guide="recurrent", channels=1, count_prior=0.01, scale_prior_mean=3,
+                              scale_prior_sd=0.1, pos_prior_sd=1),
             estimator=replace(settings, centre=True) if estimator == "nvil" else settings,
             optim=OptimSettings(steps=12, batch_size=8),
             run=RunSettings(seed=3, device="cpu", eval_every=4, checkpoint_every=5))

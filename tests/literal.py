@@ -99,7 +99,7 @@ def literal_search(search, left):
     """SearchGuide on one image (C, H, W), place by place: logit, loc and scale before the prior's scale, (7,)."""
     pyramid, channels, side = search.pyramid, *left.shape[:2]
     first, second = pyramid.net[::2]
-    found = []  # (heat, centre, log s) of every place of every level
+    found = []  # (heat, centre, log s, image of the level) of every place of every level
     for level in pyramid.levels:
         pixels = round(side * 8 * math.exp(level.log_scale) / side)  # objects have 8 pixels
         weights = torch.zeros(pixels, side, dtype=left.dtype)
@@ -114,18 +114,19 @@ def literal_search(search, left):
         for row in range(hidden.shape[2]):
             for column in range(hidden.shape[3]):
                 centre = left.new_tensor([(2 * each + 0.5) / pixels * 2 - 1 for each in (column, row)])
-                found.append(((pyramid.heat.flatten() * hidden[0, :, row, column]).sum(), centre, level.log_scale))
+                heat = (pyramid.heat.flatten() * hidden[0, :, row, column]).sum()
+                found.append((heat, centre, level.log_scale, small))
     hottest = max(found, key=lambda place: place[0].item())
     reach = 2 * math.exp(-hottest[2]) / 3  # a third of an object's side
     weights = torch.stack([(heat - ((centre - hottest[1]) / reach).square().sum() / 2
-                            - ((log_scale - hottest[2]) / 0.5)**2 / 2).exp() for heat, centre, log_scale in found])
+                            - ((log_scale - hottest[2]) / 0.5)**2 / 2).exp() for heat, centre, log_scale, _ in found])
     weights = weights / weights.sum()
     centre = sum(weight * place[1] for weight, place in zip(weights, found))
     log_scale = sum(weight * place[2] for weight, place in zip(weights, found))
     zoom, zero = 1.8 * (-log_scale).exp(), torch.zeros_like(log_scale)
     theta = torch.stack((torch.stack((zoom, zero, centre[0])), torch.stack((zero, zoom, centre[1]))))
     grid = F.affine_grid(theta[None], [1, channels, 16, 16], align_corners=False)
-    glimpse = F.grid_sample(left[None], grid, align_corners=False)
+    glimpse = F.grid_sample(hottest[3], grid, align_corners=False)
     out = search.mlp(torch.cat((glimpse.flatten(), hottest[0][None])))
     half = (-log_scale).exp()
     loc = torch.cat((log_scale[None] + 0.5 * out[1], centre + half * out[2:4]))

@@ -24,10 +24,12 @@ def config():
      "the objects look darker than what is behind them, 0.97 of white: leave out --data.invert"),
     (GREY, {}, "the ground is not black, 0.30 of white and varying along the border by 0.02: add --model.background, "
                "or make an even ground black with --data.intensity-range"),
+    (GREY, {"optim.crop": 32}, "the ground is not black, 0.30 of white and varying along the border by 0.02: make an "
+                               "even ground black with --data.intensity-range"),
     (GRID, {}, "the ground is not black, 0.00 of white and varying along the border by 0.35: add --model.background, "
                "or make an even ground black with --data.intensity-range")])
 def test_the_ground_is_looked_at_before_training(config, scenes, ground, changes, said):
-    dataset = Dataset("folder", scenes, scenes, grounds=ground and Grounds(ground, NOTHING))
+    dataset = Dataset("folder", scenes, scenes, grounds=ground and Grounds(ground, ground))
     assert before_training(with_settings(config, changes), dataset) == ([said] if said else [])
 
 

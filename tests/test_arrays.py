@@ -176,6 +176,26 @@ class TestLoadArrays:
         first = pixels[0] if shape[1:] != (9, 9, 3) else pixels[0].transpose(2, 0, 1)
         assert torch.equal(scenes.images[0], torch.from_numpy(first).view(channels, 9, 9))
 
+    @pytest.mark.parametrize("shape, channels", [((12, 9, 15), 1), ((12, 9, 15, 3), 3), ((12, 3, 15, 9), 3)])
+    def test_pictures_to_crop_need_not_be_squares(self, file, shape, channels):
+        own = Npz(file=self.kept(file, images=np.zeros(shape, np.uint8)))
+        height, width = shape[2:] if shape[1] == 3 else shape[1:3]
+        assert load_arrays(own, crop=8).scenes.images.shape == (12, channels, height, width)
+        with pytest.raises(DataError, match="of shape .M, H, H.*; --crop trains on squares out of other images"):
+            load_arrays(own)
+
+    def test_boxes_of_pictures_to_crop_lie_inside_their_width_and_height(self, file):
+        boxes = np.zeros((12, 1, 4))
+        boxes[3, 0] = (9, 1, 15, 8)
+        own = Npz(file=self.kept(file, images=np.zeros((12, 9, 15), np.uint8), boxes=boxes))
+        assert load_arrays(own, crop=8).scenes.boxes[3, 0].tolist() == [9, 1, 15, 8]
+        self.kept(file, images=np.zeros((12, 15, 9), np.uint8), boxes=boxes)
+        with pytest.raises(DataError, match=r"boxes\[3, 0\] = \(9, 1, 15, 8\) leaves its image of 9 x 15 pixels"):
+            load_arrays(own, crop=8)
+        self.kept(file, images=np.zeros((12, 15, 9), np.uint8), boxes=boxes / 15)
+        with pytest.raises(DataError, match="multiply them by the image's width and height, 9 and 15"):
+            load_arrays(own, crop=8)
+
     def test_floats_are_intensities(self, file):
         pixels = np.linspace(0, 1, 256).repeat(2).reshape(2, 16, 16)
         plain, inverted = (load_arrays(Npz(file=self.kept(file, images=pixels), invert=invert)).scenes

@@ -61,7 +61,7 @@ def test_where_work_is_queued_products_and_steps_are_timed_many_at_a_time(monkey
 
 def test_an_order_is_copied_to_the_device_once_in_many_steps():
     bench = Bench("enumerate", {"optim.batch_size": 2})
-    assert bench.trainer.sampler.scenes // bench.trainer.sampler.batch_size >= 32
+    assert len(bench.trainer.sampler.places) // bench.trainer.sampler.batch_size >= 32
 
 
 def test_the_script_measures_from_another_folder(tmp_path):

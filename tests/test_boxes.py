@@ -100,6 +100,14 @@ def test_boxes_that_all_miss_the_objects_have_their_axes_swapped(background, inv
         f"y0 < y1, all 0 where absent{HINT}(y0, x0, y1, x1)")
 
 
+def test_axes_of_wide_images_are_told_apart_by_the_images():
+    """Images of twice the width, in whose left half all objects are."""
+    images, boxes = drawn("noise", level=150)
+    wide = torch.cat((images, images[:, :, :, :1].expand_as(images)), -1)
+    check_boxes(boxes, wide, UNKNOWN, FILE)
+    assert refused(written(boxes, "rows"), wide).endswith(HINT + "(y0, x0, y1, x1)")
+
+
 def test_sides_that_are_larger_than_the_corners_are_told_by_the_images():
     """Every (x, y, width, height) here would do as (x0, y0, x1, y1)."""
     rng = np.random.default_rng(0)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from air.data import DataError, Folder, Npz, load_dataset
+from air.data import DataError, Folder, Npz, custom, load_dataset
 from air.data.custom import load_folder, split
 from air.data.decoding import Decoded
 from air.data.intensity import UPPER_BITS
+from air.models.settings import SettingsError
 
 
 def save(folder, name, pixels):
@@ -95,6 +96,60 @@ class TestFolder:
         save(tmp_path, "a.png", np.zeros((5, 5)))
         with pytest.raises(DataError, match="too few images, 1"):
             load_dataset(Folder(root=str(tmp_path)))
+
+
+class TestPicturesToCrop:
+    @pytest.fixture
+    def photographs(self, tmp_path):
+        """Three grey pictures of 40 x 30, 20 x 50 and, on its side, 30 x 16 pixels."""
+        rng = np.random.default_rng(0)
+        for name, shape in (("a.png", (30, 40)), ("b.png", (50, 20))):
+            save(tmp_path, name, rng.integers(0, 256, shape))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(rng.integers(0, 256, (30, 16)).astype(np.uint8)).save(tmp_path / "c.png", exif=exif)
+        return tmp_path
+
+    def test_they_keep_their_sizes_and_pixels(self, photographs):
+        _, scenes, _, _ = load_folder(Folder(root=str(photographs)), crop=8)
+        assert scenes.images.shape == (3, 1, 50, 40) and scenes.sizes.tolist() == [[30, 40], [50, 20], [16, 30]]
+        for image, name, (height, width) in zip(scenes.images, "abc", scenes.sizes.tolist()):
+            with Image.open(photographs / f"{name}.png") as original:
+                upright = np.asarray(ImageOps.exif_transpose(original))
+            assert np.array_equal(image[0, :height, :width], upright)
+            assert not image[0, height:].any() and not image[0, :, width:].any()
+
+    def test_their_longer_side_may_be_given(self, photographs):
+        _, scenes, _, _ = load_folder(Folder(root=str(photographs), pixels_per_image=20), crop=8)
+        assert scenes.images.shape == (3, 1, 20, 20) and scenes.sizes.tolist() == [[15, 20], [20, 8], [11, 20]]
+
+    def test_few_of_them_train_and_are_evaluated(self, photographs):
+        own = Folder(root=str(photographs))
+        with pytest.raises(DataError, match="too few images, 3"):
+            load_dataset(own)
+        with pytest.warns(UserWarning, match="fewer than 10 pictures, 3: none is held out"):
+            dataset = load_dataset(own, crop=8)
+        assert dataset.train is dataset.held_out and len(dataset.train) == 3
+
+    def test_enough_of_them_are_split(self, folder):
+        dataset = load_dataset(Folder(root=str(folder)), crop=8)
+        assert dataset.held_out.sizes.tolist() == [[29, 29]] and len(dataset.train) == 10
+        assert dataset.held_out.images.shape == (1, 1, 30, 30)
+
+    def test_a_larger_one_does_not_change_the_digests_of_the_others(self, folder):
+        before = load_dataset(Folder(root=str(folder)), crop=8).digests
+        save(folder, "x.png", np.zeros((99, 9)))
+        after = load_dataset(Folder(root=str(folder)), crop=8).digests
+        assert after == before | {"x.png": after["x.png"]}
+
+    def test_what_does_not_fit_into_the_memory_is_refused_while_it_is_read(self, photographs, monkeypatch):
+        """Two copies of three images of 50 x 40 bytes, and 1,200 + 1,000 bytes that have been read by then."""
+        monkeypatch.setattr(custom, "memory_limit", lambda: 14_000)
+        with pytest.raises(SettingsError, match="the pictures, as images of 40 x 50 pixels, need about .* lower "
+                                                "--data.pixels-per-image"):
+            load_folder(Folder(root=str(photographs)), crop=8)
+        monkeypatch.setattr(custom, "memory_limit", lambda: 14_700)
+        load_folder(Folder(root=str(photographs)), crop=8)
 
 
 class TestIntensities:

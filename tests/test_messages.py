@@ -193,7 +193,7 @@ def test_messages_of_predict(said, tmp_path):
     (lambda: air.AIR(**SMALL).guide(torch.zeros(2, 12, 12), batch_size=3),
      "batch_size must lie in 1..2, the number of images; got 3"),
     (lambda: air.refine(air.AIR(**SMALL), torch.zeros(2, 12, 12), 12),
-     "a look is shifted by at least 1 pixel and less than 12, the image's side; got 12"),
+     "a look is shifted by at least 1 pixel and less than 12, the image's shorter side; got 12"),
     (lambda: air.Enumerate(air.AIR(**SMALL), particles=0), "particles: input should be greater than 0, got 0"),
     (lambda: air.load("nowhere"), "there is no checkpoint at nowhere"),
 ])
@@ -206,7 +206,8 @@ def test_what_the_library_says(call, message):
 @pytest.mark.parametrize("arrays, message", [
     ({"pictures": np.zeros(3)}, "own.npz holds no array named images, only pictures"),
     ({"images": np.zeros((3, 9, 8))},
-     "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 1, 9, 8)"),
+     "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 1, 9, 8); "
+     "--crop trains on squares out of other images"),
     ({"images": np.zeros((3, 9, 9, 2))},
      "own.npz: expected images of shape (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, got (3, 9, 9, 2)"),
     ({"images": np.zeros((0, 9, 9))},

@@ -154,3 +154,51 @@ def test_what_does_not_depend_on_the_data_is_checked_before_they_are_loaded():
 def test_a_batch_larger_than_the_data_set_is_an_error(chosen):
     with pytest.raises(SettingsError, match="--batch-size 41 exceeds the 40 training scenes"):
         chosen({"optim.batch_size": 41})
+
+
+CROP = {"optim.crop": 8, "model.guide": "search"}
+
+
+def test_a_model_of_crops_has_their_size(chosen):
+    config = chosen(CROP | {"model.object_size": 0.25, "optim.batch_size": 64}, dataset="npz")  # more crops than scenes
+    assert config.model.x_size == 8 and config.model.scale_prior_mean == pytest.approx(4)
+    assert config.model.likelihood_sd == pytest.approx(0.3 * 0.25 * 8 / (50 / 3))
+    generated = chosen(CROP | {"data.object_size": 0.25, "data.image_size": 12}, dataset="multi-mnist")
+    assert generated.model.x_size == 8 and generated.model.scale_prior_mean == pytest.approx(4 * 8 / 12)
+    assert generated.model.likelihood_sd == pytest.approx(0.3 * 3 / (50 / 3))
+
+
+def test_what_crops_hold_follows_from_the_counts_of_whole_pictures(chosen, scenes):
+    def num_steps(*counts, sizes=None):
+        given = {"counts": torch.tensor(counts), "images": torch.zeros(len(counts), 1, 40, 40, dtype=torch.uint8),
+                 "boxes": torch.zeros(len(counts), 0, 4), "labels": torch.zeros(len(counts), 0)}
+        train = replace(scenes, **given, extents=None if sizes is None else torch.tensor(sizes))
+        return chosen(CROP, dataset="npz", train=train).model.num_steps
+
+    assert num_steps(100, 60) == 9  # 2 x 100 x (8 / 40)^2, and one
+    assert num_steps(101, 60) == 10
+    assert num_steps(100, 60, sizes=[[40, 40], [20, 40]]) == 11  # the second is the fuller one
+    assert num_steps(20, 10) == 4 and num_steps(2, 1) == 3 and num_steps(0, 0) == 1
+    assert num_steps(-1, -1) == 6 and num_steps(20, -1) == 6 and num_steps(100, 100, -1) == 9
+
+
+@pytest.mark.parametrize("dataset, changes, words", [
+    ("npz", {"model.guide": "recurrent"}, "--crop needs --guide search"),
+    ("npz", {"model.background": True}, "without --model.background"),
+    ("npz", {"optim.shift": 1}, "--crop and --optim.shift do not go together"),
+    ("npz", {"optim.crop": 7}, "a crop has at least 8 x 8 pixels"),
+    ("npz", {"model.object_size": 0.1}, "--object-size 0.1 of 8 pixels is less than one pixel"),
+    ("multi-mnist", {"data.unseen_counts": (3,)}, "leave out --data.unseen-counts"),
+    ("scenes-table", {"model.guide": "search"}, "3D scenes cannot be cropped"),
+    ("folder", {"optim.crop": 0, "data.pixels_per_image": 100}, "--data.pixels-per-image .*: add --crop")])
+def test_what_does_not_go_with_crops_is_refused_before_the_data_are_loaded(dataset, changes, words):
+    with pytest.raises(SettingsError, match=words):
+        check(with_settings(default_config(dataset), CROP | changes))
+
+
+def test_pictures_smaller_than_the_crops_are_refused(chosen, scenes):
+    sizes = torch.full((40, 2), 12)
+    sizes[7, 0] = 9
+    chosen(CROP | {"optim.crop": 9}, dataset="npz", train=replace(scenes, extents=sizes))
+    with pytest.raises(SettingsError, match="--crop 10: toy has a picture of 12 x 9 pixels"):
+        chosen(CROP | {"optim.crop": 10}, dataset="npz", train=replace(scenes, extents=sizes))

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from air import AIR, ESTIMATORS
 from air.training import step as step_module
-from air.training.step import WARM_UP, TrainStep, random_shift, set_arithmetic
+from air.training.step import WARM_UP, TrainStep, random_crop, random_shift, set_arithmetic
 from tests.conftest import SMALL
 
 
@@ -147,6 +147,46 @@ def test_a_step_shifts_its_images(make_step):
     some(torch.arange(5))
     torch.manual_seed(0)
     assert torch.equal(seen[0], random_shift(some.images, 1)) and not torch.equal(seen[0], some.images)
+
+
+def pictures():
+    """Two pictures of 5 x 9 and 7 x 4 in images of 7 x 9; each pixel inside has a value of its own, 0 is beyond."""
+    images = torch.arange(1, 2 * 2 * 7 * 9 + 1).view(2, 2, 7, 9)
+    images[0, :, 5:] = images[1, :, :, 4:] = 0
+    return images, torch.tensor([[5, 9], [7, 4]])
+
+
+def test_crops_lie_anywhere_inside_their_own_picture():
+    images, sizes = pictures()
+    torch.manual_seed(0)
+    chosen = torch.tensor([1, 0]).repeat(500)
+    crops = random_crop(images, sizes, chosen, 3)
+    assert crops.shape == (1000, 2, 3, 3) and crops.all()
+    for picture, (height, width) in enumerate(sizes.tolist()):
+        own = crops[chosen == picture]
+        whole = images[picture].unfold(1, 3, 1).unfold(2, 3, 1)  # (C, rows, columns, 3, 3)
+        places = whole[:, :height - 2, :width - 2].flatten(1, 2).movedim(1, 0)
+        which = (own[:, None] == places).flatten(2).all(-1)  # (crops, places)
+        assert (which.sum(1) == 1).all()
+        expected = 500 / len(places)
+        assert (which.sum(0) - expected).abs().max() < 4 * expected**0.5  # uniform
+
+
+def test_a_crop_as_large_as_its_picture_is_the_picture():
+    images = torch.rand(3, 1, 6, 6)
+    assert torch.equal(random_crop(images, torch.full((3, 2), 6), torch.tensor([2, 0]), 6), images[[2, 0]])
+
+
+def test_a_step_crops_its_images(make_step):
+    some, seen = make_step(), []
+    forward = some.forward
+    some.images = torch.zeros(5, 1, 30, 25, dtype=torch.uint8).random_(256)
+    some.crop, some.sizes = 12, torch.tensor([30, 25]).expand(5, 2)
+    some.forward = lambda images: seen.append(images) or forward(images)
+    torch.manual_seed(0)
+    some(torch.tensor([3, 1, 3]))
+    torch.manual_seed(0)
+    assert torch.equal(seen[0], random_crop(some.images, some.sizes, torch.tensor([3, 1, 3]), 12))
 
 
 class FakeStream:

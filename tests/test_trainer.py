@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 import air
 from air.checkpoints import load_checkpoint
 from air.config import config_from_dict, default_config, with_settings
-from air.data import MultiMNIST
+from air.data import Dataset, MultiMNIST, Scenes
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture
 from air.models.settings import to_dict
@@ -82,6 +82,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_pat
     again, checkpoint = load_checkpoint(parts)
     assert again == config and checkpoint["step"] == checkpoint_at
     Trainer(config, dataset, parts, checkpoint).run()
+    assert_identical(everything(parts), everything(tmp_path / "whole"))
+
+
+@pytest.fixture
+def pictures(scenes):
+    """Two pictures of 24 x 24 and 24 x 12 in images of 24 x 24, put together from the toy scenes of 12 x 12."""
+    corners = [(0, 0), (0, 12), (12, 0), (12, 12)]
+    images, boxes = torch.zeros(2, 1, 24, 24, dtype=torch.uint8), torch.zeros(2, 8, 4)
+    for picture, tiles in enumerate((corners, corners[::2])):
+        for place, (top, left) in enumerate(tiles):
+            tile = scenes[4 * picture + place]
+            images[picture, :, top:top + 12, left:left + 12] = tile.images
+            offset = torch.tensor([left, top, left, top]) * tile.has_box[:, None]
+            boxes[picture, 2 * place:2 * place + 2] = tile.boxes + offset
+    present = boxes[..., 2] > 0
+    return Scenes(images, present.sum(1), boxes, present.long() - 1, extents=torch.tensor([[24, 24], [24, 12]]))
+
+
+def test_a_run_on_crops_resumes_as_if_it_had_not_stopped(make_config, pictures, tmp_path):
+    """Two pictures give batches of eight, the larger one twice as many crops; crops of both are evaluated."""
+    config = make_config("enumerate", {"optim.crop": 12, "model.guide": "search", "optim.steps": 8,
+                                       "run.checkpoint_every": 3, "run.eval_every": 3})
+    whole_pictures = Dataset("toy", pictures, pictures)
+    trainer = Trainer(config, whole_pictures, tmp_path / "whole")
+    assert trainer.sampler.places.bincount().tolist() == [8, 4]
+    assert len(trainer.held_out) == 4 + 2 and trainer.held_out.images.shape == (6, 1, 12, 12)
+    metrics = trainer.run()
+    assert metrics["held_out_scenes"] == 6 and sum(map(sum, metrics["confusion"])) == 6 and "box_iou" in metrics
+    parts = tmp_path / "parts"
+    run_killed_at(5, Trainer(config, whole_pictures, parts))
+    again, checkpoint = load_checkpoint(parts)
+    assert again == config and checkpoint["step"] == 3
+    Trainer(config, whole_pictures, parts, checkpoint).run()
     assert_identical(everything(parts), everything(tmp_path / "whole"))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from air.data.custom import Folder, Npz
+from air.data.custom import CustomImages, Folder, Npz
 from air.data.dataset import Dataset, data_root
 from air.data.multi_mnist import MultiMNIST, load_mnist
 from air.data.omniglot import Omniglot
@@ -22,13 +22,16 @@ AnyDataSettings = Annotated[DataSettings, Field(discriminator="name")]
 DATASETS: dict[str, type[DataSettings]] = {kind.name: kind for kind in get_args(DataSettings)}
 
 
-def load_dataset(settings: DataSettings) -> Dataset:
+def load_dataset(settings: DataSettings, crop: int = 0) -> Dataset:
     """Load or generate a data set.
 
+    Args:
+        settings: of the data set.
+        crop: side in pixels of the crops that a model is trained on, see `CustomImages.load`; 0: on whole images.
     Raises:
         DataError: the data are missing, unreadable, or cannot be generated as the settings ask.
     """
-    return settings.load()
+    return settings.load(crop) if isinstance(settings, CustomImages) else settings.load()
 
 
 def mnist_or_sprites(settings: MultiMNIST) -> tuple[DataSettings, str]:

@@ -30,14 +30,15 @@ def check_boxes(given: np.ndarray, images: Tensor, counts: Tensor, file: Path) -
 
     Args:
         given: (M, L, 4) real numbers, (x0, y0, x1, y1) in pixels, x1 and y1 one past the last; all 0 where absent.
-        images: (M, C, H, H) uint8.
+        images: (M, C, H, W) uint8.
         counts: (M,) int64, -1 where unknown.
         file: for messages.
     Raises:
         DataError: a box is not as above, leaves its image by more than TOLERANCE, or an image has more boxes than
             objects. The message has the image's number, from 0, and what the boxes look like.
     """
-    size, side = len(images), images.shape[-1]
+    size, (height, width) = len(images), images.shape[-2:]
+    edges = np.array((width, height) * 2)
     if given.ndim != 3 or given.shape[0] != size or given.shape[2] != 4 or given.dtype.kind not in "iuf":
         raise DataError(f"{file}: expected boxes of shape ({size}, L, 4), finite, got {given.dtype} {given.shape}")
     boxes: Boxes = given.astype(np.float64)
@@ -47,9 +48,10 @@ def check_boxes(given: np.ndarray, images: Tensor, counts: Tensor, file: Path) -
         raise DataError(f"{file}: {_named(boxes, wrong)} is not finite: {expected}")
     there = boxes[present]  # (P, 4)
     if len(there) and -0.01 <= there.min() and there.max() <= 1.01 and (there % 1 != 0).any():
-        raise DataError(f"{file}: the boxes look normalised to [0, 1]: multiply them by the image's side, {side}")
+        sides = f"side, {width}" if width == height else f"width and height, {width} and {height}"
+        raise DataError(f"{file}: the boxes look normalised to [0, 1]: multiply them by the image's {sides}")
     for broken, what in ((_inverted(boxes), "ends before it begins"),
-                         (_outside(boxes, side), f"leaves its image of {side} x {side} pixels")):
+                         (_outside(boxes, edges), f"leaves its image of {width} x {height} pixels")):
         if (wrong := broken & present[..., None]).any():
             hint = _looks_like(_likeliest_reading(boxes, present, images))
             raise DataError(f"{file}: {_named(boxes, wrong)} {what}: {expected}{hint}")
@@ -86,16 +88,17 @@ def _inverted(boxes: Boxes) -> NDArray[np.bool_]:
     return wrong
 
 
-def _outside(boxes: Boxes, side: int) -> NDArray[np.bool_]:
-    """Which edges lie outside the image, (..., 4)."""
-    wrong: NDArray[np.bool_] = (boxes < -TOLERANCE) | (boxes > side + TOLERANCE)
+def _outside(boxes: Boxes, edges: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which edges lie outside the image, whose own are at most (width, height, width, height): (..., 4)."""
+    wrong: NDArray[np.bool_] = (boxes < -TOLERANCE) | (boxes > edges + TOLERANCE)
     return wrong
 
 
-def _fitting(boxes: Boxes, side: int) -> list[str]:
+def _fitting(boxes: Boxes, images: Tensor) -> list[str]:
     """The readings in which every box (P, 4) is one, inside its image."""
+    edges = np.array(tuple(images.shape[:-3:-1]) * 2)
     read = {name: reading(boxes) for name, reading in READINGS.items()}
-    return [name for name, each in read.items() if not (_inverted(each).any() or _outside(each, side).any())]
+    return [name for name, each in read.items() if not (_inverted(each).any() or _outside(each, edges).any())]
 
 
 def _looks_like(reading: str | None) -> str:
@@ -113,7 +116,7 @@ def _named(boxes: Boxes, wrong: NDArray[np.bool_]) -> str:
 def _likeliest_reading(boxes: Boxes, present: NDArray[np.bool_], images: Tensor) -> str | None:
     """Of the readings in which every box fits its image, that whose boxes stand out most, if there is one."""
     pixels, shown, member = _sample(boxes, present, images)
-    return max(_fitting(boxes[present], images.shape[-1]), default=None,
+    return max(_fitting(boxes[present], images), default=None,
                key=lambda name: _contrast(pixels, READINGS[name](shown), member).mean())
 
 
@@ -124,7 +127,7 @@ def _better_reading(boxes: Boxes, present: NDArray[np.bool_], images: Tensor) ->
         return None
     contrast = _contrast(pixels, shown, member)
     better: dict[str, float] = {}
-    for name in _fitting(boxes[present], images.shape[-1]):
+    for name in _fitting(boxes[present], images):
         other = _contrast(pixels, READINGS[name](shown), member)
         gain = (other - contrast)[other != contrast]  # a box on the diagonal is the same with its axes swapped
         if (len(gain) >= LEAST_SAMPLE and contrast.mean() < LESS * other.mean() and (gain > 0).mean() >= ALMOST_ALL
@@ -135,7 +138,7 @@ def _better_reading(boxes: Boxes, present: NDArray[np.bool_], images: Tensor) ->
 
 def _sample(boxes: Boxes, present: NDArray[np.bool_], images: Tensor
             ) -> tuple[NDArray[np.float32], Boxes, NDArray[np.int64]]:
-    """Images that have boxes, (S, H, H), less their mean; their boxes, (P, 4); and the image of each, (P,)."""
+    """Images that have boxes, (S, H, W), less their mean; their boxes, (P, 4); and the image of each, (P,)."""
     candidates = np.flatnonzero(present.any(-1))
     most = min(len(candidates), MAX_SAMPLE, max(LEAST_SAMPLE, SAMPLE_PIXELS // images[0, 0].numel()))
     sample = candidates[np.linspace(0, len(candidates) - 1, most).astype(int)]
@@ -152,7 +155,7 @@ def _contrast(pixels: NDArray[np.float32], boxes: Boxes, member: NDArray[np.int6
     changes slowly across the image has none.
 
     Args:
-        pixels: (S, H, H).
+        pixels: (S, H, W).
         boxes: (P, 4), (x0, y0, x1, y1).
         member: (P,), the image of each.
     Returns:
@@ -167,7 +170,7 @@ def _contrast(pixels: NDArray[np.float32], boxes: Boxes, member: NDArray[np.int6
                 (x1 - x0) * (y1 - y0))
 
     around = np.tile((boxes[:, 2:] - boxes[:, :2]) / 2, 2) * (-1, -1, 1, 1)
-    inner, outer = (np.rint(each).astype(int).clip(0, pixels.shape[-1]) for each in (boxes, boxes + around))
+    inner, outer = (np.rint(each).astype(int).clip(0, pixels.shape[:0:-1] * 2) for each in (boxes, boxes + around))
     (total, area), (all_total, all_area) = within(inner), within(outer)
     difference = total / np.maximum(area, 1) - (all_total - total) / np.maximum(all_area - area, 1)
     difference *= (area > 0) & (all_area > area)

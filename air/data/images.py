@@ -1,4 +1,5 @@
-"""Image files of any kind as the model's input: each is reduced to a small square as it is read.
+"""Image files of any kind as the model's input: each is reduced to a small square as it is read, or kept large for
+crops.
 
 Training and prediction read through this module, so that both see the same pixels.
 """
@@ -44,7 +45,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, upright and reduced to fit a square, with what its file says about it."""
+    """An image, upright and reduced to fit a square or in its own size, with what its file says about it."""
 
     name: str  # the file's, with the number of the page or frame in brackets where there are several
     file: Path
@@ -138,21 +139,44 @@ def square(picture: Picture, size: int, channels: int, of: Range, invert: bool =
     Returns:
         (channels, size, size) uint8.
     """
-    share = shares(picture, channels, of, invert)
-    height, width = share.shape[:2]
+    height, width = picture.pixels.shape[:2]
     left, top = (size - width) // 2, (size - height) // 2
-    made = np.zeros((channels, size, size), np.uint8)
-    made[:, top:top + height, left:left + width] = np.rint(255 * share).transpose(2, 0, 1)
-    return torch.from_numpy(made)
+    made = torch.zeros(channels, size, size, dtype=torch.uint8)
+    made[:, top:top + height, left:left + width] = _as_bytes(picture, channels, of, invert)
+    return made
 
 
-def read_files(files: Sequence[tuple[str, Path]], size: int, max_megapixels: float = MAX_MEGAPIXELS
+def padded(pictures: Sequence[Picture], channels: int, ranges: Mapping[str, Range], invert: bool = False
+           ) -> tuple[Tensor, Tensor]:
+    """Pictures of any sizes, each in the upper left corner of an image as high and as wide as the largest.
+
+    Args:
+        pictures: M of them.
+        channels, invert: see `shares`.
+        ranges: of intensities, by kind.
+    Returns:
+        (M, channels, H, W) uint8, black beyond the pictures; (M, 2) int64, their heights and widths.
+    """
+    sizes = torch.tensor([picture.pixels.shape[:2] for picture in pictures])
+    images = torch.zeros(len(pictures), channels, *sizes.amax(0).tolist(), dtype=torch.uint8)
+    for picture, image, (height, width) in zip(pictures, images, sizes.tolist()):
+        image[:, :height, :width] = _as_bytes(picture, channels, ranges[picture.kind], invert)
+    return images, sizes
+
+
+def _as_bytes(picture: Picture, channels: int, of: Range, invert: bool) -> Tensor:
+    """(channels, h, w) uint8, see `shares`."""
+    made = np.rint(255 * shares(picture, channels, of, invert)).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1)))
+
+
+def read_files(files: Sequence[tuple[str, Path]], size: int | None, max_megapixels: float = MAX_MEGAPIXELS
                ) -> Iterator[Picture | DataError]:
     """Read image files, several at a time, in order; each page or frame of a file is a picture of its own.
 
     Args:
         files: what to call each, and where it is.
-        size: side of the square that pictures are reduced for.
+        size: side of the square that pictures are fitted into; None: they keep their own size.
         max_megapixels: larger pictures are refused before they are unpacked.
     Yields:
         Pictures, and for a file or frame that cannot be read a DataError that names it.
@@ -194,7 +218,7 @@ def _reading() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read(name: str, file: Path, size: int, max_megapixels: float) -> list[Picture | DataError]:
+def _read(name: str, file: Path, size: int | None, max_megapixels: float) -> list[Picture | DataError]:
     read: list[Picture | DataError] = []
     try:
         if not stat.S_ISREG(file.stat().st_mode):
@@ -243,11 +267,12 @@ def _frames(image: Image.Image) -> Sequence[int]:
     return full or frames
 
 
-def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int) -> Picture:
+def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int | None) -> Picture:
     """Decode one frame and reduce it."""
-    _, _, *small = placement(*image.size, size)
-    width, height = image.size
-    if image.format in ("JPEG", "MPO"):
+    width, height = small = image.size
+    if size is not None:
+        small = placement(*small, size)[2:]
+    if size is not None and image.format in ("JPEG", "MPO"):
         image.draft(None, (FINER * size, FINER * size))
     kind, channels, alpha = decode(image)
 

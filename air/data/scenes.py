@@ -35,6 +35,9 @@ class Scenes:
     boxes: Tensor  # (M, L, 4) float32, tight (x0, y0, x1, y1) in pixels, x1 and y1 one past the last; 0 where absent
     labels: Tensor  # (M, L) int64, -1 where absent
     poses: Tensor | None = None  # (M, L, 4) float32, of scenes that a renderer made, see `Table`; 0 where absent
+    # (M, 2) int64, height and width of pictures that lie in the upper left corners of larger, black images; None: all
+    # fill their images
+    extents: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -43,6 +46,13 @@ class Scenes:
     def has_box(self) -> Tensor:
         """Which boxes are there, (M, L) bool."""
         return self.boxes[..., 2] > self.boxes[..., 0]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Height and width of each picture in pixels, (M, 2) int64."""
+        if self.extents is not None:
+            return self.extents
+        return torch.tensor(self.images.shape[2:], device=self.images.device).expand(len(self), 2)
 
     def __getitem__(self, index: Any) -> "Scenes":
         """Select scenes by a slice, a mask or a tensor of indices."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from air.models.constants import Constants
 from air.models.guide import Guide, Proposal
 from air.models.networks import MLP, non_linearity_class
-from air.models.spatial import SpatialTransformer, centres_of, from_centre, full_precision, to_centre
+from air.models.spatial import PixelGrid, centres_of, from_centre, full_precision, sample, to_centre
 
 OBJECT_PIXELS = 8  # an object's side in pixels of its level
 LEVEL_GAP = 0.7  # between the log sizes of two levels, about a factor of two
@@ -38,6 +38,8 @@ class Found(NamedTuple):
     heat: Tensor  # (B, 1)
     centre: Tensor  # (B, 2), (x, y) in canvas units
     log_scale: Tensor  # (B, 1), log s of an object there
+    images: tuple[Tensor, ...]  # the images in each level, (B, C, P, Q)
+    level: Tensor  # (B,), log s of the objects of the level with the hottest place
 
 
 class Level(Constants):
@@ -99,7 +101,7 @@ class Pyramid(nn.Module):
         Args:
             channels: C.
             x_size: side in pixels of the usual images.
-            log_scales: log s of the objects of each level.
+            log_scales: log s of the objects of each level, ascending.
             non_linearity: the name of a class in torch.nn.
         """
         super().__init__()
@@ -109,6 +111,7 @@ class Pyramid(nn.Module):
         self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         # At initialisation, heat is the mean of the features: strong features mean that something stands out.
         self.heat = nn.Parameter(torch.full((1, FEATURES, 1, 1), 1 / FEATURES))
+        self.log_scales = tuple(log_scales)  # ascending
         self.levels = nn.ModuleList(Level(x_size, log_scale) for log_scale in log_scales)
 
     def forward(self, images: Tensor) -> Found:
@@ -119,16 +122,16 @@ class Pyramid(nn.Module):
         with full_precision(images):
             heat = torch.cat([F.conv2d(each, self.heat).flatten(1) for each in features], -1)  # (B, places)
             place = torch.cat(places)  # (places, 3)
-            hottest = place[heat.argmax(-1)][:, None]  # (B, 1, 3)
-            offset = (place - hottest).square()
+            hottest = place[heat.argmax(-1)]  # (B, 3)
+            offset = (place - hottest[:, None]).square()
             # in units of the reach, which is in proportion to the size
-            away = offset[..., :2].sum(-1) * ((2 * hottest[..., 2]).exp() / (2 * REACH)**2)  # (B, places)
+            away = offset[..., :2].sum(-1) * ((2 * hottest[:, 2:]).exp() / (2 * REACH)**2)  # (B, places)
             if len(levels) > 1:
                 away = away + offset[..., 2] / LEVEL_REACH**2
             # a_p ∝ exp(heat_p - away_p / 2)
             centre, log_scale = (torch.sub(heat, away, alpha=0.5).softmax(-1) @ place).split((2, 1), -1)
             # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
-            return Found(heat.amax(-1, keepdim=True), centre, log_scale)
+            return Found(heat.amax(-1, keepdim=True), centre, log_scale, levels, hottest[:, 2])
 
 
 class SearchState(NamedTuple):
@@ -160,7 +163,7 @@ class SearchGuide(Guide):
         super().__init__()
         self.where_loc, self.where_scale = tuple(where_loc), tuple(where_scale)
         self.pyramid = Pyramid(channels, x_size, log_scales(where_loc[0], where_scale[0]), non_linearity)
-        self.transformer = SpatialTransformer(x_size, GLIMPSE_SIZE)
+        self.x_size, self.glimpse = x_size, PixelGrid(GLIMPSE_SIZE)
         self.mlp = MLP(channels * GLIMPSE_SIZE**2 + 1, [128, 1 + 1 + 2 + 3], non_linearity)
 
     def start(self, images: Tensor, particles: int) -> SearchState:
@@ -178,10 +181,10 @@ class SearchGuide(Guide):
 
     def forward(self, residual: Tensor) -> Proposal:
         """Residual (B, C, H, W) -> the step's proposal."""
-        heat, centre, log_scale = self.pyramid(residual)
+        found = self.pyramid(residual)
+        heat, centre, log_scale = found[:3]
         # Through the glimpse, heat learns what the corrections will do; without, it learns far more slowly.
-        glimpse, _ = self.transformer.read(residual, from_centre(torch.cat(
-            (log_scale - math.log(GLIMPSE_MARGIN), centre), -1)))
+        glimpse = self._read(found, residual.shape[-2:])
         outputs = self.mlp(torch.cat((glimpse.flatten(1), heat), -1)).to(residual.dtype)
         logit, larger, shift, scale = outputs.split((1, 1, 2, 3), -1)
         half = (-log_scale).exp()  # of an object's side
@@ -189,6 +192,21 @@ class SearchGuide(Guide):
         scale = F.softplus(scale) * torch.cat((torch.full_like(half, GROWTH), half.expand(-1, 2) * SHIFT), -1)
         prior_loc, prior_scale = loc.new_tensor((self.where_loc, self.where_scale))
         return Proposal(logit, loc - prior_loc, scale / prior_scale)
+
+    def _read(self, found: Found, size: Sequence[int]) -> Tensor:
+        """Glimpses (B, C, g, g) of what was found in images of this height and width, each read in its level.
+
+        There an object has about as many pixels as in the glimpse. In the image itself it may have many more, and
+        would be read with gaps.
+        """
+        where = from_centre(torch.cat((found.log_scale - math.log(GLIMPSE_MARGIN), found.centre), -1))
+        span = size[1] / self.x_size, size[0] / self.x_size
+        glimpses = [sample(images, where, self.glimpse.xy, span)[0] for images in found.images]
+        glimpse = glimpses[0]
+        for below, above, finer in zip(self.pyramid.log_scales, self.pyramid.log_scales[1:], glimpses[1:]):
+            is_finer = found.level > (below + above) / 2
+            glimpse = torch.where(is_finer[:, None, None, None], finer, glimpse)
+        return glimpse
 
 
 def log_scales(mean: float, sd: float) -> list[float]:

@@ -164,10 +164,22 @@ def _read(images: Tensor, z_where: Tensor, window: Tensor, window_xy: Tensor, ax
     if _sums_in_any_order(images):
         scale, shift = z_where[..., None].split((1, 2), 1)
         return _resample(images, (window - shift) / scale, axes[:2], axes.unit / 2), z_where
-    grid, z_where = _SamplingGrid.apply(z_where, window_xy)
     height, width = images.shape[-2:]
-    if (height, width) != (axes.unit, axes.unit):
-        grid = grid * torch.tensor((axes.unit / width, axes.unit / height)).to(grid)
+    return sample(images, z_where, window_xy, (width / axes.unit, height / axes.unit))
+
+
+def sample(images: Tensor, z_where: Tensor, window_xy: Tensor, span: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Read glimpses by `grid_sample`, see `SpatialTransformer.read`.
+
+    Args:
+        images: (B, C, H, W).
+        z_where: (B, 3).
+        window_xy: (w, w, 2), the `xy` of the window's `PixelGrid`.
+        span: half of the images' width and height, in canvas units.
+    """
+    grid, z_where = _SamplingGrid.apply(z_where, window_xy)
+    if span != (1, 1):
+        grid = grid / torch.tensor(span).to(grid)
     return F.grid_sample(images, grid, align_corners=False), z_where
 
 

@@ -18,7 +18,8 @@ def before_training(config: Config, dataset: Dataset) -> list[str]:
     model = config.model
     if dataset.grounds is None or not isinstance(model, AIRSettings):
         return []
-    ground = dataset.grounds.behind(middle(sizes_of(config, dataset.train.images.shape[-1])))
+    side = max(dataset.train.images.shape[2:])
+    ground = dataset.grounds.behind(middle(sizes_of(config, side)) * (config.optim.crop or side) / side)
     if ground.is_all:
         return ["the images show nothing but an even ground: dark shapes on transparency need --data.invert, and faint "
                 "ones another --data.intensity-range"]
@@ -27,7 +28,7 @@ def before_training(config: Config, dataset: Dataset) -> list[str]:
         return [f"{seen}: {'leave out' if getattr(config.data, 'invert') else 'add'} --data.invert"]
     if not ground.is_black and not model.background:
         return [f"the ground is not black, {ground.level:.2f} of white and varying along the border by "
-                f"{ground.spread:.2f}: add --model.background, or "
+                f"{ground.spread:.2f}: {'' if config.optim.crop else 'add --model.background, or '}"
                 "make an even ground black with --data.intensity-range"]
     return []
 

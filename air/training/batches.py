@@ -1,5 +1,6 @@
 """Which scenes each training step sees, and averages of the metrics over steps."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +14,36 @@ from air import distributed
 class EpochSampler:
     """Batches of scene indices: each epoch is a permutation that follows from the seed and the epoch's number.
 
+    Where scenes are pictures to be cropped, an epoch has each of them several times.
+
     So the batch of a step is a function of the step, and a resumed run needs no state.
     """
 
-    def __init__(self, scenes: int, batch_size: int, seed: int, device: torch.device) -> None:
-        """Args: scenes: how many there are; batch_size: of all processes together."""
-        self.scenes, self.batch_size, self.seed, self.device = scenes, batch_size, seed, device
+    def __init__(self, scenes: int, batch_size: int, seed: int, device: torch.device, copies: Tensor | None = None
+                 ) -> None:
+        """Lay out an epoch.
+
+        Args:
+            scenes: how many there are, at least a batch.
+            batch_size: of all processes together.
+            seed, device: of the indices.
+            copies: (scenes,), how often an epoch has each scene, or a multiple of that where a batch needs more; None:
+                once.
+        """
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.places = torch.arange(scenes)  # an epoch before it is permuted
+        if copies is not None:
+            self.places = self.places.repeat_interleave(copies)
+            self.places = self.places.repeat(math.ceil(batch_size / len(self.places)))
         self._epoch, self._order = -1, torch.empty(0)  # the permutation of the current epoch
 
     def indices(self, step: int) -> Tensor:
         """This process's share of the batch of a step, on the device."""
-        epoch, place = divmod(step, self.scenes // self.batch_size)
+        epoch, place = divmod(step, len(self.places) // self.batch_size)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.scenes, generator=generator).to(self.device)
+            order = torch.randperm(len(self.places), generator=generator)
+            self._epoch, self._order = epoch, self.places[order].to(self.device)
         start = place * self.batch_size
         batch = self._order[start:start + self.batch_size]
         return batch[distributed.rank()::distributed.world_size()]

@@ -42,7 +42,8 @@ def check_run(config: Config, dataset: Dataset, device: torch.device) -> None:
         SettingsError: the estimate exceeds the memory; the message says both, and which settings to lower.
     """
     weights, kept = step_bytes(config)
-    scenes = (dataset.train, dataset.held_out, *filter(None, [dataset.unseen]))
+    # A few pictures to be cropped are training and held-out scenes at once.
+    scenes = {id(each): each for each in (dataset.train, dataset.held_out, dataset.unseen) if each is not None}.values()
     if device.type == "cuda":
         limit = torch.cuda.get_device_properties(device).total_memory
         held = float(dataset.train.images.nbytes)

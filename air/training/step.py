@@ -36,7 +36,8 @@ class TrainStep:
     """
 
     def __init__(self, objective: Estimator, images: Tensor, lr: float = 1e-3, baseline_lr: float = 1e-2,
-                 shift: int = 0, precision: str = "fp32", compiled: bool = False) -> None:
+                 shift: int = 0, precision: str = "fp32", compiled: bool = False, crop: int = 0,
+                 sizes: Tensor | None = None) -> None:
         """Build the optimiser.
 
         Args:
@@ -46,10 +47,13 @@ class TrainStep:
             shift: pixels, see `random_shift`.
             precision: "fp32"; "tf32" for the matrix products and convolutions on CUDA; or "bf16" for the layers.
             compiled: whether to torch.compile the objective.
+            crop: side in pixels of the random crops that are trained on, see `random_crop`; 0: whole images.
+            sizes: (M, 2), heights and widths of the pictures in the images, on the same device; for crops.
         Raises:
             ValueError: tf32 on the CPU.
         """
         self.images, self.device, self.shift, self.bf16 = images, images.device, shift, precision == "bf16"
+        self.crop, self.sizes = crop, sizes
         groups = objective.parameter_groups(lr, baseline_lr)
         self.base_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.Adam(groups, fused=True)
@@ -113,11 +117,17 @@ class TrainStep:
         # Each weight is cast once: the cache of casts is emptied at the end of this context. A graph holds the whole
         # context, so it begins with an empty cache and casts the changed weights at each replay.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss, metrics = self.forward(random_shift(self.images[self.indices], self.shift))
+            loss, metrics = self.forward(self._batch())
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach(), metrics
+
+    def _batch(self) -> Tensor:
+        if self.crop:
+            assert self.sizes is not None
+            return random_crop(self.images, self.sizes, self.indices, self.crop)
+        return random_shift(self.images[self.indices], self.shift)
 
     def _set_lrs(self, scale: float) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs):
@@ -168,6 +178,24 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     rows, columns = corner + torch.arange(images.shape[-1], device=images.device)  # (B, H) each
     image = torch.arange(len(images), device=images.device)[:, None, None]
     return F.pad(images, [pixels] * 4)[image, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+
+
+def random_crop(images: Tensor, sizes: Tensor, indices: Tensor, side: int) -> Tensor:
+    """Cut a square out of each chosen picture, at a place that is uniform over all where it lies inside the picture.
+
+    Args:
+        images: (M, C, H, W); nothing but the crops is copied.
+        sizes: (M, 2) int64, heights and widths of the pictures, which lie in the upper left corners of the images; at
+            least `side`.
+        indices: (B,), of the pictures.
+        side: of the crops, in pixels.
+    Returns:
+        (B, C, side, side).
+    """
+    room = sizes[indices] - side + 1  # (B, 2)
+    corner = (torch.rand(room.shape, dtype=torch.float64, device=room.device) * room).long()
+    rows, columns = (corner[..., None] + torch.arange(side, device=room.device)).unbind(1)  # (B, side) each
+    return images[indices[:, None, None], :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
 def set_arithmetic(device: torch.device, tf32: bool) -> None:

@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from air.checkpoints import FILE_NAME, load_weights, save_checkpoint
 from air.config import Config
 from air.data import Dataset, Scenes
+from air.data.crops import disjoint_crops, random_crops
 from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
@@ -74,9 +75,14 @@ class Trainer:
         self.config, self.dataset, self.out = config, dataset, out
         self.model = build_model(config.model)
         self.objective = build_objective(config.estimator, self.model).to(self.device)
-        self.take_step = TrainStep(self.objective, dataset.train.images.to(self.device), optim.lr, optim.baseline_lr,
-                                   optim.shift, config.run.precision, config.run.compile)
-        self.sampler = EpochSampler(len(dataset.train), optim.batch_size, seed, self.device)
+        train, crop = dataset.train, optim.crop
+        self.take_step = TrainStep(self.objective, train.images.to(self.device), optim.lr, optim.baseline_lr,
+                                   optim.shift, config.run.precision, config.run.compile, crop,
+                                   train.sizes.to(self.device))
+        self.sampler = EpochSampler(len(train), optim.batch_size, seed, self.device,
+                                    disjoint_crops(train, crop) if crop else None)
+        # What evaluations and pictures show: scenes of the size that training shows.
+        self.held_out = random_crops(dataset.held_out, crop) if crop else dataset.held_out
         self.means = RunningMeans()
         self.step = 0  # steps taken
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
@@ -90,7 +96,7 @@ class Trainer:
             self._restore(state)
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step, evaluate on all held-out scenes, and write the run's files.
+        """Train to the last step, evaluate on all held-out scenes or crops, and write the run's files.
 
         Returns:
             The final metrics, as in metrics.json.
@@ -121,12 +127,12 @@ class Trainer:
             self._train(log)
             if not self._is_finite():
                 raise TrainingError(f"the weights are not finite after step {self.step}; {self._saved()}. {LOWER_LR}")
-            metrics = self._evaluate(log, self.dataset.held_out, iw_particles=IW_PARTICLES, refined=True)
+            metrics = self._evaluate(log, self.held_out, iw_particles=IW_PARTICLES, refined=True)
             if self.dataset.unseen is not None:
                 metrics["unseen"] = evaluate(self.model, self.dataset.unseen, refined=True)
         finally:
             log.close()
-        metrics |= {"held_out_scenes": len(self.dataset.held_out), "steps": self.step, "seconds": self.seconds,
+        metrics |= {"held_out_scenes": len(self.held_out), "steps": self.step, "seconds": self.seconds,
                     "log_likelihood_ceiling": self.model.log_likelihood_ceiling}
         self._write_json("metrics.json", metrics)
         return metrics
@@ -143,7 +149,7 @@ class Trainer:
                 last = self.step == self._steps
                 if self.step % every.eval_every == 0 and not last:
                     with self._untimed():
-                        self._evaluate(log, self.dataset.held_out[:QUICK_SCENES])
+                        self._evaluate(log, self.held_out[:QUICK_SCENES])
                 stop = self.step % ask_every == 0 and any_of(interrupted.is_set())
                 if self.step % every.checkpoint_every == 0 or last or stop:
                     with self._untimed():
