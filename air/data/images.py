@@ -31,7 +31,7 @@ MAX_MEGAPIXELS = 180.0  # Pillow's own limit: a small file can claim to hold a h
 FINER = 4  # a JPEG is decoded at least so much finer than needed, instead of at full size
 COLOUR = 4  # levels of 255 by which the channels of a grey image may differ
 WORKERS = 8  # at most: a picture takes up to 100 MB while it is read
-AHEAD = 4  # pictures read ahead, for each worker
+AHEAD = 4  # reduced pictures read ahead, for each worker
 HIDDEN = (".", "__MACOSX")  # how the names of folders begin that programs keep copies in
 UNMENTIONED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that systems put into folders
 NAMED = 5  # files named in a message; the others are counted
@@ -146,26 +146,27 @@ def square(picture: Picture, size: int, channels: int, of: Range, invert: bool =
     return torch.from_numpy(made)
 
 
-def read_files(files: Sequence[tuple[str, Path]], size: int, max_megapixels: float = MAX_MEGAPIXELS
+def read_files(files: Sequence[tuple[str, Path]], size: int | None, max_megapixels: float = MAX_MEGAPIXELS
                ) -> Iterator[Picture | DataError]:
     """Read image files, several at a time, in order; each page or frame of a file is a picture of its own.
 
     Args:
         files: what to call each, and where it is.
-        size: side of the square that pictures are reduced for.
+        size: side of the square that pictures are reduced for; None: they keep their size.
         max_megapixels: larger pictures are refused before they are unpacked.
     Yields:
         Pictures, and for a file or frame that cannot be read a DataError that names it.
     """
     workers = min(WORKERS, os.cpu_count() or 1)
     waiting: deque[Future[list[Picture | DataError]]] = deque()
+    ahead = workers if size is None else AHEAD * workers
     left = iter(files)
     with _reading(), ThreadPoolExecutor(workers) as pool:
         try:
             while True:
                 for name, file in left:
                     waiting.append(pool.submit(_read, name, file, size, max_megapixels))
-                    if len(waiting) == AHEAD * workers:
+                    if len(waiting) == ahead:
                         break
                 if not waiting:
                     return
@@ -194,7 +195,7 @@ def _reading() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read(name: str, file: Path, size: int, max_megapixels: float) -> list[Picture | DataError]:
+def _read(name: str, file: Path, size: int | None, max_megapixels: float) -> list[Picture | DataError]:
     read: list[Picture | DataError] = []
     try:
         if not stat.S_ISREG(file.stat().st_mode):
@@ -243,11 +244,12 @@ def _frames(image: Image.Image) -> Sequence[int]:
     return full or frames
 
 
-def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int) -> Picture:
+def _reduced(image: Image.Image, name: str, file: Path, frame: int, size: int | None) -> Picture:
     """Decode one frame and reduce it."""
-    _, _, *small = placement(*image.size, size)
-    width, height = image.size
-    if image.format in ("JPEG", "MPO"):
+    width, height = small = image.size
+    if size is not None:
+        small = placement(*small, size)[2:]
+    if size is not None and image.format in ("JPEG", "MPO"):
         image.draft(None, (FINER * size, FINER * size))
     kind, channels, alpha = decode(image)
 
