@@ -8,20 +8,22 @@ if TYPE_CHECKING:
     from air.checkpoints import load, load_scene_model
     from air.inference import ESTIMATORS, NVIL, VIMCO, Enumerate
     from air.inference.refine import refine
+    from air.inference.tiles import infer_tiles
     from air.models.air import AIR
     from air.models.export import export
     from air.models.pyro import load_pyro_checkpoint
     from air.scenes3d.model import SceneAIR
 
-__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "SceneAIR", "export", "load", "load_pyro_checkpoint",
-           "load_scene_model", "refine"]
+__all__ = ["AIR", "ESTIMATORS", "NVIL", "VIMCO", "Enumerate", "SceneAIR", "export", "infer_tiles", "load",
+           "load_pyro_checkpoint", "load_scene_model", "refine"]
 __version__ = "0.2.0"
 
 # Where each name is from. It is imported when it is first asked for: torch takes seconds, in which the programs already
 # answer to Ctrl-C.
 _HOMES = {"AIR": "models.air", **dict.fromkeys(("ESTIMATORS", "NVIL", "VIMCO", "Enumerate"), "inference"),
-          "SceneAIR": "scenes3d.model", "export": "models.export", "load": "checkpoints",
-          "load_pyro_checkpoint": "models.pyro", "load_scene_model": "checkpoints", "refine": "inference.refine"}
+          "SceneAIR": "scenes3d.model", "export": "models.export", "infer_tiles": "inference.tiles",
+          "load": "checkpoints", "load_pyro_checkpoint": "models.pyro", "load_scene_model": "checkpoints",
+          "refine": "inference.refine"}
 
 
 def __getattr__(name: str) -> Any:

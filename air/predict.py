@@ -17,103 +17,36 @@ if __name__ == "__main__" or Path(sys.argv[0]).stem == "air-predict":  # the con
     begin("air.predict")
 
 import argparse
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from typing import IO, Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 from tqdm import tqdm
 
 from air.checkpoints import checkpoint_path, load_with_config
+from air.config import Config
 from air.data.custom import COUNTS_FILE
-from air.data.images import MAX_MEGAPIXELS, SUFFIXES, Picture, find_images
+from air.data.images import MAX_MEGAPIXELS, SUFFIXES, find_images
 from air.data.scenes import DataError
 from air.distributed import setup
-from air.evaluation.records import Found, Intensities, infer_files, overlay
-from air.files import CheckpointError, atomic_write, check_outputs, clear_stale
-from air.files.console import Console, printable, say
+from air.evaluation.outputs import Output, StandardOutputError
+from air.evaluation.records import NATIVE, Intensities, Pixels, infer_files
+from air.files import CheckpointError, check_outputs
+from air.files.console import say
 from air.files.signals import interrupt_flag
 from air.files.startup import end_interrupted, running
+from air.models.base import CountingModel
 
 RUN_FILES = ("config.json", "metrics.json", "metrics.jsonl")
-COLUMNS = ("file", "count", "at_limit", "probability", "boxes")
-
-
 ENOUGH, MOST = 10, 0.5  # images, of which more than this share at the model's limit are no chance
 
 
-class StandardOutputError(Exception):
-    """Standard output takes no more lines; the cause says why."""
+class Limit(NamedTuple):
+    """The limit of a count, in words."""
 
-
-class Output:
-    """Writes records as lines, a JSON array, CSV rows or overlays; the files appear once all records are written."""
-
-    def __init__(self, args: argparse.Namespace, overlays: Mapping[Path, Path], files: ExitStack) -> None:
-        """Open the files.
-
-        Args:
-            args: json, csv, overlay and codes of the command line.
-            overlays: from `overlay_paths`.
-            files: closes them.
-        """
-        self.codes, self.overlays, self.written = args.codes, overlays, 0
-        for path in (args.json, args.csv):
-            if path:
-                clear_stale(path.resolve().parent)
-        self.json: IO[bytes] | None = files.enter_context(atomic_write(args.json)) if args.json else None
-        self.csv: IO[bytes] | None = files.enter_context(atomic_write(args.csv)) if args.csv else None
-        self.lines = not (args.json or args.csv or args.overlay)
-        if self.csv:
-            self._row(COLUMNS)
-        if args.overlay:
-            args.overlay.mkdir(parents=True, exist_ok=True)
-            clear_stale(args.overlay)
-
-    def add(self, found: Found) -> None:
-        """Write one image's record. Raises StandardOutputError: its line cannot be printed."""
-        record = found.record
-        content = asdict(record)
-        if not self.codes:
-            del content["z_what"]
-        if self.json:
-            self.json.write((",\n" if self.written else "[\n").encode() + json.dumps(content).encode())
-        if self.csv:
-            self._row([record.file, record.count, str(record.at_limit).lower(), f"{record.probability:.4f}",
-                       json.dumps(record.boxes)])
-        if self.overlays:
-            with atomic_write(self._overlay_path(found.picture)) as file:
-                overlay(*found).save(file, "png")
-        if self.lines:
-            boxes = " ".join("(" + ", ".join(f"{edge:.0f}" for edge in box) + ")" for box in record.boxes)
-            count = f"at least {record.count}" if record.at_limit else str(record.count)
-            tqdm.write(printable(f"{record.file}: {count} ({100 * record.probability:.1f}%) {boxes}".rstrip()))
-            if isinstance(sys.stdout, Console) and sys.stdout.error:
-                raise StandardOutputError from sys.stdout.error
-        self.written += 1
-
-    def end(self) -> None:
-        """Complete the files: no more records follow."""
-        if self.json:
-            self.json.write(b"\n]\n" if self.written else b"[]\n")
-
-    def _overlay_path(self, picture: Picture) -> Path:
-        path = self.overlays[picture.file]
-        if picture.name.endswith("]"):  # a page or frame
-            path = path.with_stem(f"{path.stem}[{picture.frame + 1}]")
-            while path in self.overlays.values():
-                path = path.with_stem(f"{path.stem}-2")
-        return path
-
-    def _row(self, cells: Sequence[Any]) -> None:
-        assert self.csv is not None
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        self.csv.write(line.getvalue().encode(errors="surrogateescape"))  # a file name's own bytes
+    claim: str  # what images have whose count is at it
+    remedy: str
 
 
 def overlay_paths(files: Sequence[Path], folder: Path | None) -> dict[Path, Path]:
@@ -196,6 +129,13 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
+def _pixels(text: str) -> Pixels:
+    try:
+        return NATIVE if text == NATIVE else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels, or {NATIVE}, got {text!r}") from None
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="air.predict", description=__doc__,
                     usage="python -m air.predict RUN IMAGE... [flags]; --help lists them",
@@ -208,6 +148,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--codes", action="store_true", help="add each object's z_what to --json")
     parser.add_argument("--refine", action="store_true",
                         help="infer from nine shifted copies: more accurate, nine times the work")
+    parser.add_argument("--pixels-per-image", type=_pixels, metavar="P",
+                        help=f"read images of any shape at the scale at which their longer side has P pixels, or, if P "
+                        f"is {NATIVE}, at their own; in tiles where they are large (default: as in training)")
+    parser.add_argument("--most", type=int, metavar="M",
+                        help="count up to M objects in an image, or in a tile of a large one")
     parser.add_argument("--invert", action=argparse.BooleanOptionalAction, default=None,
                         help="the images are dark on bright (default: as in training)")
     parser.add_argument("--intensity-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -237,6 +182,7 @@ def run(args: argparse.Namespace) -> None:
         model, config = load_with_config(args.model)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         fail(error)
+    pixels = pixels_per_image(args, model, config)
     invert = getattr(config.data, "invert", False) if args.invert is None else args.invert
     # The data sets that are not custom images have 8 bits.
     intensities = Intensities(getattr(config.data, "ranges", None) or {"8-bit": (0, 255)},
@@ -247,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
             with ExitStack() as opened:
                 output = Output(args, overlays, opened)
                 records = infer_files(model.to(device), [(str(file), file) for file in files], intensities, invert,
-                                      args.refine, args.batch_size, args.max_megapixels)
+                                      args.refine, args.batch_size, args.max_megapixels, pixels, args.most)
                 for each in tqdm(records, total=len(files), unit="image", disable=None):
                     if isinstance(each, DataError):
                         broken += 1
@@ -263,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
                 fail(f"standard output cannot be written ({error.__cause__})")
         except OSError as error:
             fail(error if error.filename else f"an output cannot be written ({error.strerror or error})")
-        remark(said, intensities, limited, output.written, model.num_steps)
+        remark(said, intensities, limited, output.written, limit_of(model, pixels, args))
         if interrupted.is_set():
             done = output.written + broken
             end_interrupted(f"air.predict: interrupted: {done} of {len(files)} images are done", error=True)
@@ -279,8 +225,41 @@ def check_arguments(args: argparse.Namespace) -> None:
         fail("--intensity-range must be two numbers, the lower one first, got {:g} {:g}".format(*args.intensity_range))
     if not args.max_megapixels > 0:
         fail(f"--max-megapixels must be greater than 0, got {args.max_megapixels:g}")
+    if args.most is not None and args.most < 1:
+        fail(f"--most must be at least 1, got {args.most}")
+    side, limit = args.pixels_per_image, math.isqrt(int(1e6 * min(1e6, args.max_megapixels)))
+    if isinstance(side, int) and not 1 <= side <= limit:
+        fail(f"--pixels-per-image must be {NATIVE}, or from 1 to {limit}, the side of a square of --max-megapixels; "
+             f"got {side}")
     if args.codes and not args.json:
         fail("--codes are written to --json: name a file for it")
+
+
+def pixels_per_image(args: argparse.Namespace, model: CountingModel, config: Config) -> Pixels:
+    """The scale at which pictures are read: as asked for, else as in training.
+
+    Ends the command if the model, or --refine, cannot do what is asked for.
+    """
+    asked = args.pixels_per_image is not None or args.most is not None
+    if asked and not model.reads_any_size:
+        fail("--pixels-per-image and --most are for models with --guide search and without a background: this one "
+             f"reads {model.x_size} x {model.x_size} pixels and counts to {model.num_steps}")
+    pixels: Pixels = args.pixels_per_image
+    if pixels is None and getattr(config.optim, "crop", None):  # trained on crops
+        pixels = getattr(config.data, "pixels_per_image", None) or NATIVE
+    if args.refine and (pixels is not None or asked):
+        fail("--refine reads images that are fitted into the size of training, and counts no further: leave it out")
+    return pixels
+
+
+def limit_of(model: CountingModel, pixels: Pixels, args: argparse.Namespace) -> Limit:
+    """The limit of a count, in words."""
+    if pixels is not None:
+        return Limit("as many objects in a tile as are counted at most", "raise --most")
+    if model.reads_any_size and not args.refine:
+        return Limit(f"at least {args.most or model.num_steps} objects, the most that were counted", "raise --most")
+    return Limit(f"at least {model.num_steps} objects, the most that this model can count",
+                 "train one with a larger --model.num-steps")
 
 
 def fail(message: object) -> NoReturn:
@@ -289,15 +268,13 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
-def remark(said: Sequence[str], intensities: Intensities, limited: int, done: int, num_steps: int) -> None:
-    """Say what the user should know about the images: `said`, their intensities, and counts at the model's limit."""
+def remark(said: Sequence[str], intensities: Intensities, limited: int, done: int, limit: Limit) -> None:
+    """Say what the user should know about the images: `said`, their intensities, and counts at the limit."""
     if done >= ENOUGH and limited > MOST * done:
-        said = [*said, f"{limited} of {done} images have at least {num_steps} objects, the most that this model can "
-                       "count: they may be unlike those of training (see --invert and --intensity-range), or the "
-                       "model may have had too few steps"]
+        said = [*said, f"{limited} of {done} images have {limit.claim}: they may be unlike those of training (see "
+                       "--invert and --intensity-range), or the model may have had too few steps"]
     elif limited:
-        said = [*said, f"{limited} image{'s have' if limited > 1 else ' has'} at least {num_steps} objects, the most "
-                       "that this model can count: train one with a larger --model.num-steps"]
+        said = [*said, f"{limited} image{'s have' if limited > 1 else ' has'} {limit.claim}: {limit.remedy}"]
     for sentence in (*said, *intensities.remarks()):
         say(f"air.predict: {sentence}", error=True)
 

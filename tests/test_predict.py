@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ import train
 from air import load, predict
 from air.checkpoints import FILE_NAME, load_checkpoint, save_checkpoint
 from air.data.images import Picture, read_files, square
+from air.data.scenes import DataError
+from air.evaluation import records
 from air.evaluation.records import Intensities, Record, overlay, to_image_pixels
 from air.inference.refine import refine
+from air.inference.tiles import infer_pictures
 
 
 def inputs(file, invert):
@@ -223,6 +227,111 @@ def test_what_a_folder_holds_besides_images_is_said(run, biased, tmp_path, capsy
     predict.main([str(biased[1]), str(tmp_path), "--device", "cpu", "--recursive"])
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2 and not said.err
+
+
+@pytest.fixture(scope="module")
+def search(run, tmp_path_factory):
+    """A run with the search guide, whose model sees a few objects in most images, and a folder of larger ones."""
+    out, folder = tmp_path_factory.mktemp("search") / "run", tmp_path_factory.mktemp("large")
+    train.main(["--dataset", "folder", "--data.root", str(run[1]), "--data.image-size", "24", "--batch-size", "8",
+                "--steps", "1", "--out", str(out), "--guide", "search", "--device", "cpu"])
+    config, checkpoint = load_checkpoint(out)
+    checkpoint["objective"]["model.guide_net.mlp.2.bias"][0] = 1.6
+    save_checkpoint(out / FILE_NAME, config, checkpoint)
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (50, 70)), ("b", (20, 9)), ("c", (20, 9)), ("d", (110, 95))):
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / f"{name}.png")
+    return out, folder
+
+
+@pytest.mark.parametrize("asked, scales", [("native", (1, 1, 1, 1)), ("60", (60 / 70, 3, 3, 60 / 110))])
+def test_pictures_of_any_shape_are_read_in_tiles(search, tmp_path, asked, scales):
+    """In their own shapes and pixels; those that fit a tile are read whole."""
+    out, folder = search
+    predict.main([str(out), str(folder), "--pixels-per-image", asked, "--json", str(tmp_path / "j"), "--csv",
+                  str(tmp_path / "c"), "--codes", "--overlay", str(tmp_path / "drawn"), "--device", "cpu"])
+    model, records = load(out), json.loads((tmp_path / "j").read_text())
+    files = sorted(folder.iterdir())
+    assert [record["file"] for record in records] == [str(file) for file in files]
+    sizes = [(70, 50), (9, 20), (9, 20), (95, 110)]
+    read = [tuple(round(side * scale) for side in size) for size, scale in zip(sizes, scales)]
+    found = infer_pictures(model, [np.array(Image.open(file).resize(small, Image.Resampling.BILINEAR))
+                                   for file, small in zip(files, read)], batch_size=64)
+    for record, file, size, small, seen in zip(records, files, sizes, read, found):
+        assert (record["count"], record["at_limit"]) == (seen.count, seen.at_limit)
+        assert record["probability"] == pytest.approx(seen.count_probs.max().item())
+        factor = torch.tensor(size).div(torch.tensor(small)).repeat(2)
+        boxes = (seen.boxes * factor).clamp(min=0).minimum(torch.tensor(size).repeat(2))
+        torch.testing.assert_close(torch.tensor(record["boxes"]).view(-1, 4), boxes)
+        torch.testing.assert_close(torch.tensor(record["z_what"]).view(seen.z_what.shape), seen.z_what)
+        assert np.array(Image.open(tmp_path / "drawn" / file.name)).shape == (*size[::-1], 3)
+    assert len({record["count"] for record in records}) > 1 and records[3]["count"] > model.num_steps
+    with (tmp_path / "c").open() as file:
+        assert [int(row["count"]) for row in csv.DictReader(file)] == [record["count"] for record in records]
+
+
+def test_models_of_crops_read_pictures_at_the_scale_of_training(search, monkeypatch, tmp_path):
+    """Native, or that of data.pixels_per_image, unless another is asked for."""
+    out, folder = search
+    asked = []
+    monkeypatch.setattr(predict, "infer_files", lambda *given: asked.append(given[-2:]) or iter(()))
+    for crop, trained, flags, expected in ((None, None, [], None), (0, None, [], None), (32, None, [], "native"),
+                                           (32, 80, [], 80), (32, 80, ["--pixels-per-image", "native"], "native"),
+                                           (0, None, ["--pixels-per-image", "70"], 70)):
+        model, _ = predict.load_with_config(out)
+        config = SimpleNamespace(optim=SimpleNamespace(crop=crop), data=SimpleNamespace(pixels_per_image=trained))
+        monkeypatch.setattr(predict, "load_with_config", lambda path: (model, config))
+        predict.main([str(out), str(folder), "--device", "cpu", "--most", "9", *flags])
+        assert asked.pop() == (expected, 9)
+        monkeypatch.undo()
+        monkeypatch.setattr(predict, "infer_files", lambda *given: asked.append(given[-2:]) or iter(()))
+
+
+def test_a_larger_limit_of_counts(search, tmp_path, capsys):
+    """Fitted as in training, up to `most` objects; what is at the limit names the flag that raises it."""
+    out, folder = search
+    model, file = load(out), folder / "d.png"
+    for most in (2, 9):
+        predict.main([str(out), str(file), "--most", str(most), "--json", str(tmp_path / "j"), "--device", "cpu"])
+        (record,) = json.loads((tmp_path / "j").read_text())
+        seen = model.infer(inputs(file, invert=False)[0], most=most)
+        assert record["probability"] == pytest.approx(seen.count_probs.max().item())
+    assert seen.count_probs.shape[1] > 5
+    capsys.readouterr()
+    predict.main([str(out), str(file), "--most", "1", "--device", "cpu"])
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{file}: at least 1 (")
+    assert said.err == "air.predict: 1 image has at least 1 objects, the most that were counted: raise --most\n"
+    predict.main([str(out), str(file), "--most", "1", "--pixels-per-image", "native", "--device", "cpu"])
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{file}: at least ")
+    assert said.err == ("air.predict: 1 image has as many objects in a tile as are counted at most: raise --most\n")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--most", "3"], "--pixels-per-image and --most are for models with --guide search"),
+    (["--pixels-per-image", "native"], "this one reads 24 x 24 pixels and counts to 4"),
+    (["--most", "0"], "--most must be at least 1, got 0"),
+    (["--pixels-per-image", "0"], "--pixels-per-image must be native, or from 1 to 13416"),
+    (["--pixels-per-image", "all"], "expected a number of pixels, or native, got 'all'")])
+def test_what_a_model_cannot_do_is_refused(run, flags, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        predict.main([str(run[0]), str(run[1]), *flags, "--device", "cpu"])
+    assert ended.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_refinement_reads_fitted_images_only(search, capsys):
+    with pytest.raises(SystemExit) as ended:
+        predict.main([str(search[0]), str(search[1]), "--refine", "--pixels-per-image", "50", "--device", "cpu"])
+    assert ended.value.code == 2 and "--refine reads images that are fitted" in capsys.readouterr().err
+
+
+def test_large_pictures_make_small_batches(monkeypatch):
+    monkeypatch.setattr(records, "HELD", 250)
+    pictures = [Picture("a", Path("a"), 0, (10, 10), "8-bit", np.zeros((10, 10, 1), np.uint8), None)] * 7
+    broken = DataError("b")
+    assert [len(batch) for batch in records.in_batches(iter([broken, *pictures]), 3)] == [3, 3, 2]
+    assert [len(batch) for batch in records.in_batches(iter([*pictures, broken]), 9)] == [3, 3, 2]
 
 
 class TestIntensities:

@@ -32,7 +32,7 @@ MAX_MEGAPIXELS = 180.0  # Pillow's own limit: a small file can claim to hold a h
 FINER = 4  # a JPEG is decoded at least so much finer than needed, instead of at full size
 COLOUR = 4  # levels of 255 by which the channels of a grey image may differ
 WORKERS = 8  # at most: a picture takes up to 100 MB while it is read
-AHEAD = 4  # pictures read ahead, for each worker
+AHEAD = 4  # reduced pictures read ahead, for each worker
 HIDDEN = (".", "__MACOSX")  # how the names of folders begin that programs keep copies in
 UNMENTIONED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that systems put into folders
 NAMED = 5  # files named in a message; the others are counted
@@ -183,13 +183,14 @@ def read_files(files: Sequence[tuple[str, Path]], size: int | None, max_megapixe
     """
     workers = min(WORKERS, os.cpu_count() or 1)
     waiting: deque[Future[list[Picture | DataError]]] = deque()
+    ahead = workers if size is None else AHEAD * workers
     left = iter(files)
     with _reading(), ThreadPoolExecutor(workers) as pool:
         try:
             while True:
                 for name, file in left:
                     waiting.append(pool.submit(_read, name, file, size, max_megapixels))
-                    if len(waiting) == AHEAD * workers:
+                    if len(waiting) == ahead:
                         break
                 if not waiting:
                     return

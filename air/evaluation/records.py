@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +12,18 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
-from air.data.images import MAX_MEGAPIXELS, Picture, listed, placement, read_files, read_full, square
+from air.data.images import MAX_MEGAPIXELS, Picture, listed, placement, read_files, read_full, shares, square
 from air.data.intensity import ENOUGH, UPPER_BITS, Range, describe, to_bytes, usual_top
 from air.data.scenes import DataError
 from air.evaluation.pictures import STEP_COLOURS
 from air.inference.refine import refine
+from air.inference.tiles import infer_pictures
 from air.models.air import AIR
 
 DARK = 8  # images that stay below this part of training's range all look black
-T = TypeVar("T")
+HELD = 2**25  # numbers in the pictures of a batch, after which no more are added
+NATIVE: Literal["native"] = "native"
+Pixels = int | Literal["native"] | None  # of a picture's longer side, or its own; None: fitted into training's square
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Intensities:
 
 
 def infer_files(model: AIR, files: Sequence[tuple[str, Path]], intensities: Intensities, invert: bool = False,
-                refined: bool = False, batch_size: int = 64, max_megapixels: float = MAX_MEGAPIXELS
-                ) -> Iterator[Found | DataError]:
+                refined: bool = False, batch_size: int = 64, max_megapixels: float = MAX_MEGAPIXELS,
+                pixels: Pixels = None, most: int | None = None) -> Iterator[Found | DataError]:
     """Infer the objects of image files, one after the other; yields the error for a file that cannot be read.
 
     Args:
@@ -94,33 +96,65 @@ def infer_files(model: AIR, files: Sequence[tuple[str, Path]], intensities: Inte
         files: what to call each, and where it is.
         intensities: of the run.
         invert: see `images.square`.
-        refined: use `air.refine`, which takes nine times as long.
-        batch_size: how many images are inferred at a time.
+        refined: use `air.refine`, which takes nine times as long; for pictures that are fitted.
+        batch_size: how many images, or tiles of images, are inferred at a time.
         max_megapixels: see `read_files`.
+        pixels: of the longer side of each picture, which is then read by `air.infer_tiles` in its own shape; "native":
+            as many as it has; None: pictures are fitted into squares of training's size.
+        most: see `AIR.infer` and `air.infer_tiles`.
     """
-    device = next(model.parameters()).device
-    for batch in in_batches(read_files(files, model.x_size, max_megapixels), batch_size):
+    side = model.x_size if pixels is None else None if pixels == NATIVE else pixels
+    for batch in in_batches(read_files(files, side, max_megapixels), batch_size):
         pictures = [each for each in batch if isinstance(each, Picture)]
-        if pictures:
-            ranges = [intensities.of(picture) for picture in pictures]
-            pixels = torch.stack([square(picture, model.x_size, model.channels, used, invert)
-                                  for picture, used in zip(pictures, ranges)]).to(device)
-            seen = refine(model, pixels) if refined else model.infer(pixels)
-            found = zip(ranges, seen.count.tolist(), seen.at_limit.tolist(), seen.count_probs.amax(-1).tolist(),
-                        seen.boxes.cpu(), seen.z_what.cpu())
+        ranges = [intensities.of(picture) for picture in pictures]
+        if pixels is None:
+            found = _infer_fitted(model, pictures, ranges, invert, refined, most)
+        else:
+            found = _infer_tiles(model, pictures, ranges, invert, most, batch_size)
+        records = iter([Found(*each) for each in zip(pictures, ranges, found)])
         for each in batch:
-            if isinstance(each, DataError):
-                yield each
-                continue
-            used, count, at_limit, probability, boxes, z_what = next(found)
-            boxes = to_image_pixels(boxes[:count], each.size, model.x_size)
-            yield Found(each, used, Record(each.name, count, at_limit, probability, boxes.tolist(),
-                                           z_what[:count].tolist()))
+            yield each if isinstance(each, DataError) else next(records)
 
 
-def in_batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Lists of so many items; the last may be shorter."""
-    while batch := list(islice(items, size)):
+def _infer_fitted(model: AIR, pictures: Sequence[Picture], ranges: Sequence[Range], invert: bool, refined: bool,
+                  most: int | None) -> list[Record]:
+    """Records of pictures that were read for the model's size."""
+    if not pictures:
+        return []
+    device = next(model.parameters()).device
+    images = torch.stack([square(picture, model.x_size, model.channels, used, invert)
+                          for picture, used in zip(pictures, ranges)]).to(device)
+    seen = refine(model, images) if refined else model.infer(images, most)
+    found = zip(pictures, seen.count.tolist(), seen.at_limit.tolist(), seen.count_probs.amax(-1).tolist(),
+                seen.boxes.cpu(), seen.z_what.cpu())
+    return [Record(picture.name, count, at_limit, probability,
+                   to_image_pixels(boxes[:count], picture.size, model.x_size).tolist(), z_what[:count].tolist())
+            for picture, count, at_limit, probability, boxes, z_what in found]
+
+
+def _infer_tiles(model: AIR, pictures: Sequence[Picture], ranges: Sequence[Range], invert: bool, most: int | None,
+                 batch_size: int) -> list[Record]:
+    """Records of pictures in their own shapes."""
+    read = [np.rint(255 * shares(picture, model.channels, used, invert)).astype(np.uint8).transpose(2, 0, 1)
+            for picture, used in zip(pictures, ranges)]
+    seen = infer_pictures(model, read, most, batch_size=batch_size)
+    return [Record(picture.name, each.count, each.at_limit, each.count_probs.max().item(),
+                   _rescaled(each.boxes.cpu(), (0, 0), pixels.shape[:0:-1], picture.size).tolist(),
+                   each.z_what.tolist())
+            for picture, pixels, each in zip(pictures, read, seen)]
+
+
+def in_batches(items: Iterator[Picture | DataError], size: int) -> Iterator[list[Picture | DataError]]:
+    """Lists of so many items, or of fewer where their pictures are large."""
+    batch: list[Picture | DataError] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += item.pixels.size if isinstance(item, Picture) else 0
+        if len(batch) == size or held > HELD:
+            yield batch
+            batch, held = [], 0
+    if batch:
         yield batch
 
 
@@ -135,9 +169,13 @@ def to_image_pixels(boxes: Tensor, size: tuple[int, int], square: int) -> Tensor
         (N, 4), clipped to the image.
     """
     left, top, width, height = placement(*size, square)
-    corner, fitted = (torch.tensor(pair, dtype=boxes.dtype).repeat(2) for pair in ((left, top), (width, height)))
-    full = torch.tensor(size, dtype=boxes.dtype).repeat(2)
-    return ((boxes - corner) * full / fitted).clamp(min=0).minimum(full)
+    return _rescaled(boxes, (left, top), (width, height), size)
+
+
+def _rescaled(boxes: Tensor, corner: Sequence[int], fitted: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Boxes on an image of `fitted` width and height at this corner, in pixels of `size`; clipped to the image."""
+    corners, before, full = (torch.tensor(pair, dtype=boxes.dtype).repeat(2) for pair in (corner, fitted, size))
+    return ((boxes - corners) * full / before).clamp(min=0).minimum(full)
 
 
 def overlay(picture: Picture, used: Range, record: Record) -> Image.Image:
