@@ -18,7 +18,7 @@ from air.files import atomic_write
 from experiments.catalogue import EXPERIMENTS, GROUPS
 from experiments.plots import plot_errors
 from experiments.records import MAP, REFINED, ROOT, load_results
-from experiments.studies import codes, gradient_variance, representations, single_object
+from experiments.studies import codes, crowds, gradient_variance, mosaics, representations, single_object
 from experiments.tables import (
     ERRORS,
     SHAPES,
@@ -40,6 +40,9 @@ SUMMARIES = {"unseen-counts": ("experiments.md", (MAP, "box_iou", *list(UNSEEN_C
              "several-objects-3d": ("scenes.md", (MAP, *SHAPES, "box_iou")),
              "unseen-counts-3d": ("scenes.md", (MAP, f"unseen_{MAP}", "unseen_identity_accuracy",
                                                 "unseen_place_error"))}
+
+NOT_RUN = "Not run yet."  # in place of the table of a study without results
+CROWDS_PLOT = "![Share of test scenes counted right over the number of digits, a line per training set](crowds.png)"
 
 
 class ReportError(Exception):
@@ -94,6 +97,10 @@ def experiment_sections(results_by_name: ResultsByName) -> Iterator[Section]:
 
 def study_sections() -> Iterator[Section]:
     """The tables of studies, from their latest results."""
+    crowded, large = crowds.load_records(), mosaics.load_records()
+    yield Section(DOCS / "experiments.md", "crowds",
+                  f"{crowds.table(crowded)}\n\n{CROWDS_PLOT}" if crowded else NOT_RUN)
+    yield Section(DOCS / "experiments.md", "mosaics", mosaics.table(large) if large else NOT_RUN)
     yield Section(DOCS / "experiments.md", "representations", representations.table(representations.load_records()))
     for dataset in codes.PROPERTIES:
         yield Section(DOCS / "experiments.md", f"codes-{dataset}", codes.table(codes.load_report(dataset)))

@@ -83,3 +83,18 @@ def test_every_experiment_with_results_has_a_table_of_its_runs():
     text = report.RESULTS_PAGE.read_text()
     for name in EXPERIMENTS:
         assert (f"\n### {name}\n" in text) == bool(load_results(name))
+
+
+def test_a_study_without_results_is_not_run_yet(monkeypatch):
+    """Its table and plot appear with its first result."""
+    def sections():
+        return {section.name: section.content for section in report.study_sections()}
+
+    crowd = {"kind": "1-5", "seed": 0, "records": [{"n": 1, "accuracy": 1.0, "count_error": 0.0}]}
+    large = {"seed": 0, "threads": 1, "records": [{"true": 9, "found": 9, "error": 0.0, "ap50": 1.0, "seconds": 1.0}]}
+    for study, results in ((report.crowds, [crowd]), (report.mosaics, [large])):
+        name = study.__name__.rpartition(".")[2]
+        monkeypatch.setattr(study, "load_records", list)
+        assert sections()[name] == "Not run yet."
+        monkeypatch.setattr(study, "load_records", lambda results=results: results)
+        assert sections()[name].startswith("| ") and ("(crowds.png)" in sections()[name]) == (name == "crowds")
