@@ -180,13 +180,6 @@ def _check_side(config: Config, image_side: int | None) -> None:
                             f"least {1 / whole:.2g}")
 
 
-def guide_of(config: Config) -> GuideName:
-    """The guide of a model of 2D scenes: search for one's own images and for crops, unless another is given."""
-    assert isinstance(config.model, AIRSettings)
-    searches = isinstance(config.data, CustomImages) or config.optim.crop
-    return config.model.guide or ("search" if searches else "recurrent")
-
-
 def sizes_of(config: Config, image_side: int) -> tuple[float, ...]:
     """The objects' sides as the model is told them: one, or the lowest and the highest, as shares of the side of what
     it reads, images or crops.
@@ -194,22 +187,33 @@ def sizes_of(config: Config, image_side: int) -> tuple[float, ...]:
     Args:
         config: of a model of 2D scenes.
         image_side: of the data set's images in pixels.
-    Raises:
-        SettingsError: they differ, and the guide finds objects of one size only.
     """
     assert isinstance(config.model, AIRSettings)
     told, side = config.model.object_size, config.optim.crop or image_side
     if told is None and not isinstance(config.data, CustomImages):
         made: float | tuple[float, ...] = getattr(config.data, "object_size", OBJECT_SIZE)
-        sizes = tuple(share * (image_side / side) for share in (made if isinstance(made, tuple) else (made,)))
-    elif told is None or told == "auto":
-        sizes = max(AUTO_SIZES[0], min(AUTO_PIXELS / side, AUTO_SIZES[1])), AUTO_SIZES[1]
-    else:
-        sizes = told
-    if sizes[0] < sizes[-1] and guide_of(config) != "search":
-        raise SettingsError(f"objects of {sizes[0]:g} to {sizes[1]:g} of the image's side are found by --guide search "
-                            f"only: use it, or tell the {guide_of(config)} guide one --object-size")
-    return sizes
+        return tuple(share * (image_side / side) for share in (made if isinstance(made, tuple) else (made,)))
+    if told is None or told == "auto":
+        return max(AUTO_SIZES[0], min(AUTO_PIXELS / side, AUTO_SIZES[1])), AUTO_SIZES[1]
+    return told
+
+
+def guide_of(config: Config) -> GuideName:
+    """The guide of a model of 2D scenes: search for one's own images, for crops and for objects of several sizes,
+    unless another is given.
+
+    Raises:
+        SettingsError: the guide that is given finds objects of one size only, and they have several.
+    """
+    assert isinstance(config.model, AIRSettings)
+    searches = isinstance(config.data, CustomImages) or config.optim.crop
+    sizes, given = sizes_of(config, config.model.x_size or IMAGE_SIZE), config.model.guide
+    if sizes[0] == sizes[-1]:
+        return given or ("search" if searches else "recurrent")
+    if given not in (None, "search"):
+        raise SettingsError(f"objects of {sizes[0]:g} to {sizes[-1]:g} of the image's side are found by --guide search "
+                            f"only: use it, or tell the {given} guide one --object-size")
+    return "search"
 
 
 def _most_in_crops(scenes: Scenes, most: int, crop: int) -> int:

@@ -100,7 +100,7 @@ def literal_search(search, left):
     pyramid, channels, side = search.pyramid, *left.shape[:2]
     first, second = pyramid.net[::2]
     found = []  # (heat, centre, log s, image of the level) of every place of every level
-    for level in pyramid.levels:
+    for level, preference in zip(pyramid.levels, pyramid.preference):
         pixels = round(side * 8 * math.exp(level.log_scale) / side)  # objects have 8 pixels
         weights = torch.zeros(pixels, side, dtype=left.dtype)
         for i in range(pixels):
@@ -115,11 +115,14 @@ def literal_search(search, left):
             for column in range(hidden.shape[3]):
                 centre = left.new_tensor([(2 * each + 0.5) / pixels * 2 - 1 for each in (column, row)])
                 heat = (pyramid.heat.flatten() * hidden[0, :, row, column]).sum()
+                heat = heat + (preference if len(pyramid.levels) > 1 else 0)
                 found.append((heat, centre, level.log_scale, small))
     hottest = max(found, key=lambda place: place[0].item())
     reach = 2 * math.exp(-hottest[2]) / 3  # a third of an object's side
-    weights = torch.stack([(heat - ((centre - hottest[1]) / reach).square().sum() / 2
-                            - ((log_scale - hottest[2]) / 0.5)**2 / 2).exp() for heat, centre, log_scale, _ in found])
+    weights = torch.stack([math.exp(-2 * (log_scale - hottest[2]))  # the area that a place stands for
+                           * (heat - ((centre - hottest[1]) / reach).square().sum() / 2
+                              - ((log_scale - hottest[2]) / 0.5)**2 / 2).exp()
+                           for heat, centre, log_scale, _ in found])
     weights = weights / weights.sum()
     centre = sum(weight * place[1] for weight, place in zip(weights, found))
     log_scale = sum(weight * place[2] for weight, place in zip(weights, found))

@@ -85,7 +85,8 @@ def test_sizes_of_one_s_own_images_are_not_asked_for(chosen, scenes):
 def test_the_guides_with_an_lstm_need_one_size(chosen):
     with pytest.raises(SettingsError, match="objects of 0.2 to 0.4 of the image's side are found by --guide search "
                                             "only: use it, or tell the recurrent guide one --object-size"):
-        chosen({"data.object_size": (0.2, 0.4)}, dataset="multi-mnist")
+        chosen({"data.object_size": (0.2, 0.4), "model.guide": "recurrent"}, dataset="multi-mnist")
+    assert chosen({"data.object_size": (0.2, 0.4)}, dataset="multi-mnist").model.guide == "search"
 
 
 def test_the_model_can_count_one_too_many_and_all_unseen_counts(chosen, scenes):

@@ -27,6 +27,7 @@ STRIDE = 2  # of the places, in pixels of a level
 FEATURES = 32
 REACH = 1 / 3  # of the attention around the hottest place, in sides of an object,
 LEVEL_REACH = 0.5  # and along the log of the size
+LARGE_FIRST = 0.5  # heat that the level of the largest objects has in advance, at initialisation
 GLIMPSE_SIZE = 16  # pixels
 GLIMPSE_MARGIN = 1.8  # a glimpse's side over the object's
 SHIFT, GROWTH = 0.3, 0.15  # standard deviations of place, in halves of an object, and of log size where softplus is 1
@@ -111,6 +112,9 @@ class Pyramid(nn.Module):
         self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         # At initialisation, heat is the mean of the features: strong features mean that something stands out.
         self.heat = nn.Parameter(torch.full((1, FEATURES, 1, 1), 1 / FEATURES))
+        # Heat of the levels themselves. Parts of a large object stand out like small objects: at first, large ones win.
+        self.preference = nn.Parameter(torch.linspace(LARGE_FIRST, 0, len(log_scales)),
+                                       requires_grad=len(log_scales) > 1)
         self.log_scales = tuple(log_scales)  # ascending
         self.levels = nn.ModuleList(Level(x_size, log_scale) for log_scale in log_scales)
 
@@ -120,15 +124,19 @@ class Pyramid(nn.Module):
             levels, places = zip(*(level(images) for level in self.levels))
         features = [self.net(level).to(images.dtype) for level in levels]
         with full_precision(images):
-            heat = torch.cat([F.conv2d(each, self.heat).flatten(1) for each in features], -1)  # (B, places)
+            maps = [F.conv2d(each, self.heat).flatten(1) for each in features]
+            if len(maps) > 1:
+                maps = [each + preference for each, preference in zip(maps, self.preference)]
+            heat = torch.cat(maps, -1)  # (B, places)
             place = torch.cat(places)  # (places, 3)
             hottest = place[heat.argmax(-1)]  # (B, 3)
-            offset = (place - hottest[:, None]).square()
+            offset = (place[:, :2] - hottest[:, None, :2]).square()
             # in units of the reach, which is in proportion to the size
-            away = offset[..., :2].sum(-1) * ((2 * hottest[:, 2:]).exp() / (2 * REACH)**2)  # (B, places)
-            if len(levels) > 1:
-                away = away + offset[..., 2] / LEVEL_REACH**2
-            # a_p ∝ exp(heat_p - away_p / 2)
+            away = offset.sum(-1) * ((2 * hottest[:, 2:]).exp() / (2 * REACH)**2)  # (B, places)
+            if len(levels) > 1:  # a place stands for an area in proportion to exp(-2 log s)
+                finer = place[:, 2] - hottest[:, 2:]
+                away = away + (finer / LEVEL_REACH).square() + 4 * finer
+            # a_p ∝ area_p exp(heat_p - distance_p² / 2)
             centre, log_scale = (torch.sub(heat, away, alpha=0.5).softmax(-1) @ place).split((2, 1), -1)
             # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
             return Found(heat.amax(-1, keepdim=True), centre, log_scale, levels, hottest[:, 2])
