@@ -123,6 +123,11 @@ def report(config: Config, metrics: dict[str, Any], out: Path) -> None:
     if "unseen" in metrics:
         say(f"scenes with {' or '.join(map(str, getattr(config.data, 'unseen_counts')))} objects, which do not occur "
             f"in training: counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")
+    if "whole" in metrics:
+        whole = metrics["whole"]
+        truth = (f", off by {whole['count_error']:.1f} on average" if "count_error" in whole else "") + (
+            f", AP50 {whole['box_ap50']:.3f}" if "box_ap50" in whole else "")
+        say(f"whole pictures, {whole['pictures']}: mean count {whole['mean_count']:.1f}{truth}")
     say(f"picture, metrics and checkpoint: {out / 'reconstructions.png'}, {out / 'metrics.json'}, {out / FILE_NAME}")
 
 

@@ -37,6 +37,10 @@ LIKELIHOOD_SD = 0.3  # for objects of the usual side in pixels and larger ones; 
 BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contrast in front of a background
 SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, for one size
 POSITION_SPREAD = 0.6  # standard deviation of the search guide's prior of a centre, in halves of the image's side
+COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
+# Where sizes vary, windows are larger than objects so that they can still grow, the sd is that of somewhat smaller
+# objects than the middle one, and a further window costs more: large objects leave errors that small windows can paint.
+VARIED_WINDOW, VARIED_SD, VARIED_COUNT_PRIOR = 1.2, 0.85, 1e-12
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 
@@ -246,9 +250,10 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
     most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
     guide, sizes = guide_of(config), sizes_of(config, image_side)
-    object_size = middle(sizes)
-    side = x_size * object_size / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
-    contrast = BACKGROUND_CONTRAST if model.background else 1.0
+    varied = sizes[0] < sizes[-1]
+    side = x_size * middle(sizes) / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
+    contrast = (BACKGROUND_CONTRAST if model.background else 1.0) * (VARIED_SD if varied else 1.0)
+    scale = 1 / (middle(sizes) * (VARIED_WINDOW if varied else 1.0))
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
     if crop:
@@ -258,7 +263,8 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     spread = max(SCALE_PRIOR_SPREAD, math.log(sizes[-1] / sizes[0]) / (2 * PRIOR_SDS))
     model = replace(model, object_size=sizes)  # in place of auto
     return _fill(model, guide=guide, x_size=x_size, channels=channels, num_steps=num_steps,
-                 scale_prior_mean=1 / object_size, scale_prior_sd=spread / object_size,
+                 scale_prior_mean=scale, scale_prior_sd=spread * scale,
+                 count_prior=VARIED_COUNT_PRIOR if varied else COUNT_PRIOR,
                  pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
                  likelihood_sd=LIKELIHOOD_SD * min(1.0, side) * contrast)
 

@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchvision.ops import box_iou
 
 from air.checkpoints import load_with_config
 from air.config import default_config, with_settings
 from air.data import Dataset, Scenes
 from air.data.mosaic import mosaic
-from air.evaluation.box_metrics import FOUND_IOU, average_precision
-from air.inference.tiles import Tiled, infer_tiles
+from air.evaluation.whole import ap50
+from air.inference.tiles import infer_tiles
 from air.models.air import AIR
 from air.models.search import SearchGuide
 from air.recipe import build_model, resolve
@@ -58,21 +56,6 @@ def digits_of(config: Any, model: AIR, seed: int = 0) -> Scenes:
     shares = config.data.object_size
     low, high = round(shares[0] * model.x_size), round(shares[-1] * model.x_size)
     return mosaic(DIGITS, PICTURE, (low, high), seed)
-
-
-def ap50(seen: Tiled, truth: Tensor) -> float:
-    """AP50 of boxes that are in the order of their scores; the true boxes (n, 4) do not overlap.
-
-    A box is correct if its IoU with a true one is at least 0.5, and none before it was for the same one.
-    """
-    iou = box_iou(seen.boxes.cpu(), truth)
-    correct: list[bool] = []
-    taken: set[int] = set()
-    for best, box in zip(*(each.tolist() for each in iou.max(-1))):
-        correct.append(best >= FOUND_IOU and box not in taken)
-        if correct[-1]:
-            taken.add(box)
-    return average_precision(torch.tensor(correct), seen.score.cpu(), len(truth))
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:

@@ -87,7 +87,7 @@ def test_levels_cover_the_prior_of_the_size():
     low, high = log_scales(1.0, 0.3)
     assert low == pytest.approx(1 - 0.225) and high == pytest.approx(1 + 0.225)
     many = log_scales(0.0, 1.0)
-    assert len(many) == 5 and max(b - a for a, b in zip(many, many[1:])) <= 0.7
+    assert len(many) == 4 and max(b - a for a, b in zip(many, many[1:])) <= 0.75
 
 
 def test_places_are_exact_whatever_the_precision_of_the_layers():

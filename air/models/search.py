@@ -21,7 +21,7 @@ from air.models.networks import MLP, non_linearity_class
 from air.models.spatial import PixelGrid, centres_of, from_centre, full_precision, sample, to_centre
 
 OBJECT_PIXELS = 8  # an object's side in pixels of its level
-LEVEL_GAP = 0.7  # between the log sizes of two levels, about a factor of two
+LEVEL_GAP = 0.75  # between the log sizes of two levels, a little more than a factor of two
 PRIOR_SDS = 1.5  # sizes lie within so many standard deviations of the scale prior: the pyramid covers them
 STRIDE = 2  # of the places, in pixels of a level
 FEATURES = 32

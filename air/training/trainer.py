@@ -19,8 +19,10 @@ from air.data.crops import disjoint_crops, random_crops
 from air.distributed import any_of, gather, is_peer_failure, mean, rank, setup, world_size
 from air.evaluation.evaluate import evaluate
 from air.evaluation.pictures import reconstruction_picture, sample_picture, second_view_picture
+from air.evaluation.whole import evaluate_whole
 from air.files import atomic_write, clear_stale
 from air.files.signals import deferred_signals, interrupt_flag
+from air.models.air import AIR
 from air.models.settings import to_dict
 from air.recipe import build_model, build_objective
 from air.scenes3d.model import SceneAIR
@@ -130,6 +132,8 @@ class Trainer:
             metrics = self._evaluate(log, self.held_out, iw_particles=IW_PARTICLES, refined=True)
             if self.dataset.unseen is not None:
                 metrics["unseen"] = evaluate(self.model, self.dataset.unseen, refined=True)
+            if self.config.optim.crop and isinstance(self.model, AIR):
+                metrics["whole"] = evaluate_whole(self.model, self.dataset.held_out)
         finally:
             log.close()
         metrics |= {"held_out_scenes": len(self.held_out), "steps": self.step, "seconds": self.seconds,

@@ -25,9 +25,9 @@ import torch
 import air
 from air.data import DataError, Scenes, data_root
 from air.data.mosaic import mosaic
+from air.evaluation.whole import ap50
 from air.files import atomic_write
 from air.training.machine import machine
-from benchmarks.crowded import ap50
 from experiments.records import RESULTS
 from experiments.studies.trained import RUNS, train_if_missing
 
