@@ -120,6 +120,9 @@ def report(config: Config, metrics: dict[str, Any], out: Path) -> None:
     scenes = "crops" if config.optim.crop else "scenes"
     say(f"held out, {metrics['held_out_scenes']} {scenes}: {counts}, elbo {metrics['elbo']:.1f} nats "
         f"(at most {metrics['log_likelihood_ceiling']:.1f}), in {metrics['seconds']:.0f} s")
+    if "scale_prior" in metrics:
+        sides = metrics["scale_prior"]
+        say(f"learned scale prior: sides of {sides['mean']:.1f} pixels, sd {sides['sd']:.1f}")
     if "unseen" in metrics:
         say(f"scenes with {' or '.join(map(str, getattr(config.data, 'unseen_counts')))} objects, which do not occur "
             f"in training: counts right {100 * metrics['unseen']['count_accuracy_map']:.2f}% (MAP)")

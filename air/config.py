@@ -54,6 +54,9 @@ class OptimSettings:
     learn_count_prior: bool = False
     """Let the count prior follow the inferred counts from half of the training on."""
     learn_count_prior_from: Suppress[NonNegativeInt | None] = None
+    learn_scale_prior: bool = False
+    """Let the prior of object sizes follow the inferred sizes from half of the training on."""
+    learn_scale_prior_from: Suppress[NonNegativeInt | None] = None
 
 
 @settings

@@ -29,7 +29,7 @@ from air.scenes3d.shape_gradients import shape_estimator
 STEPS = {"nvil": 4000, "enumerate": 2000, "vimco": 3000}
 SCENE_STEPS = 3000  # of 3D scenes
 EXPLORATION_SHARE = 0.5  # share of the steps after which nothing is explored any more
-PRIOR_WARM_UP = 0.5  # share of the steps before a learned p(n) begins to follow q(n)
+PRIOR_WARM_UP = 0.5  # share of the steps before a learned prior begins to follow the posteriors
 UNKNOWN_STEPS = 4  # the least num_steps where counts are unknown
 CROPS_MORE = 2  # so many more where counts are unknown and images are crops
 CROWDING = 2  # objects of the fullest crop over those of an average one
@@ -60,6 +60,8 @@ def check(config: Config) -> None:
         return
     if config.optim.shift:
         raise SettingsError("--optim.shift: 3D scenes cannot be shifted")
+    if config.optim.learn_scale_prior:
+        raise SettingsError("--optim.learn-scale-prior: objects of 3D scenes have one size, which has no prior")
     if config.estimator.particles > 1:
         raise SettingsError("the shapes of 3D scenes are learned with one particle: use nvil or enumerate")
     if isinstance(data, Table):
@@ -85,16 +87,17 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     else:
         model, default_steps = _resolve_scene(config, config.model, dataset), SCENE_STEPS
     steps = default_steps if config.optim.steps is None else config.optim.steps
-    prior_from = config.optim.learn_count_prior_from
-    if config.optim.learn_count_prior and prior_from is None:
-        prior_from = round(PRIOR_WARM_UP * steps)
+    optim = replace(config.optim, steps=steps)
+    if optim.learn_count_prior and optim.learn_count_prior_from is None:
+        optim = replace(optim, learn_count_prior_from=round(PRIOR_WARM_UP * steps))
+    if optim.learn_scale_prior and optim.learn_scale_prior_from is None:
+        optim = replace(optim, learn_scale_prior_from=round(PRIOR_WARM_UP * steps))
     exploration_steps = config.estimator.exploration_steps
     if exploration_steps is None:
         exploration_steps = round(EXPLORATION_SHARE * steps)
     data = config.data
     if isinstance(data, CustomImages):  # what prediction and a resumed run read images with
         data = replace(data, ranges=dict(dataset.ranges))
-    optim = replace(config.optim, steps=steps, learn_count_prior_from=prior_from)
     return replace(config, data=data, model=model, optim=optim,
                    estimator=replace(config.estimator, exploration_steps=exploration_steps))
 

@@ -66,7 +66,7 @@ def literal_elbo(model, image, noise, background_noise=None):
             state = cell(torch.cat((guide.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
             out = guide.predict.mlp(state[0])[0]
             logit = out[0]
-            where = Normal(model.z_where_prior_loc + out[1:4], model.z_where_prior_scale * F.softplus(out[4:]))
+            where = Normal(model.reference.loc + out[1:4], model.reference.scale * F.softplus(out[4:]))
             z_where = where.loc + where.scale * noise[t, :3]
         else:
             left = left.detach()

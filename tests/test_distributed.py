@@ -127,6 +127,15 @@ def gradients_are_those_of_the_joint_batch(images):
         assert any(parameter.grad.abs().max() > 1e-3 for parameter in shared.parameters())
 
 
+def sizes_are_those_of_the_joint_batch(images):
+    alone, shared = (estimator("enumerate") for _ in range(2))
+    for some, own in ((alone, images), (shared, images[rank()::2])):
+        some.model.prior_moves = True
+        some(own)
+    assert not torch.equal(shared.model.size_moments, alone.model.size_moments)
+    torch.testing.assert_close(mean(shared.model.size_moments), alone.model.size_moments)
+
+
 def evaluations_are_those_of_all_scenes(scenes):
     torch.manual_seed(0)
     model = AIR(**SMALL).double()
@@ -163,6 +172,7 @@ def a_batch_that_cannot_be_divided_is_an_error(folder, config, dataset):
 def work_as_one(folder, images, config, dataset):
     tell_one_another(folder)
     gradients_are_those_of_the_joint_batch(images)
+    sizes_are_those_of_the_joint_batch(images)
     a_batch_that_cannot_be_divided_is_an_error(folder, config, dataset)
     a_resumed_run_equals_an_uninterrupted_one(folder, config, dataset)
     evaluations_are_those_of_all_scenes(dataset.train)  # at the end of which they part
@@ -172,7 +182,8 @@ def test_two_processes_work_as_one(tmp_path, make_config, dataset):
     """One test, since two processes take seconds to start."""
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(6, 1, 12, 12, generator=generator, dtype=torch.float64)
-    two_processes(work_as_one, tmp_path, images, make_config(), dataset)
+    config = make_config(changes={"optim.learn_scale_prior": True, "optim.learn_scale_prior_from": 3})
+    two_processes(work_as_one, tmp_path, images, config, dataset)
 
 
 @pytest.fixture

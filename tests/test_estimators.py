@@ -338,11 +338,14 @@ def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, 
     results = []
     for compiled in (False, True):
         objective = ESTIMATORS[name](make_model(count_prior=0.1))
+        objective.model.prior_moves = name == "enumerate"  # a buffer is written as well
         forward = torch.compile(objective, backend="aot_eager", fullgraph=True) if compiled else objective
         for _ in range(2):
             objective.zero_grad()
             torch.manual_seed(0)
             loss, metrics = forward(images)
             loss.backward()
-        results.append((loss, metrics, [parameter.grad for parameter in objective.parameters()]))
+        results.append((loss, metrics, [parameter.grad for parameter in objective.parameters()],
+                        objective.model.size_moments))
     torch.testing.assert_close(results[1], results[0])
+    assert results[0][-1].any() == (name == "enumerate")

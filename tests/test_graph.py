@@ -159,21 +159,25 @@ def test_a_graph_taken_twice_is_the_same(make_step, case):
 
 
 @pytest.mark.parametrize("case", ["enumerate", "search"])
-def test_the_count_prior_and_evaluations_act_between_replays(make_step, device, scenes, case):
-    """The prior that a graph reads follows what is inferred; an evaluation moves neither weights nor draws."""
+def test_priors_and_evaluations_act_between_replays(make_step, device, scenes, case):
+    """The priors that a graph reads follow what is inferred; an evaluation moves neither weights nor draws."""
     def between(some):
         def act(step, metrics):
             model = objective_of(some).model
             model.count_prior.follow(torch.stack([metrics[f"share_{n}"] for n in range(model.num_steps + 1)]))
+            model.follow_sizes(model.size_moments, 1 / 30)
             if step in (1, WARM_UP + 1):
                 evaluate(model, scenes[:6], iw_particles=2)
         return act
 
     written, captured = make_step(case, captures=False), make_step(case)
+    for some in (written, captured):
+        objective_of(some).model.prior_moves = True
     start = state_of(written)
     elbos, state = take(written, between(written))
     again, state_again = take(captured, between(captured))
-    assert not torch.equal(state["model.count_prior.log_probs"], start["model.count_prior.log_probs"])
+    for prior in ("count_prior.log_probs", "z_where_prior_loc", "z_where_prior_scale"):
+        assert not torch.equal(state[f"model.{prior}"], start[f"model.{prior}"])
     assert_same(state, state_again, start, within(device, case))
     torch.testing.assert_close(again, elbos, rtol=within(device, case)[1], atol=0)
 
@@ -238,7 +242,8 @@ def no_waiting(device):
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
 def test_no_step_waits_for_the_device(make_config, dataset, tmp_path, device, estimator, captures):
     """The trainer's step, from the second on (the first checks its batch) and within an epoch of five."""
-    changes = {"run.device": device, "optim.learn_count_prior": True, "optim.learn_count_prior_from": 0}
+    changes = {"run.device": device, "optim.learn_count_prior": True, "optim.learn_count_prior_from": 0,
+               "optim.learn_scale_prior": True, "optim.learn_scale_prior_from": 0}
     if estimator == "vimco":
         changes["estimator.particles"] = 2
     trainer = Trainer(make_config(estimator, changes), dataset, tmp_path)

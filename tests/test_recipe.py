@@ -31,6 +31,10 @@ def test_what_is_left_open_follows_from_the_data(chosen):
     config = chosen({"optim.steps": 100, "optim.learn_count_prior": True, "estimator.revive": 0}, "vimco")
     assert config.optim.learn_count_prior_from == 50 and config.estimator.exploration_steps == 50
     assert config.estimator.particles == 3 and config.estimator.revive == 0
+    assert config.optim.learn_scale_prior_from is None
+    config = chosen({"optim.steps": 100, "optim.learn_scale_prior": True, "optim.learn_count_prior": True,
+                     "optim.learn_count_prior_from": 7})
+    assert (config.optim.learn_count_prior_from, config.optim.learn_scale_prior_from) == (7, 50)
 
 
 def test_resolving_is_idempotent_and_keeps_what_is_given(chosen, scenes):
@@ -113,6 +117,7 @@ def test_scenes_in_3d(chosen, scenes):
     assert (config.model.guide, config.model.identity, config.model.num_steps) == ("recurrent", "enumerate", 1)
     assert isinstance(build_model(config.model), SceneAIR)
     for changes, estimator, message in (({"optim.shift": 1}, "nvil", "cannot be shifted"),
+                                        ({"optim.learn_scale_prior": True}, "nvil", "have one size"),
                                         ({"estimator.particles": 2}, "nvil", "one particle"), ({}, "vimco", "one ")):
         with pytest.raises(SettingsError, match=message):
             chosen(changes, estimator, "scenes-table", replace(scenes, poses=poses))

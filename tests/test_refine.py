@@ -28,10 +28,15 @@ def look(model, image, right, down):
     return bound + model.log_likelihood(image[None], painted)[0], z_where[0], what.value[0], painted[0]
 
 
+@pytest.mark.parametrize("moved", [False, True])
 @torch.no_grad()
-def test_the_best_of_nine_looks_counts(make_model, framed):
+def test_the_best_of_nine_looks_counts(make_model, framed, moved):
     # The guide is untrained; large windows and a large k make the counts differ.
     model = make_model(scale_prior_mean=1.5, count_prior=0.9)
+    if moved:  # the prior, and the KLs with it; not what is proposed
+        model.prior_moves = True
+        model.z_where_prior_loc[0] += 0.1
+        model.z_where_prior_scale[0] *= 2
     seen = refine(model, framed)
     looks = [[look(model, image, right, down) for right in (-2, 0, 2) for down in (-2, 0, 2)] for image in framed]
     chosen = set()

@@ -158,6 +158,14 @@ def test_the_default_folder_is_a_fresh_one(tmp_path, monkeypatch):
     assert folder.name.startswith("sprites-nvil-seed7-") and (folder / "metrics.json").exists()
 
 
+def test_a_learned_scale_prior_is_reported(tmp_path, capsys):
+    train.main([*SPRITES, "--steps", "2", "--optim.learn-scale-prior", "--out", str(tmp_path / "run")])
+    sides = json.loads((tmp_path / "run" / "metrics.json").read_text())["scale_prior"]
+    assert sides["mean"] == pytest.approx(50 / 3, rel=0.1) and 0 < sides["sd"] < sides["mean"]
+    said = f"learned scale prior: sides of {sides['mean']:.1f} pixels, sd {sides['sd']:.1f}"
+    assert said in capsys.readouterr().out
+
+
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
     """Sixteen at once: creating the folder is what decides."""
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,9 @@ def run_killed_at(step, trainer):
         trainer.run()
 
 
-@pytest.mark.parametrize("estimator, options", [("nvil", {"estimator.normalise": True}), ("enumerate", {}),
+@pytest.mark.parametrize("estimator, options", [("nvil", {"estimator.normalise": True}),
+                                                ("enumerate", {"optim.learn_scale_prior": True,
+                                                               "optim.learn_scale_prior_from": 3}),
                                                 ("vimco", {"estimator.particles": 2})])
 @pytest.mark.parametrize("steps, every, killed_at, checkpoint_at", [
     (12, 5, 7, 5),  # in the middle of what an evaluation averages over
@@ -81,6 +83,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_config, dataset, tmp_pat
     torch.manual_seed(99)  # whatever another process would have
     again, checkpoint = load_checkpoint(parts)
     assert again == config and checkpoint["step"] == checkpoint_at
+    assert (checkpoint["objective"]["model.z_where_prior_loc"][0] == 3) == (estimator != "enumerate")
     Trainer(config, dataset, parts, checkpoint).run()
     assert_identical(everything(parts), everything(tmp_path / "whole"))
 

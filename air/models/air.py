@@ -13,7 +13,7 @@ Source: Eslami et al. (2016), sections 2-3.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,48 +22,24 @@ from torch import Tensor, nn
 
 from air.models import likelihoods
 from air.models.air_settings import AIRSettings
-from air.models.base import CountingModel, Inference, Rollout, check_number, stack_steps
+from air.models.base import Inference, Rollout, check_number, stack_steps
 from air.models.custom_networks import check_decoder, check_encoder
 from air.models.distributions import CountPrior, NormalLatent, draw, is_settled, log_count_probs
+from air.models.guide import Attended, Step
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
 from air.models.settings import checked_by
 from air.models.spatial import SpatialTransformer
+from air.models.where_prior import LocatingModel
 
 
-class Step(NamedTuple):
-    """One step of the guide with z_pres = 1; stacked over steps, (B, N, ...)."""
-
-    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    z_where: Tensor  # (B, 3)
-    z_what: Tensor  # (B, D)
-    where_loc: Tensor  # (B, 3), relative to the prior, see `Proposal`
-    where_scale: Tensor  # (B, 3), relative to the prior
-    what_loc: Tensor  # (B, D)
-    what_scale: Tensor  # (B, D)
-
-
-class Attended(NamedTuple):
-    """The guide's N steps and their objects: a Rollout before its likelihoods."""
-
-    logits: Tensor  # (B, N)
-    latents: dict[str, NormalLatent]  # "where" (B, N, 3) and "what" (B, N, D)
-    history: History  # (z_where, z_what, z_pres) of the step before, N times
-    z_where: Tensor  # (B, N, 3)
-    z_what: Tensor  # (B, N, D)
-    painted: Tensor  # (B, N, C, H, W)
-
-
-class AIR(CountingModel):
+class AIR(LocatingModel):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
     Additions to that class: immutable defaults, `channels`, `count_prior` (p(n) is part of the model), `guide`,
     `background` (a small VAE of what lies behind the objects), convolutional or custom encoders and decoders.
     """
-
-    z_where_prior_loc: Tensor
-    z_where_prior_scale: Tensor
 
     @checked_by(AIRSettings)
     def __init__(self, num_steps: int, x_size: int, window_size: int, z_what_size: int, rnn_hidden_size: int,
@@ -126,8 +102,7 @@ class AIR(CountingModel):
         # Rounded as the buffers are: the guide's proposals are relative to what AIR puts back.
         where = torch.tensor((scale_prior, *[(pos_prior_mean, pos_prior_sd)] * 2), device="cpu")
         where_loc, where_scale = where.T.tolist()
-        self.register_buffer("z_where_prior_loc", torch.tensor(where_loc))
-        self.register_buffer("z_where_prior_scale", torch.tensor(where_scale))
+        self.place_where_prior(where_loc, where_scale)
         self.guide_net = make_guide(guide, channels, x_size, where_loc, where_scale, latents, rnn_hidden_size,
                                     embed_net, predict_net, non_linearity)
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
@@ -223,6 +198,7 @@ class AIR(CountingModel):
             of_scene["background"], background = self.infer_background(images, at_mean)
             images = images - background
         logits, latents, history, _, _, painted = self.attend(images, at_mean, particles)
+        self.record_sizes(latents["where"], logits)
         images = fold(images, particles)
         return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted))
 
@@ -248,12 +224,11 @@ class AIR(CountingModel):
         batch, sizes = images.shape[0] * particles, (3, self.z_what_init.shape[-1])
         noise = images.new_empty(batch, self.num_steps if most is None else most, sum(sizes))
         noise_where, noise_what = (noise.zero_() if at_mean else noise.normal_()).split(sizes, -1)
-        steps, history, painted = self._steps(images, particles, noise_where * self.z_where_prior_scale, noise_what,
+        steps, history, painted = self._steps(images, particles, noise_where * self.reference.scale, noise_what,
                                               until_stopped=most is not None)
         step = stack_steps(steps)  # (B, N, ...)
         noise_where, noise_what = noise_where[:, :len(steps)], noise_what[:, :len(steps)]
-        where = NormalLatent(step.where_loc / self.z_where_prior_scale, step.where_scale, noise_where,
-                             self.z_where_prior_loc, self.z_where_prior_scale)
+        where = self.where_posterior(step.where_loc, step.where_scale, noise_where)
         what = NormalLatent(step.what_loc, step.what_scale, noise_what, self.zero, self.one)
         objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what, images)
         return Attended(step.logits.squeeze(-1), {"where": where, "what": what}, history, step.z_where, step.z_what,
@@ -266,7 +241,7 @@ class AIR(CountingModel):
         Args:
             images: (B, C, H, W).
             particles: K.
-            noise_where: (B K, N, 3), standard Normal times the prior's scale.
+            noise_where: (B K, N, 3), standard Normal times the reference's scale.
             noise_what: (B K, N, D), standard Normal.
             until_stopped: stop where more steps cannot change the most probable count of any image.
         Returns:
@@ -288,7 +263,7 @@ class AIR(CountingModel):
                 proposal, state = self.guide_net.step(state, residual, previous)
                 where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_noise)
                 # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
-                z_where = self.guide_net.z_where(self.z_where_prior_loc + where)
+                z_where = self.guide_net.z_where(self.reference.loc + where)
                 glimpse, z_where = self.transformer.read(residual, z_where)
                 what_loc, what_scale = self.encode(glimpse)
                 z_what, what_loc, what_scale = draw(what_loc, what_scale, what_noise)

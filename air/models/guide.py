@@ -13,16 +13,43 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from air.models.distributions import NormalLatent
+from air.models.networks import History
+
 
 class Proposal(NamedTuple):
-    """q(z_pres_t) and q(z_where_t) of one step; z_where relative to its prior, whose loc and scale AIR puts back.
+    """q(z_pres_t) and q(z_where_t) of one step; z_where relative to a reference, the prior that AIR was built with.
 
-    The numbers of z_where are those in which the guide has it Normal, see `Guide.z_where`.
+    AIR puts the reference's loc and scale back. The numbers of z_where are those in which the guide has it Normal, see
+    `Guide.z_where`.
     """
 
     logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
-    loc: Tensor  # (B, 3), added to the prior's loc
-    scale: Tensor  # (B, 3), > 0, multiplies the prior's scale
+    loc: Tensor  # (B, 3), added to the reference's loc
+    scale: Tensor  # (B, 3), > 0, multiplies the reference's scale
+
+
+class Step(NamedTuple):
+    """One step of the guide with z_pres = 1; stacked over steps, (B, N, ...)."""
+
+    logits: Tensor  # (B, 1), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
+    z_where: Tensor  # (B, 3)
+    z_what: Tensor  # (B, D)
+    where_loc: Tensor  # (B, 3), relative to the reference, see `Proposal`
+    where_scale: Tensor  # (B, 3), relative to the reference
+    what_loc: Tensor  # (B, D)
+    what_scale: Tensor  # (B, D)
+
+
+class Attended(NamedTuple):
+    """The guide's N steps and their objects: a Rollout before its likelihoods."""
+
+    logits: Tensor  # (B, N)
+    latents: dict[str, NormalLatent]  # "where" (B, N, 3) and "what" (B, N, D)
+    history: History  # (z_where, z_what, z_pres) of the step before, N times
+    z_where: Tensor  # (B, N, 3)
+    z_what: Tensor  # (B, N, D)
+    painted: Tensor  # (B, N, C, H, W)
 
 
 class Guide(nn.Module, ABC):
@@ -62,3 +89,7 @@ class Guide(nn.Module, ABC):
     def normal_where(self, z_where: Tensor) -> Tensor:
         """The inverse of `z_where`."""
         return z_where
+
+    def size_unit(self, size: Tensor) -> Tensor:
+        """What divides small differences of the first number of z_where, here s, into differences of log s: (...)."""
+        return size.abs()

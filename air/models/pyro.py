@@ -51,6 +51,7 @@ def load_pyro_checkpoint(path: str | Path, **keywords: Any) -> AIR:
         raise CheckpointError(f"{path} does not fit these keywords; {'; '.join(wrong)}")
     if bad := not_finite(state):
         raise CheckpointError(f"{path} holds weights that are nan or infinite: {', '.join(bad)}")
+    model.place_where_prior(state["z_where_loc_prior"].tolist(), state["z_where_scale_prior"].tolist())
     model.load_state_dict(_translated(state, rnn), strict=False)  # the checkpoint has no p(n)
     return model.eval()
 

@@ -187,6 +187,9 @@ class SearchGuide(Guide):
     def normal_where(self, z_where: Tensor) -> Tensor:
         return to_centre(z_where)
 
+    def size_unit(self, size: Tensor) -> Tensor:
+        return torch.ones_like(size)
+
     def forward(self, residual: Tensor) -> Proposal:
         """Residual (B, C, H, W) -> the step's proposal."""
         found = self.pyramid(residual)

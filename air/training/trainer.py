@@ -24,7 +24,8 @@ from air.files import atomic_write, clear_stale
 from air.files.signals import deferred_signals, interrupt_flag
 from air.models.air import AIR
 from air.models.settings import to_dict
-from air.recipe import build_model, build_objective
+from air.models.where_prior import LocatingModel
+from air.recipe import SCALE_PRIOR_SPREAD, build_model, build_objective
 from air.scenes3d.model import SceneAIR
 from air.training.batches import EpochSampler, RunningMeans
 from air.training.logs import NoOpLogger, RunLogger, entries_before, quiet_events_writer
@@ -76,6 +77,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.config, self.dataset, self.out = config, dataset, out
         self.model = build_model(config.model)
+        if optim.learn_scale_prior and isinstance(self.model, LocatingModel):
+            self.model.prior_moves = True
         self.objective = build_objective(config.estimator, self.model).to(self.device)
         train, crop = dataset.train, optim.crop
         self.take_step = TrainStep(self.objective, train.images.to(self.device), optim.lr, optim.baseline_lr,
@@ -183,15 +186,22 @@ class Trainer:
         self.model.anneal(self.step / self._steps)
         self.objective.exploration.fill_(exploration(self.config, self.step))
         loss, metrics = self.take_step(self.sampler.indices(self.step), lr_scale(self.config, self.step))
-        follow_from = self.config.optim.learn_count_prior_from
-        if self.config.optim.learn_count_prior and follow_from is not None and self.step >= follow_from:
-            shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
-            self.model.count_prior.follow(mean(torch.stack(shares)))
+        self._learn_priors(metrics)
         self.step += 1
         if self.step % self.check_every == 0 and not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {self.step}; {self._saved()}. {LOWER_LR}")
         self.means.add(metrics)
         return metrics
+
+    def _learn_priors(self, metrics: dict[str, Tensor]) -> None:
+        """Move the priors that are learned towards what the step has inferred, once they have begun to follow it."""
+        optim = self.config.optim
+        if optim.learn_count_prior and self.step >= (optim.learn_count_prior_from or 0):
+            shares = [metrics[f"share_{n}"] for n in range(self.model.num_steps + 1)]
+            self.model.count_prior.follow(mean(torch.stack(shares)))
+        if optim.learn_scale_prior and self.step >= (optim.learn_scale_prior_from or 0):
+            assert isinstance(self.model, LocatingModel)
+            self.model.follow_sizes(mean(self.model.size_moments), SCALE_PRIOR_SPREAD)
 
     @property
     def _steps(self) -> int:
@@ -207,6 +217,8 @@ class Trainer:
 
     def _evaluate(self, log: RunLogger | NoOpLogger, scenes: Scenes, **thorough: Any) -> dict[str, Any]:
         held_out = evaluate(self.model, scenes, **thorough)
+        if self.config.optim.learn_scale_prior and isinstance(self.model, LocatingModel):
+            held_out["scale_prior"] = self.model.prior_sides()
         train = self.means.pop() | self._gradient_norms()
         if rank():
             return held_out
