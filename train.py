@@ -158,8 +158,7 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
     config = resolve(asked, dataset)
     if not rank():
         say("chosen for this data set: " + ", ".join(
-            f"{path} {value:g}" if isinstance(value, float) else f"{path} {value}"
-            for path, value in changes(asked, config).items() if path != "data.ranges"))
+            f"{path} {in_words(value)}" for path, value in changes(asked, config).items() if path != "data.ranges"))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"runs/{dataset.name}-{config.estimator.name}-seed{config.run.seed}-{stamp}"
     out = gather(None if rank() else take_folder(claim_folder(arguments.out, name), lock))[0]
@@ -170,6 +169,13 @@ def fresh_run(arguments: CommandLine, lock: FolderLock) -> Trainer:
         if not rank() and not any(out.iterdir()):
             out.rmdir()  # a refused run leaves no folder behind
         raise
+
+
+def in_words(value: object) -> str:
+    """A setting's value as on the command line, with few digits."""
+    if isinstance(value, tuple):
+        return " ".join(map(in_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_name(folder: str | None) -> None:

@@ -57,7 +57,7 @@ def test_boxes_that_were_missed_have_iou_0():
     boxes = Boxes()
     boxes.update(SimpleNamespace(
         matched_iou=torch.tensor([[0.8, 0.4], [0.6, 0.0]]), comparable=torch.tensor([[True, True], [False, False]]),
-        rollout=SimpleNamespace(logits=torch.tensor([[3.0, 1.0], [3.0, 1.0]])),
+        log_at_least=torch.tensor([[-0.1, -0.4], [-0.1, -0.4]]),
         scenes=SimpleNamespace(counts=torch.tensor([2, -1])), count_known=torch.tensor([True, False])))
     assert boxes.compute() == {"box_iou": pytest.approx((0.8 + 0.4) / 2), "box_ap50": 0.5}
 

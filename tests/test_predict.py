@@ -38,7 +38,8 @@ def run(tmp_path_factory):
         pixels[y:y + 12, x:x + 12] = 20
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
     train.main(["--dataset", "folder", "--data.root", str(folder), "--data.invert", "--data.image-size", "24",
-                "--batch-size", "8", "--steps", "1", "--out", str(out), "--object-size", "0.4", "--device", "cpu"])
+                "--batch-size", "8", "--steps", "1", "--out", str(out), "--object-size", "0.4", "--guide", "recurrent",
+                "--device", "cpu"])
     config, checkpoint = load_checkpoint(out)
     checkpoint["objective"]["model.guide_net.predict.mlp.0.bias"][0] += 2  # it sees something in most images
     save_checkpoint(out / FILE_NAME, config, checkpoint)
@@ -234,9 +235,9 @@ def search(run, tmp_path_factory):
     """A run with the search guide, whose model sees a few objects in most images, and a folder of larger ones."""
     out, folder = tmp_path_factory.mktemp("search") / "run", tmp_path_factory.mktemp("large")
     train.main(["--dataset", "folder", "--data.root", str(run[1]), "--data.image-size", "24", "--batch-size", "8",
-                "--steps", "1", "--out", str(out), "--guide", "search", "--device", "cpu"])
+                "--steps", "1", "--out", str(out), "--object-size", "0.4", "--device", "cpu"])
     config, checkpoint = load_checkpoint(out)
-    checkpoint["objective"]["model.guide_net.mlp.2.bias"][0] = 1.6
+    checkpoint["objective"]["model.guide_net.mlp.2.bias"][0] = 2.5
     save_checkpoint(out / FILE_NAME, config, checkpoint)
     rng = np.random.default_rng(0)
     for name, size in (("a", (50, 70)), ("b", (20, 9)), ("c", (20, 9)), ("d", (110, 95))):

@@ -45,7 +45,7 @@ def test_a_run_from_start_to_finish(tmp_path, capsys, estimator):
                 "--data.counts", "0", "2"])
     said = capsys.readouterr().out
     assert "sprites: 64 training scenes" in said and "step 2/3" in said
-    assert "chosen for this data set: model.num_steps 3, model.scale_prior_mean 3" in said
+    assert "chosen for this data set: model.guide recurrent, model.object_size 0.333333, model.num_steps 3, " in said
     for name in ("reconstructions.png", "metrics.json", "checkpoint.pt"):
         assert f"{out / name}" in said and (out / name).exists()
     config = json.loads((out / "config.json").read_text())
@@ -124,8 +124,8 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys):
         "changed: 04.png): restore them, or start a new run\n")
 
 
-@pytest.mark.parametrize("offset, words", [(-3.0, ["larger", "by 3.0 of its sds", "--model.scale-prior-mean below 3"]),
-                                           (2.6, ["smaller than", "--model.scale-prior-mean above 3"]), (-2.4, [])])
+@pytest.mark.parametrize("offset, words", [(-3.0, ["larger", "by 3.0 of its sds", "--object-size above 0.333"]),
+                                           (2.6, ["smaller than", "--object-size below 0.333"]), (-2.4, [])])
 def test_a_scale_prior_that_does_not_fit_is_said(tmp_path, capsys, monkeypatch, offset, words):
     monkeypatch.setattr("air.training.trainer.evaluate", lambda *args, **kwargs: {
         **evaluate(*args, **kwargs), "scale_offset": offset})

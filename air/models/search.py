@@ -37,8 +37,7 @@ class Found(NamedTuple):
     """What stands out most in each image."""
 
     heat: Tensor  # (B, 1)
-    centre: Tensor  # (B, 2), (x, y) in canvas units
-    log_scale: Tensor  # (B, 1), log s of an object there
+    where: Tensor  # (B, 3), log s of an object there, and its centre (x, y) in canvas units
     images: tuple[Tensor, ...]  # the images in each level, (B, C, P, Q)
     level: Tensor  # (B,), log s of the objects of the level with the hottest place
 
@@ -47,7 +46,7 @@ class Level(Constants):
     """One level of the pyramid: the image, shrunk or enlarged so that objects of one size have OBJECT_PIXELS."""
 
     shrink: Tensor  # (P, x_size), weights of the image's pixels in the level's
-    places: Tensor  # (places, 3), centre (x, y) and log s of every place
+    places: Tensor  # (places, 3), log s and centre (x, y) of every place
 
     def __init__(self, x_size: int, log_scale: float) -> None:
         """Args: x_size: side in pixels of the usual images; log_scale: log s of the level's objects."""
@@ -85,7 +84,7 @@ class Level(Constants):
         """(places, 3), float64."""
         x, y = (centres_of(self._pixels(side))[::STRIDE] * side / self.x_size for side in (width, height))
         xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-        return F.pad(xy, (0, 1), value=self.log_scale)
+        return F.pad(xy, (1, 0), value=self.log_scale)
 
 
 class Pyramid(nn.Module):
@@ -130,23 +129,23 @@ class Pyramid(nn.Module):
             heat = torch.cat(maps, -1)  # (B, places)
             place = torch.cat(places)  # (places, 3)
             hottest = place[heat.argmax(-1)]  # (B, 3)
-            offset = (place[:, :2] - hottest[:, None, :2]).square()
+            offset = (place[:, 1:] - hottest[:, None, 1:]).square()
             # in units of the reach, which is in proportion to the size
-            away = offset.sum(-1) * ((2 * hottest[:, 2:]).exp() / (2 * REACH)**2)  # (B, places)
+            away = offset.sum(-1) * ((2 * hottest[:, :1]).exp() / (2 * REACH)**2)  # (B, places)
             if len(levels) > 1:  # a place stands for an area in proportion to exp(-2 log s)
-                finer = place[:, 2] - hottest[:, 2:]
+                finer = place[:, 0] - hottest[:, :1]
                 away = away + (finer / LEVEL_REACH).square() + 4 * finer
             # a_p ∝ area_p exp(heat_p - distance_p² / 2)
-            centre, log_scale = (torch.sub(heat, away, alpha=0.5).softmax(-1) @ place).split((2, 1), -1)
+            where = torch.sub(heat, away, alpha=0.5).softmax(-1) @ place
             # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
-            return Found(heat.amax(-1, keepdim=True), centre, log_scale, levels, hottest[:, 2])
+            return Found(heat.amax(-1, keepdim=True), where, levels, hottest[:, 0])
 
 
 class SearchState(NamedTuple):
     """The search guide remembers nothing."""
 
 
-class SearchGuide(Guide):
+class SearchGuide(Constants, Guide):
     """Find what stands out in the residual, look at it closely, and propose an object there.
 
     z_where is Normal in (log s, x, y of the centre), whatever the image's size.
@@ -156,6 +155,12 @@ class SearchGuide(Guide):
     reads_latents = False
     teaches = False  # half of the cost of the convolutions, and the objects are found as well without it
     reads_any_size = True
+
+    prior_loc: Tensor  # (3,), of (log s, x, y)
+    glimpse_where: Tensor  # (3,), added to an object's makes its glimpse's
+    centre: Tensor  # (3,), 1 for the numbers that are lengths in the image
+    correction: Tensor  # (3,), what an output of 1 changes, for an object of s = 1
+    spread: Tensor  # (3,), standard deviations in units of the prior's, for an object of s = 1
 
     def __init__(self, channels: int, x_size: int, where_loc: Sequence[float], where_scale: Sequence[float],
                  non_linearity: str) -> None:
@@ -169,10 +174,19 @@ class SearchGuide(Guide):
             non_linearity: the name of a class in torch.nn.
         """
         super().__init__()
-        self.where_loc, self.where_scale = tuple(where_loc), tuple(where_scale)
+        self.x_size, self.where_loc, self.where_scale = x_size, tuple(where_loc), tuple(where_scale)
         self.pyramid = Pyramid(channels, x_size, log_scales(where_loc[0], where_scale[0]), non_linearity)
-        self.x_size, self.glimpse = x_size, PixelGrid(GLIMPSE_SIZE)
-        self.mlp = MLP(channels * GLIMPSE_SIZE**2 + 1, [128, 1 + 1 + 2 + 3], non_linearity)
+        self.glimpse = PixelGrid(GLIMPSE_SIZE)
+        self.mlp = MLP(channels * GLIMPSE_SIZE**2 + 1, [128, 1 + 3 + 3], non_linearity)
+        self.place_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        prior_scale, spread = (torch.tensor(each, dtype=torch.float64) for each in (
+            self.where_scale, (GROWTH, SHIFT, SHIFT)))
+        return {"prior_loc": torch.tensor(self.where_loc, dtype=torch.float64),
+                "glimpse_where": torch.tensor((-math.log(GLIMPSE_MARGIN), 0, 0), dtype=torch.float64),
+                "centre": torch.tensor((0, 1, 1), dtype=torch.float64),
+                "correction": torch.tensor((0.5, 1, 1), dtype=torch.float64), "spread": spread / prior_scale}
 
     def start(self, images: Tensor, particles: int) -> SearchState:
         return SearchState()
@@ -193,16 +207,13 @@ class SearchGuide(Guide):
     def forward(self, residual: Tensor) -> Proposal:
         """Residual (B, C, H, W) -> the step's proposal."""
         found = self.pyramid(residual)
-        heat, centre, log_scale = found[:3]
         # Through the glimpse, heat learns what the corrections will do; without, it learns far more slowly.
         glimpse = self._read(found, residual.shape[-2:])
-        outputs = self.mlp(torch.cat((glimpse.flatten(1), heat), -1)).to(residual.dtype)
-        logit, larger, shift, scale = outputs.split((1, 1, 2, 3), -1)
-        half = (-log_scale).exp()  # of an object's side
-        loc = torch.cat((log_scale + 0.5 * larger, torch.addcmul(centre, half, shift)), -1)
-        scale = F.softplus(scale) * torch.cat((torch.full_like(half, GROWTH), half.expand(-1, 2) * SHIFT), -1)
-        prior_loc, prior_scale = loc.new_tensor((self.where_loc, self.where_scale))
-        return Proposal(logit, loc - prior_loc, scale / prior_scale)
+        outputs = self.mlp(torch.cat((glimpse.flatten(1), found.heat), -1)).to(residual.dtype)
+        logit, loc, scale = outputs.split((1, 3, 3), -1)
+        size = (-found.where[:, :1] * self.centre).exp()  # (B, 3), half of an object's side for its centre, else 1
+        return Proposal(logit, torch.addcmul(found.where - self.prior_loc, size * self.correction, loc),
+                        F.softplus(scale) * (size * self.spread))
 
     def _read(self, found: Found, size: Sequence[int]) -> Tensor:
         """Glimpses (B, C, g, g) of what was found in images of this height and width, each read in its level.
@@ -210,7 +221,7 @@ class SearchGuide(Guide):
         There an object has about as many pixels as in the glimpse. In the image itself it may have many more, and
         would be read with gaps.
         """
-        where = from_centre(torch.cat((found.log_scale - math.log(GLIMPSE_MARGIN), found.centre), -1))
+        where = from_centre(found.where + self.glimpse_where)
         span = size[1] / self.x_size, size[0] / self.x_size
         glimpses = [sample(images, where, self.glimpse.xy, span)[0] for images in found.images]
         glimpse = glimpses[0]

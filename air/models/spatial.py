@@ -14,7 +14,7 @@ Source: Eslami et al. (2016), fig. 2; Jaderberg et al. (2015), "Spatial transfor
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +38,28 @@ def invert_z_where(z_where: Tensor) -> Tensor:
 
 def from_centre(log_where: Tensor) -> Tensor:
     """z_where of objects by their size and place: (..., 3), (log s, centre x, centre y) -> (..., 3), (s, x, y)."""
-    scale = log_where[..., :1].exp()
-    return torch.cat((scale, -scale * log_where[..., 1:]), -1)
+    return cast(Tensor, _FromCentre.apply(log_where))
+
+
+class _FromCentre(torch.autograd.Function):
+    """See `from_centre`."""
+
+    @staticmethod
+    def forward(ctx: Any, log_where: Tensor) -> Tensor:
+        scale = log_where[..., :1].exp()
+        ctx.save_for_backward(z_where := torch.cat((scale, -scale * log_where[..., 1:]), -1))
+        return z_where
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (z_where,) = ctx.saved_tensors  # = ∂(s, x, y) / ∂ log s; and ∂x / ∂ centre = -s
+        return torch.cat(((gradient * z_where).sum(-1, keepdim=True), -z_where[..., :1] * gradient[..., 1:]), -1)
 
 
 def to_centre(z_where: Tensor) -> Tensor:
     """The inverse of `from_centre`, for s > 0."""
-    scale, shift = z_where[..., :1], z_where[..., 1:]
-    return torch.cat((scale.log(), -shift / scale), -1)
+    return torch.cat((z_where[..., :1].log(), -z_where[..., 1:] / z_where[..., :1]), -1)
 
 
 def image_to_window(images: Tensor, z_where: Tensor, window_size: int, unit: int | None = None) -> Tensor:
@@ -295,8 +309,7 @@ def window_boxes(z_where: Tensor, image_size: int | tuple[int, int], unit: int |
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     scale, centre = invert_z_where(z_where).split((1, 2), -1)
     corners = torch.cat((centre - scale.abs(), centre + scale.abs()), -1)  # in canvas units
-    middle = corners.new_tensor((width, height, width, height)) / 2
-    return torch.addcmul(middle, corners, corners.new_tensor((height if unit is None else unit) / 2))
+    return (corners * (height if unit is None else unit) + corners.new_tensor((width, height, width, height))) / 2
 
 
 def painted_boxes(painted: Tensor, z_where: Tensor, threshold: float, unit: int | None = None) -> Tensor:
