@@ -99,6 +99,22 @@ GENERALISATION = {
     **{f"{name}-to-345-n6": Experiment(f"{TO_345} {guide}--model.num-steps 6", 3) for name, guide in GUIDES.items()},
 }
 
+# The search guide on objects of any size and number. "auto": the model is not told the sizes.
+SEARCH = f"{STRICT_ENUMERATE} --guide search"
+SIZES = f"{SEARCH} --data.image-size 64 --data.counts 0 1 2 3 --data.placement tight"
+ANY_SIZE = {
+    "search-strict": Experiment(f"{SEARCH} --steps 3000"),
+    "search-tight": Experiment(f"{SEARCH} --data.placement tight --steps 3000", 5),
+    "search-five-digits": Experiment(f"{SEARCH} --data.counts 0 1 2 3 4 5 --data.image-size 64 --data.object-size 0.25 "
+                                     "--steps 3000"),
+    "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 3000", 5),
+    "search-2x": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --steps 3000", 5),
+    "search-2x-auto": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --object-size auto --steps 3000"),
+    "search-4x": Experiment(f"{SIZES} --data.object-size 0.125 0.5 --steps 3000", 5),
+    "search-sprites-auto": Experiment(f"{SPRITES_ENUMERATE} --guide search --data.object-size 0.12 0.4 "
+                                      "--object-size auto --steps 3000", 5),
+}
+
 BACKDROP = {kind: f"{STRICT_ENUMERATE} --steps 4000 --data.backdrop {kind}" for kind in ("grey", "grid", "noise")}
 BACKDROPS = {
     **{f"{kind}-modelled": Experiment(f"{arguments} --model.background", 5) for kind, arguments in BACKDROP.items()},
@@ -150,6 +166,7 @@ GROUPS = {
     "ablations": Group("The recipe with one setting changed", ABLATIONS),
     "touching-digits": Group("Touching digits", REMEDIES),
     "unseen-counts": Group("Counts not seen in training", GENERALISATION),
+    "any-size": Group("Objects of any size and number", ANY_SIZE),
     "backdrops": Group("Backdrops", BACKDROPS),
     "omniglot": Group("Omniglot", OMNIGLOT),
     "one-object-3d": Group("One object in 3D", ONE_OBJECT),
