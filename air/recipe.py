@@ -38,9 +38,10 @@ BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contras
 SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, for one size
 POSITION_SPREAD = 0.6  # standard deviation of the search guide's prior of a centre, in halves of the image's side
 COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
-# Where sizes vary, windows are larger than objects so that they can still grow, the sd is that of somewhat smaller
-# objects than the middle one, and a further window costs more: large objects leave errors that small windows can paint.
-VARIED_WINDOW, VARIED_SD, VARIED_COUNT_PRIOR = 1.2, 0.85, 1e-12
+# Where sizes vary, windows are larger than objects so that they can still grow, and the sd is that of smaller objects than
+# the middle one. Large objects leave errors that small windows can paint, so a further window costs more, the more they
+# vary: k is smaller by this factor for each doubling.
+VARIED_WINDOW, VARIED_SD, K_PER_DOUBLING = 1.2, 0.74, 1e-2
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 
@@ -267,7 +268,7 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     model = replace(model, object_size=sizes)  # in place of auto
     return _fill(model, guide=guide, x_size=x_size, channels=channels, num_steps=num_steps,
                  scale_prior_mean=scale, scale_prior_sd=spread * scale,
-                 count_prior=VARIED_COUNT_PRIOR if varied else COUNT_PRIOR,
+                 count_prior=COUNT_PRIOR * K_PER_DOUBLING**math.log2(sizes[-1] / sizes[0]),
                  pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
                  likelihood_sd=LIKELIHOOD_SD * min(1.0, side) * contrast)
 

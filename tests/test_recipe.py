@@ -63,8 +63,8 @@ def test_of_objects_of_several_sizes_the_geometric_middle_counts(chosen):
     several, one = (chosen({"data.object_size": size, **search}, dataset="multi-mnist").model
                     for size in ((0.2, 0.45), 0.3))
     assert several.scale_prior_mean == pytest.approx(one.scale_prior_mean / 1.2)
-    assert several.likelihood_sd == pytest.approx(0.85 * one.likelihood_sd)
-    assert (several.count_prior, one.count_prior) == (1e-12, 1e-8)
+    assert several.likelihood_sd == pytest.approx(0.74 * one.likelihood_sd)
+    assert one.count_prior == 1e-8 and several.count_prior == pytest.approx(1e-8 * 0.01**math.log2(2.25))
 
 
 def test_the_scale_prior_covers_the_range_of_sizes(chosen):

@@ -71,7 +71,8 @@ class AIRSettings:
     baseline_scalar: Finite | None = None
     """Multiplies the baseline's output."""
     count_prior: GeometricFactor | None = None
-    """k of the count prior p(n) ∝ k^n (None: 1e-8, or 1e-12 where sizes vary)."""
+    """k of the count prior p(n) ∝ k^n (None: 1e-8, divided by 100 for each doubling from the smallest to the largest
+    size)."""
     scale_prior_mean: Scale | None = None
     """Mean of the prior of s in z_where, the search guide's median (None: 1 / object_size, of a range its middle)."""
     scale_prior_sd: Scale | None = None
