@@ -38,9 +38,9 @@ BACKGROUND_CONTRAST = 2 / 3  # a guess: objects keep this share of their contras
 SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, for one size
 POSITION_SPREAD = 0.6  # standard deviation of the search guide's prior of a centre, in halves of the image's side
 COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
-# Where sizes vary, windows are larger than objects so that they can still grow, and the sd is that of smaller objects than
-# the middle one. Large objects leave errors that small windows can paint, so a further window costs more, the more they
-# vary: k is smaller by this factor for each doubling.
+# Where sizes vary, windows are larger than objects so that they can still grow, and the sd is that of smaller objects
+# than the middle one. Large objects leave errors that small windows can paint, so a further window costs more, the more
+# sizes vary: k is smaller by this factor for each doubling.
 VARIED_WINDOW, VARIED_SD, K_PER_DOUBLING = 1.2, 0.74, 1e-2
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels

@@ -38,7 +38,8 @@ def test_a_mosaic_follows_from_its_arguments(fake_mnist_root):
     assert len(small(digits=0).boxes[0]) == 0
 
 
-def test_what_cannot_be_a_mosaic_is_an_error(fake_mnist_root):
+def test_what_cannot_be_a_mosaic_is_an_error(fake_mnist_root, monkeypatch):
+    monkeypatch.setattr("air.data.layout.MAX_RESTARTED", 200)
     with pytest.raises(ValueError, match=r"expected 1 <= smallest <= largest side <= 100, .*, got \(20, 10\)"):
         mosaic(3, 100, (20, 10), root=fake_mnist_root)
     with pytest.raises(DataError, match="no room for 50 objects on a 100 x 100 canvas"):
