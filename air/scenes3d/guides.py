@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from air.models.guides import Attention, GuideName
+from air.models.guides import GuideName
 from air.models.layers import Linear
 from air.models.networks import MLP, LSTMState, RecurrentNet, fold, non_linearity_class
 from air.models.spatial import SpatialTransformer
+from air.scenes3d.attention import Attention
 from air.scenes3d.shapes import SHAPES, SYMMETRIES
 from air.scenes3d.view import REACH, View, unproject, unprojection
 
