@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from air.evaluation.evaluate import evaluate
+from air.models.distributions import is_settled, log_count_probs
 from air.models.search import Level, SearchGuide, log_scales
 from air.models.spatial import from_centre, invert_z_where
 
@@ -119,3 +121,66 @@ def test_z_where_and_the_numbers_that_are_normal_are_inverses():
     assert torch.autograd.gradcheck(from_centre, where.requires_grad_())
     s, x, y = from_centre(torch.tensor([math.log(4.0), 0.5, -0.25], dtype=torch.float64))
     torch.testing.assert_close(torch.stack((s, -x / s, -y / s)), torch.tensor([4, 0.5, -0.25]).double())
+
+
+def counter(make_model, num_steps, bias):
+    """A search model with weights that do not depend on num_steps; a larger bias sees more objects."""
+    torch.manual_seed(0)
+    model = make_model(guide="search", num_steps=num_steps)
+    with torch.no_grad():
+        model.guide_net.mlp[-1].weight.mul_(20)
+        model.guide_net.mlp[-1].bias[0] = bias
+    return model
+
+
+@pytest.mark.parametrize("bias", [-3.0, 0.5, 50.0])
+def test_counting_further_is_what_a_model_of_more_steps_does(make_model, images, bias):
+    """Steps end early only where more of them change no most probable count."""
+    few, many = counter(make_model, 2, bias), counter(make_model, 9, bias)
+    seen, expected = few.infer(images, most=9), many.infer(images)
+    steps = seen.z_pres.shape[1]
+    assert torch.equal(seen.count, expected.count)
+    torch.testing.assert_close(seen.z_where, expected.z_where[:, :steps])
+    torch.testing.assert_close(seen.boxes, expected.boxes[:, :steps])
+    torch.testing.assert_close(seen.count_probs[:, :-1], expected.count_probs[:, :steps])
+    torch.testing.assert_close(seen.count_probs.sum(-1), torch.ones(len(images)).double())
+    assert (steps == 9) == (bias > 1) and steps <= 9
+
+
+def test_settled_counts_stay_whatever_follows():
+    torch.manual_seed(0)
+    settled = 0
+    for _ in range(300):
+        logits = 3 * torch.randn(2, 3, dtype=torch.float64)
+        more = torch.cat((logits, 9 * torch.randn(2, 4, dtype=torch.float64)), -1)
+        if is_settled(logits):
+            settled += 1
+            assert torch.equal(log_count_probs(more).argmax(-1), log_count_probs(logits).argmax(-1))
+    assert 20 < settled < 280
+    assert not is_settled(torch.full((1, 3), 5.0))
+
+
+def test_only_search_reads_images_of_another_size(make_model, images):
+    wider = torch.nn.functional.pad(images, (4, 4, 2, 2))
+    seen = counter(make_model, 3, 50.0).infer(wider)
+    assert seen.reconstruction.shape == wider.shape and seen.canvases.shape == (5, 4, 1, 16, 20)
+    with pytest.raises(ValueError, match=r"expected images of shape \(B, 1, 12, 12\)"):
+        make_model().infer(wider)
+
+
+def test_who_cannot_count_further_says_so(make_model, images):
+    for model in (make_model(), make_model(guide="search", background=True)):
+        with pytest.raises(ValueError, match="only guide='search' without a background counts further than num_steps"):
+            model.infer(images, most=9)
+    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+        make_model(guide="search").infer(images, most=0)
+
+
+def test_an_evaluation_that_counts_further(make_model, scenes):
+    model = counter(make_model, 1, 3.0)
+    metrics = evaluate(model, scenes, most=4)
+    count = model.infer(scenes.images, most=4).count
+    assert metrics["count_accuracy_map"] == pytest.approx((count == scenes.counts).double().mean().item())
+    assert len(metrics["counted"]) == 5 and metrics["box_iou"] >= 0 and "elbo" not in metrics
+    with pytest.raises(ValueError, match="leave out most"):
+        evaluate(model, scenes, refined=True, most=4)

@@ -177,3 +177,20 @@ def test_painted_boxes_are_tight_in_any_channel_and_fall_back_on_the_window():
 def test_painted_boxes_name_shapes_that_differ():
     with pytest.raises(ValueError, match=r"\(2, 3, 1, 8, 8\).*\(2, 4, 3\)"):
         painted_boxes(torch.zeros(2, 3, 1, 8, 8), torch.zeros(2, 4, 3), 0.2)
+
+
+def test_an_image_of_another_size_is_part_of_a_larger_square():
+    """In halves of 12 pixels, z_where on 16 x 20 is (2 s, x, y) in halves of 24 pixels, whose middle they are."""
+    torch.manual_seed(0)
+    z_where = torch.tensor([[1.5, 0.3, -0.6], [3.0, -3.5, 2.0]], dtype=torch.float64)
+    in_square = z_where * torch.tensor([2.0, 1, 1])
+    transformer = SpatialTransformer(12, 5).double()
+    window, image = torch.rand(2, 3, 5, 5, dtype=torch.float64), torch.rand(2, 3, 16, 20, dtype=torch.float64)
+    painted = transformer.paint(window, z_where, image)
+    torch.testing.assert_close(painted, window_to_image(window, in_square, 24)[..., 4:20, 2:22])
+    square = torch.nn.functional.pad(image, (2, 2, 4, 4))
+    expected = image_to_window(square, in_square, 5)
+    torch.testing.assert_close(transformer.read(image, z_where)[0], expected)
+    torch.testing.assert_close(image_to_window(image, z_where, 5, unit=12), expected)
+    outline = window_boxes(in_square, 24) - torch.tensor([2.0, 4, 2, 4])
+    torch.testing.assert_close(window_boxes(z_where, (16, 20), unit=12), outline)

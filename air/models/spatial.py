@@ -193,7 +193,7 @@ def sample(images: Tensor, z_where: Tensor, window_xy: Tensor, span: tuple[float
     """
     grid, z_where = _SamplingGrid.apply(z_where, window_xy)
     if span != (1, 1):
-        grid = grid / torch.tensor(span).to(grid)
+        grid = grid / grid.new_tensor(span)
     return F.grid_sample(images, grid, align_corners=False), z_where
 
 
