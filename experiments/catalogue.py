@@ -103,10 +103,10 @@ GENERALISATION = {
 SEARCH = f"{STRICT_ENUMERATE} --guide search"
 SIZES = f"{SEARCH} --data.image-size 64 --data.counts 0 1 2 3 --data.placement tight"
 ANY_SIZE = {
-    "search-strict": Experiment(f"{SEARCH} --steps 3000"),
-    "search-tight": Experiment(f"{SEARCH} --data.placement tight --steps 3000", 5),
+    "search-strict": Experiment(f"{SEARCH} --steps 2000"),
+    "search-tight": Experiment(f"{SEARCH} --data.placement tight --steps 2000", 5),
     "search-five-digits": Experiment(f"{SEARCH} --data.counts 0 1 2 3 4 5 --data.image-size 64 --data.object-size 0.25 "
-                                     "--steps 3000"),
+                                     "--steps 2000"),
     "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 3000", 5),
     "search-2x": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --steps 3000", 5),
     "search-2x-auto": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --object-size auto --steps 3000"),
