@@ -98,38 +98,43 @@ def literal_elbo(model, image, noise, background_noise=None):
 def literal_search(search, left):
     """SearchGuide on one image (C, H, W), place by place: logit, loc and scale before the prior's scale, (7,)."""
     pyramid, channels, side = search.pyramid, *left.shape[:2]
-    first, second = pyramid.net[::2]
-    found = []  # (heat, centre, log s, image of the level) of every place of every level
-    for level, preference in zip(pyramid.levels, pyramid.preference):
-        pixels = round(side * 8 * math.exp(level.log_scale) / side)  # objects have 8 pixels
+    levels = []  # the image with 8 pixels for an object's side
+    for log_scale in pyramid.log_scales:
+        pixels = round(side * 8 * math.exp(log_scale) / side)
         weights = torch.zeros(pixels, side, dtype=left.dtype)
         for i in range(pixels):
             middle = (i + 0.5) * side / pixels
             for j in range(side):
                 weights[i, j] = max(0, 1 - abs(j + 0.5 - middle) / max(1, side / pixels))
             weights[i] /= weights[i].sum()
-        small = torch.einsum("ij,kl,cjl->cik", weights, weights, left)[None]
-        hidden = F.conv2d(small, first.weight, first.bias, stride=2, padding=2).relu()
-        hidden = F.conv2d(hidden, second.weight, second.bias, padding=2, dilation=2).relu()
-        for row in range(hidden.shape[2]):
-            for column in range(hidden.shape[3]):
-                centre = left.new_tensor([(2 * each + 0.5) / pixels * 2 - 1 for each in (column, row)])
-                heat = (pyramid.heat.flatten() * hidden[0, :, row, column]).sum()
-                heat = heat + (preference if len(pyramid.levels) > 1 else 0)
-                found.append((heat, centre, level.log_scale, small))
-    hottest = max(found, key=lambda place: place[0].item())
-    reach = 2 * math.exp(-hottest[2]) / 3  # a third of an object's side
-    weights = torch.stack([math.exp(-2 * (log_scale - hottest[2]))  # the area that a place stands for
-                           * (heat - ((centre - hottest[1]) / reach).square().sum() / 2
-                              - ((log_scale - hottest[2]) / 0.5)**2 / 2).exp()
-                           for heat, centre, log_scale, _ in found])
+        levels.append(torch.einsum("ij,kl,cjl->cik", weights, weights, left)[None])
+    middle_level, middle_log_scale = levels[len(levels) // 2], pyramid.log_scales[len(levels) // 2]
+    first, second = pyramid.net[::2]
+    hidden = F.conv2d(middle_level, first.weight, first.bias, stride=2, padding=2).relu()
+    hidden = F.conv2d(hidden, second.weight, second.bias, padding=2, dilation=2).relu()
+    around = hidden.new_zeros(1, 3, *hidden.shape[2:])  # what a wider look says of log s and of the centre
+    if len(levels) > 1:
+        wider = F.conv2d(hidden, pyramid.wider[0].weight, pyramid.wider[0].bias, padding=4, dilation=4).relu()
+        around = F.conv2d(wider, pyramid.where.weight, pyramid.where.bias).tanh()
+    found = []  # (heat, place, log s and centre of the object) of every place
+    for row in range(hidden.shape[2]):
+        for column in range(hidden.shape[3]):
+            place = left.new_tensor([(2 * each + 0.5) / middle_level.shape[-1] * 2 - 1 for each in (column, row)])
+            heat, look = (pyramid.heat.flatten() * hidden[0, :, row, column]).sum(), around[0, :, row, column]
+            log_scale = middle_log_scale + (pyramid.log_scales[-1] - pyramid.log_scales[0] + 0.75) * look[0]
+            found.append((heat, place, log_scale, place + look[1:] / log_scale.exp()))
+    hottest = max(found, key=lambda each: each[0].item())
+    reach = 2 * math.exp(-torch.as_tensor(hottest[2]).item()) / 3  # a third of an object's side
+    weights = torch.stack([(heat - ((place - hottest[1]) / reach).square().sum() / 2).exp()
+                           for heat, place, *_ in found])
     weights = weights / weights.sum()
-    centre = sum(weight * place[1] for weight, place in zip(weights, found))
-    log_scale = sum(weight * place[2] for weight, place in zip(weights, found))
+    log_scale = sum(weight * each[2] for weight, each in zip(weights, found))
+    centre = sum(weight * each[3] for weight, each in zip(weights, found))
+    nearest = min(range(len(levels)), key=lambda level: abs(pyramid.log_scales[level] - log_scale.item()))
     zoom, zero = 1.8 * (-log_scale).exp(), torch.zeros_like(log_scale)
     theta = torch.stack((torch.stack((zoom, zero, centre[0])), torch.stack((zero, zoom, centre[1]))))
     grid = F.affine_grid(theta[None], [1, channels, 16, 16], align_corners=False)
-    glimpse = F.grid_sample(hottest[3], grid, align_corners=False)
+    glimpse = F.grid_sample(levels[nearest], grid, align_corners=False)
     out = search.mlp(torch.cat((glimpse.flatten(), hottest[0][None])))
     half = (-log_scale).exp()
     loc = torch.cat((log_scale[None] + 0.5 * out[1], centre + half * out[2:4]))

@@ -1,10 +1,11 @@
 """The search guide: find what stands out most in the residual, at any place and of any size, and look at it closely.
 
-    heat of every place of every level of a pyramid of the residual    ->  the hottest place and level
-    a glimpse of the residual there, at the scale of that level        ->  z_pres, and corrections of place and size
+    heat of every place of the residual                                  ->  the hottest place
+    where sizes vary: a wider look around it                             ->  the object's size and centre
+    a glimpse of the residual there, at the scale of the object          ->  z_pres, and corrections of size and centre
 
-A step sees the residual and nothing else. It treats all places alike and, between the ends of the pyramid, all sizes.
-So what it learns from few objects on small images carries over to many objects on large ones.
+A step sees the residual and nothing else, and treats all places alike. So what it learns from few objects on small
+images carries over to many objects on large ones.
 """
 
 import math
@@ -21,13 +22,11 @@ from air.models.networks import MLP, non_linearity_class
 from air.models.spatial import PixelGrid, centres_of, from_centre, full_precision, sample, to_centre
 
 OBJECT_PIXELS = 8  # an object's side in pixels of its level
-LEVEL_GAP = 0.75  # between the log sizes of two levels, a little more than a factor of two
+LEVEL_GAP = 0.75  # of log s, what one level covers
 PRIOR_SDS = 1.5  # sizes lie within so many standard deviations of the scale prior: the pyramid covers them
 STRIDE = 2  # of the places, in pixels of a level
 FEATURES = 16
-REACH = 1 / 3  # of the attention around the hottest place, in sides of an object,
-LEVEL_REACH = 0.5  # and along the log of the size
-LARGE_FIRST = 0.5  # heat that the level of the largest objects has in advance, at initialisation
+REACH = 1 / 3  # of the attention around the hottest place, in sides of an object
 GLIMPSE_SIZE = 16  # pixels
 GLIMPSE_MARGIN = 1.8  # a glimpse's side over the object's
 SHIFT, GROWTH = 0.3, 0.15  # standard deviations of place, in halves of an object, and of log size where softplus is 1
@@ -38,15 +37,14 @@ class Found(NamedTuple):
 
     heat: Tensor  # (B, 1)
     where: Tensor  # (B, 3), log s of an object there, and its centre (x, y) in canvas units
-    images: tuple[Tensor, ...]  # the images in each level, (B, C, P, Q)
-    level: Tensor  # (B,), log s of the objects of the level with the hottest place
+    levels: tuple[Tensor, ...]  # the images in each level, (B, C, P, Q)
 
 
 class Level(Constants):
     """One level of the pyramid: the image, shrunk or enlarged so that objects of one size have OBJECT_PIXELS."""
 
     shrink: Tensor  # (P, x_size), weights of the image's pixels in the level's
-    places: Tensor  # (places, 3), log s and centre (x, y) of every place
+    places: Tensor  # (places, 2), centre (x, y) of every place
 
     def __init__(self, x_size: int, log_scale: float) -> None:
         """Args: x_size: side in pixels of the usual images; log_scale: log s of the level's objects."""
@@ -58,7 +56,7 @@ class Level(Constants):
         return {"shrink": self._shrink_of(self.x_size), "places": self._places_of(self.x_size, self.x_size)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q), and its places (places, 3)."""
+        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q), and its places (places, 2)."""
         height, width = images.shape[-2:]
         if height == width == self.x_size:
             rows = columns = self.shrink
@@ -81,64 +79,85 @@ class Level(Constants):
         return weights / weights.sum(-1, keepdim=True)
 
     def _places_of(self, height: int, width: int) -> Tensor:
-        """(places, 3), float64."""
+        """(places, 2), float64."""
         x, y = (centres_of(self._pixels(side))[::STRIDE] * side / self.x_size for side in (width, height))
-        xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-        return F.pad(xy, (1, 0), value=self.log_scale)
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
 
 
 class Pyramid(nn.Module):
     """Which place stands out most, and of what size is the object there?
 
-    Convolutions compute the heat of every place of every level. The attention is a softmax of the heat, restricted to
-    the surroundings of the hottest place: the mean of a plain softmax over two equally hot places would lie between
-    them, where there is no object.
+    Convolutions over the middle level compute the heat of every place. The attention is a softmax of the heat,
+    restricted to the surroundings of the hottest place: the mean of a plain softmax over two equally hot places would
+    lie between them, where there is no object.
+
+    Heat needs to see no more than a part of a large object: heat of a wider view is learned far more slowly. So where
+    sizes vary, a wider convolution adds what it cannot know, the size and the centre of the object that a place belongs
+    to. Both are continuous. The choice of a level by its heat is not: parts of a large object that stand out in a finer
+    level become objects of their own, and no gradient says otherwise.
     """
 
     def __init__(self, channels: int, x_size: int, log_scales: Sequence[float], non_linearity: str) -> None:
-        """Build the convolutions, which all levels share.
+        """Build the convolutions.
 
         Args:
             channels: C.
             x_size: side in pixels of the usual images.
-            log_scales: log s of the objects of each level, ascending.
+            log_scales: log s of the objects of each level, ascending; an odd number.
             non_linearity: the name of a class in torch.nn.
         """
         super().__init__()
         act = non_linearity_class(non_linearity)
         self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, STRIDE, 2), act(),
                                  nn.Conv2d(16, FEATURES, 3, 1, 2, dilation=2), act())
-        self.net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         # At initialisation, heat is the mean of the features: strong features mean that something stands out.
         self.heat = nn.Parameter(torch.full((1, FEATURES, 1, 1), 1 / FEATURES))
-        # Heat of the levels themselves. Parts of a large object stand out like small objects: at first, large ones win.
-        self.preference = nn.Parameter(torch.linspace(LARGE_FIRST, 0, len(log_scales)),
-                                       requires_grad=len(log_scales) > 1)
-        self.log_scales = tuple(log_scales)  # ascending
+        self.wider = None
+        if len(log_scales) > 1:
+            self.wider = nn.Sequential(nn.Conv2d(FEATURES, FEATURES, 3, 1, 4, dilation=4), act())
+            self.where = nn.Conv2d(FEATURES, 3, 1)
+            for parameter in self.where.parameters():  # at first, every place is the centre of an object of middle size
+                nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        self.log_scales = tuple(log_scales)
         self.levels = nn.ModuleList(Level(x_size, log_scale) for log_scale in log_scales)
+        self.middle = len(log_scales) // 2
+        self.span = log_scales[-1] - log_scales[0] + LEVEL_GAP  # of log s, on either side of the middle level's
 
     def forward(self, images: Tensor) -> Found:
         """Images (B, C, H, W) of any size -> what stands out most in each."""
         with full_precision(images):
             levels, places = zip(*(level(images) for level in self.levels))
-        features = [self.net(level).to(images.dtype) for level in levels]
+        place = places[self.middle]  # (places, 2)
+        near = self.net(levels[self.middle])
+        wider = None if self.wider is None else self.wider(near).to(images.dtype)
         with full_precision(images):
-            maps = [F.conv2d(each, self.heat).flatten(1) for each in features]
-            if len(maps) > 1:
-                maps = [each + preference for each, preference in zip(maps, self.preference)]
-            heat = torch.cat(maps, -1)  # (B, places)
-            place = torch.cat(places)  # (places, 3)
-            hottest = place[heat.argmax(-1)]  # (B, 3)
-            offset = (place[:, 1:] - hottest[:, None, 1:]).square()
+            heat = F.conv2d(near.to(images.dtype), self.heat).flatten(1)  # (B, places)
+            hottest = heat.argmax(-1)
+            where = F.pad(place, (1, 0), value=self.log_scales[self.middle]).expand(len(images), -1, -1)
+            if wider is not None:
+                where = self._look_around(where, wider)
+            size = where[..., :1].detach().gather(1, hottest[:, None, None])[..., 0]  # (B, 1), log s
+            offset = (place - place[hottest][:, None]).square()
             # in units of the reach, which is in proportion to the size
-            away = offset.sum(-1) * ((2 * hottest[:, :1]).exp() / (2 * REACH)**2)  # (B, places)
-            if len(levels) > 1:  # a place stands for an area in proportion to exp(-2 log s)
-                finer = place[:, 0] - hottest[:, :1]
-                away = away + (finer / LEVEL_REACH).square() + 4 * finer
-            # a_p ∝ area_p exp(heat_p - distance_p² / 2)
-            where = torch.sub(heat, away, alpha=0.5).softmax(-1) @ place
+            away = offset.sum(-1) * ((2 * size).exp() / (2 * REACH)**2)  # (B, places)
+            # a_p ∝ exp(heat_p - distance_p² / 2)
+            attention = torch.sub(heat, away, alpha=0.5).softmax(-1)
             # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
-            return Found(heat.amax(-1, keepdim=True), where, levels, hottest[:, 0])
+            return Found(heat.amax(-1, keepdim=True), (attention[:, None] @ where)[:, 0], levels)
+
+    def _look_around(self, where: Tensor, wider: Tensor) -> Tensor:
+        """The size and the centre of the object that each place belongs to.
+
+        Args:
+            where: (B, places, 3), log s and centre of an object of the middle size at each place.
+            wider: features (B, F, P, Q).
+        Returns:
+            (B, places, 3), log s at most `span` larger or smaller, the centre at most half a side away.
+        """
+        around = self.where(wider).flatten(2).transpose(1, 2).tanh()  # (B, places, 3)
+        log_s = where[..., :1] + self.span * around[..., :1]
+        return torch.cat((log_s, where[..., 1:] + (-log_s).exp() * around[..., 1:]), -1)
 
 
 class SearchState(NamedTuple):
@@ -216,23 +235,24 @@ class SearchGuide(Constants, Guide):
                         F.softplus(scale) * (size * self.spread))
 
     def _read(self, found: Found, size: Sequence[int]) -> Tensor:
-        """Glimpses (B, C, g, g) of what was found in images of this height and width, each read in its level.
+        """Glimpses (B, C, g, g) of what was found in images of this height and width, each read in the level of its size.
 
         There an object has about as many pixels as in the glimpse. In the image itself it may have many more, and
         would be read with gaps.
         """
         where = from_centre(found.where + self.glimpse_where)
         span = size[1] / self.x_size, size[0] / self.x_size
-        glimpses = [sample(images, where, self.glimpse.xy, span)[0] for images in found.images]
-        glimpse = glimpses[0]
+        glimpses = [sample(images, where, self.glimpse.xy, span)[0] for images in found.levels]
+        glimpse, log_s = glimpses[0], found.where[:, :1, None, None]
         for below, above, finer in zip(self.pyramid.log_scales, self.pyramid.log_scales[1:], glimpses[1:]):
-            is_finer = found.level > (below + above) / 2
-            glimpse = torch.where(is_finer[:, None, None, None], finer, glimpse)
+            glimpse = torch.where(log_s > (below + above) / 2, finer, glimpse)
         return glimpse
 
 
 def log_scales(mean: float, sd: float) -> list[float]:
-    """The levels' log s for a prior of log s: evenly spaced, at most LEVEL_GAP apart, within PRIOR_SDS of the mean."""
+    """The levels' log s for a prior of log s: an odd number, evenly spaced, as few as cover the sizes within PRIOR_SDS
+    of the mean if each covers LEVEL_GAP.
+    """
     span = 2 * PRIOR_SDS * sd
-    levels = math.ceil(span / LEVEL_GAP)
+    levels = 2 * math.ceil((span / LEVEL_GAP - 1) / 2) + 1
     return [mean + span * ((level + 0.5) / levels - 0.5) for level in range(levels)]
