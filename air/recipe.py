@@ -42,6 +42,7 @@ COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # than the middle one. Large objects leave errors that small windows can paint, so a further window costs more, the more
 # sizes vary: k is smaller by this factor for each doubling.
 VARIED_WINDOW, VARIED_SD, K_PER_DOUBLING = 1.2, 0.74, 1e-2
+VARIED_ANYTIME = 0.5  # of the estimator: the first windows then grow over the ends of large objects
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 
@@ -93,14 +94,13 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         optim = replace(optim, learn_count_prior_from=round(PRIOR_WARM_UP * steps))
     if optim.learn_scale_prior and optim.learn_scale_prior_from is None:
         optim = replace(optim, learn_scale_prior_from=round(PRIOR_WARM_UP * steps))
-    exploration_steps = config.estimator.exploration_steps
-    if exploration_steps is None:
-        exploration_steps = round(EXPLORATION_SHARE * steps)
+    varied = isinstance(model, AIRSettings) and _varied(model.object_size)
+    estimator = _fill(config.estimator, exploration_steps=round(EXPLORATION_SHARE * steps),
+                      anytime=VARIED_ANYTIME if varied else 0.0)
     data = config.data
     if isinstance(data, CustomImages):  # what prediction and a resumed run read images with
         data = replace(data, ranges=dict(dataset.ranges))
-    return replace(config, data=data, model=model, optim=optim,
-                   estimator=replace(config.estimator, exploration_steps=exploration_steps))
+    return replace(config, data=data, model=model, optim=optim, estimator=estimator)
 
 
 def build_model(settings: ModelSettings) -> CountingModel:
@@ -254,7 +254,7 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
     most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
     guide, sizes = guide_of(config), sizes_of(config, image_side)
-    varied = sizes[0] < sizes[-1]
+    varied = _varied(sizes)
     side = x_size * middle(sizes) / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = (BACKGROUND_CONTRAST if model.background else 1.0) * (VARIED_SD if varied else 1.0)
     scale = 1 / (middle(sizes) * (VARIED_WINDOW if varied else 1.0))
@@ -281,6 +281,11 @@ def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> Sc
     return _fill(model, num_steps=num_steps, object_size=dataset.train.poses[..., 3].max().item(),
                  guide="search" if num_steps > 1 else "recurrent",  # recurrent is slow to place several objects
                  identity="enumerate" if num_steps == 1 else "local")
+
+
+def _varied(sizes: tuple[float, ...] | str | None) -> bool:
+    """Whether the objects of a model whose `object_size` is resolved have several sizes."""
+    return isinstance(sizes, tuple) and sizes[0] < sizes[-1]
 
 
 def _fill(settings: Any, **values: Any) -> Any:

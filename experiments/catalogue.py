@@ -107,7 +107,7 @@ ANY_SIZE = {
     "search-tight": Experiment(f"{SEARCH} --data.placement tight --steps 2000", 5),
     "search-five-digits": Experiment(f"{SEARCH} --data.counts 0 1 2 3 4 5 --data.image-size 64 --data.object-size 0.25 "
                                      "--steps 2000"),
-    "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 3000", 5),
+    "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 2000", 5),
     "search-2x": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --steps 3000", 5),
     "search-2x-auto": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --object-size auto --steps 3000"),
     "search-4x": Experiment(f"{SIZES} --data.object-size 0.125 0.5 --steps 3000", 5),

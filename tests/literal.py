@@ -109,12 +109,16 @@ def literal_search(search, left):
             weights[i] /= weights[i].sum()
         levels.append(torch.einsum("ij,kl,cjl->cik", weights, weights, left)[None])
     middle_level, middle_log_scale = levels[len(levels) // 2], pyramid.log_scales[len(levels) // 2]
-    first, second = pyramid.net[::2]
-    hidden = F.conv2d(middle_level, first.weight, first.bias, stride=2, padding=2).relu()
-    hidden = F.conv2d(hidden, second.weight, second.bias, padding=2, dilation=2).relu()
+
+    def features(layer, image, **options):  # those of black are 0
+        response = F.conv2d(image, layer.conv.weight, layer.conv.bias, **options).relu()
+        return response - layer.conv.bias.relu()[:, None, None]
+
+    hidden = features(pyramid.net[0], middle_level, stride=2, padding=2)
+    hidden = features(pyramid.net[1], hidden, padding=2, dilation=2)
     around = hidden.new_zeros(1, 3, *hidden.shape[2:])  # what a wider look says of log s and of the centre
     if len(levels) > 1:
-        wider = F.conv2d(hidden, pyramid.wider[0].weight, pyramid.wider[0].bias, padding=4, dilation=4).relu()
+        wider = features(pyramid.wider, hidden, padding=4, dilation=4)
         around = F.conv2d(wider, pyramid.where.weight, pyramid.where.bias).tanh()
     found = []  # (heat, place, log s and centre of the object) of every place
     for row in range(hidden.shape[2]):

@@ -67,6 +67,13 @@ def test_of_objects_of_several_sizes_the_geometric_middle_counts(chosen):
     assert one.count_prior == 1e-8 and several.count_prior == pytest.approx(1e-8 * 0.01**math.log2(2.25))
 
 
+def test_the_first_windows_of_objects_of_several_sizes_learn_to_do_without_the_others(chosen):
+    several, one = {"model.object_size": (0.2, 0.45), "model.guide": "search"}, {"model.object_size": 0.3}
+    assert chosen(several).estimator.anytime == 0.5 and chosen(one).estimator.anytime == 0
+    given = chosen(several | {"estimator.anytime": 0.25})
+    assert build_objective(given.estimator, build_model(given.model)).anytime == 0.25
+
+
 def test_the_scale_prior_covers_the_range_of_sizes(chosen):
     for size in ((0.2, 0.45), (0.1, 0.9)):
         model = chosen({"model.object_size": size, "model.guide": "search"}).model

@@ -47,7 +47,8 @@ def test_search_is_equivariant_to_shifts():
 def test_search_is_equivariant_to_the_size():
     """An image of twice as many pixels, for objects of twice as many: the proposal has twice as many."""
     image = torch.zeros(1, 1, 48, 48, dtype=torch.float64)
-    image[..., 20:28, 18:26] = torch.rand(8, 8)
+    bump = torch.hann_window(10, False, dtype=torch.float64)[1:-1]  # of one hottest place, whatever the resampling
+    image[..., 20:28, 18:26] = bump[:, None] * bump
     twice = interpolate(image, scale_factor=2)
     one = guide(-math.log(8 / 48), x_size=48)
     two = guide(-math.log(16 / 96), x_size=96)
@@ -107,6 +108,18 @@ def test_places_are_exact_whatever_the_precision_of_the_layers():
         torch.testing.assert_close(found, pyramid(image), rtol=0, atol=0)
     # An object's centre: no bfloat16 number is within 0.001 of it.
     assert found.where[0, 1:].tolist() != found.where[0, 1:].bfloat16().tolist()
+
+
+def test_an_empty_image_has_no_heat_and_neither_has_its_border():
+    """Whatever the biases, and with a non-linearity that is not 0 at 0."""
+    pyramid = SearchGuide(2, 48, (math.log(4), 0, 0), (1.0, 0.6, 0.6), "Softplus").pyramid.double()
+    with torch.no_grad():
+        for parameter in pyramid.parameters():
+            parameter.normal_()
+        black = torch.zeros(1, 2, 48, 48, dtype=torch.float64)
+        near = pyramid.net(black)
+        assert near.abs().max() < 1e-12 and pyramid.wider(near).abs().max() < 1e-12
+        assert pyramid.net(blobs((20, 20), shape=(48, 48)).expand(1, 2, 48, 48)).abs().max() > 0.1
 
 
 def test_search_keeps_its_dtype_under_autocast():

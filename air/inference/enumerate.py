@@ -26,17 +26,17 @@ class Enumerate(Estimator):
     (N+1)^K combinations.
     """
 
-    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0
-                 ) -> None:
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
+                 anytime: float = 0.0) -> None:
         """Build around a model.
 
         Args:
-            model, exploration, particles, revive: see `Estimator`.
+            model, exploration, particles, revive, anytime: see `Estimator`.
         Raises:
             ValueError: a keyword fails the check that `EstimatorSettings` declares, or there are more than
                 MAX_COMBINATIONS combinations of counts.
         """
-        super().__init__(model, exploration, particles, revive)
+        super().__init__(model, exploration, particles, revive, anytime)
         if power_exceeds(model.num_steps + 1, particles, MAX_COMBINATIONS):
             raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} combinations of counts, "
                              f"at most {MAX_COMBINATIONS}: use fewer particles, or vimco")

@@ -84,6 +84,26 @@ class Level(Constants):
         return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
 
 
+class Contrast(nn.Module):
+    """A convolution with a non-linearity, less its response to black.
+
+    So black is 0 in every layer, as is what the convolutions pad with: beyond the border of an image lies more of its
+    ground. Otherwise the border itself has heat, faint objects have less, and large ones are not recognised near it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, act: nn.Module, stride: int = 1, dilation: int = 1
+                 ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2 * dilation, dilation)
+        self.act = act
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, P, Q) -> (B, F, P', Q')."""
+        features = self.conv(images)
+        assert self.conv.bias is not None
+        return self.act(features) - self.act(self.conv.bias.to(features.dtype))[:, None, None]
+
+
 class Pyramid(nn.Module):
     """Which place stands out most, and of what size is the object there?
 
@@ -107,14 +127,13 @@ class Pyramid(nn.Module):
             non_linearity: the name of a class in torch.nn.
         """
         super().__init__()
-        act = non_linearity_class(non_linearity)
-        self.net = nn.Sequential(nn.Conv2d(channels, 16, 5, STRIDE, 2), act(),
-                                 nn.Conv2d(16, FEATURES, 3, 1, 2, dilation=2), act())
+        act = non_linearity_class(non_linearity)()
+        self.net = nn.Sequential(Contrast(channels, 16, 5, act, STRIDE), Contrast(16, FEATURES, 3, act, dilation=2))
         # At initialisation, heat is the mean of the features: strong features mean that something stands out.
         self.heat = nn.Parameter(torch.full((1, FEATURES, 1, 1), 1 / FEATURES))
         self.wider = None
         if len(log_scales) > 1:
-            self.wider = nn.Sequential(nn.Conv2d(FEATURES, FEATURES, 3, 1, 4, dilation=4), act())
+            self.wider = Contrast(FEATURES, FEATURES, 3, act, dilation=4)
             self.where = nn.Conv2d(FEATURES, 3, 1)
             for parameter in self.where.parameters():  # at first, every place is the centre of an object of middle size
                 nn.init.zeros_(parameter)
@@ -235,7 +254,7 @@ class SearchGuide(Constants, Guide):
                         F.softplus(scale) * (size * self.spread))
 
     def _read(self, found: Found, size: Sequence[int]) -> Tensor:
-        """Glimpses (B, C, g, g) of what was found in images of this height and width, each read in the level of its size.
+        """Glimpses (B, C, g, g) of what was found in images of this height and width, each in the level of its size.
 
         There an object has about as many pixels as in the glimpse. In the image itself it may have many more, and
         would be read with gaps.
