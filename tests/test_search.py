@@ -77,12 +77,12 @@ def test_a_level_shrinks_by_means_and_keeps_a_constant_image():
     level = Level(40, math.log(2.5)).double()  # objects of 16 pixels: half as many pixels
     images = torch.rand(2, 3, 40, 40, dtype=torch.float64)
     small, places = level(images)
-    assert small.shape == (2, 3, 20, 20) and places.shape == (100, 2)
+    assert small.shape == (2, 3, 20, 20) and places.shape == (100, 3)
     torch.testing.assert_close(level(torch.ones(1, 1, 40, 40).double())[0], torch.ones(1, 1, 20, 20).double())
     torch.testing.assert_close(small, interpolate(images, (20, 20), mode="bilinear", antialias=True))
-    torch.testing.assert_close(places[11], torch.tensor([-0.75, -0.75]).double())
+    torch.testing.assert_close(places[11], torch.tensor([math.log(2.5), -0.75, -0.75]).double())
     wide, places = level(torch.rand(1, 1, 40, 100).double())
-    assert wide.shape == (1, 1, 20, 50) and places[:, 0].max() > 2 and places[:, 1].max() < 1
+    assert wide.shape == (1, 1, 20, 50) and places[:, 1].max() > 2 and places[:, 2].max() < 1
 
 
 def test_levels_cover_the_prior_of_the_size():

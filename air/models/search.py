@@ -44,7 +44,7 @@ class Level(Constants):
     """One level of the pyramid: the image, shrunk or enlarged so that objects of one size have OBJECT_PIXELS."""
 
     shrink: Tensor  # (P, x_size), weights of the image's pixels in the level's
-    places: Tensor  # (places, 2), centre (x, y) of every place
+    places: Tensor  # (places, 3), log s and centre (x, y) of every place
 
     def __init__(self, x_size: int, log_scale: float) -> None:
         """Args: x_size: side in pixels of the usual images; log_scale: log s of the level's objects."""
@@ -56,7 +56,7 @@ class Level(Constants):
         return {"shrink": self._shrink_of(self.x_size), "places": self._places_of(self.x_size, self.x_size)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q), and its places (places, 2)."""
+        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q), and its places (places, 3)."""
         height, width = images.shape[-2:]
         if height == width == self.x_size:
             rows = columns = self.shrink
@@ -79,9 +79,10 @@ class Level(Constants):
         return weights / weights.sum(-1, keepdim=True)
 
     def _places_of(self, height: int, width: int) -> Tensor:
-        """(places, 2), float64."""
+        """(places, 3), float64."""
         x, y = (centres_of(self._pixels(side))[::STRIDE] * side / self.x_size for side in (width, height))
-        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+        xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+        return F.pad(xy, (1, 0), value=self.log_scale)
 
 
 class Contrast(nn.Module):
@@ -147,36 +148,36 @@ class Pyramid(nn.Module):
         """Images (B, C, H, W) of any size -> what stands out most in each."""
         with full_precision(images):
             levels, places = zip(*(level(images) for level in self.levels))
-        place = places[self.middle]  # (places, 2)
+        place = places[self.middle]  # (places, 3)
         near = self.net(levels[self.middle])
         wider = None if self.wider is None else self.wider(near).to(images.dtype)
         with full_precision(images):
             heat = F.conv2d(near.to(images.dtype), self.heat).flatten(1)  # (B, places)
             hottest = heat.argmax(-1)
-            where = F.pad(place, (1, 0), value=self.log_scales[self.middle]).expand(len(images), -1, -1)
+            where, log_s = place, place[:1, :1]
             if wider is not None:
-                where = self._look_around(where, wider)
-            size = where[..., :1].detach().gather(1, hottest[:, None, None])[..., 0]  # (B, 1), log s
-            offset = (place - place[hottest][:, None]).square()
+                where = self._look_around(place, wider)  # (B, places, 3)
+                log_s = where[..., 0].detach().gather(1, hottest[:, None])  # (B, 1)
+            offset = (place - place[hottest][:, None])[..., 1:].square()
             # in units of the reach, which is in proportion to the size
-            away = offset.sum(-1) * ((2 * size).exp() / (2 * REACH)**2)  # (B, places)
+            away = offset.sum(-1) * ((2 * log_s).exp() / (2 * REACH)**2)  # (B, places)
             # a_p ∝ exp(heat_p - distance_p² / 2)
             attention = torch.sub(heat, away, alpha=0.5).softmax(-1)
             # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
             return Found(heat.amax(-1, keepdim=True), (attention[:, None] @ where)[:, 0], levels)
 
-    def _look_around(self, where: Tensor, wider: Tensor) -> Tensor:
+    def _look_around(self, place: Tensor, wider: Tensor) -> Tensor:
         """The size and the centre of the object that each place belongs to.
 
         Args:
-            where: (B, places, 3), log s and centre of an object of the middle size at each place.
+            place: (places, 3), log s and centre of an object of the middle size at each place.
             wider: features (B, F, P, Q).
         Returns:
             (B, places, 3), log s at most `span` larger or smaller, the centre at most half a side away.
         """
         around = self.where(wider).flatten(2).transpose(1, 2).tanh()  # (B, places, 3)
-        log_s = where[..., :1] + self.span * around[..., :1]
-        return torch.cat((log_s, where[..., 1:] + (-log_s).exp() * around[..., 1:]), -1)
+        log_s = place[:, :1] + self.span * around[..., :1]
+        return torch.cat((log_s, place[:, 1:] + (-log_s).exp() * around[..., 1:]), -1)
 
 
 class SearchState(NamedTuple):
