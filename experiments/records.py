@@ -28,14 +28,15 @@ def load_results(name: str) -> list[Result]:
 
 
 def flat_metrics(result: Result) -> Metrics:
-    """The final metrics of a run, flattened: `squared_error_n`, and `unseen_X` for metric X on unseen counts.
+    """The final metrics of a run, flattened: `squared_error_n`, `wrong_KIND`, and `unseen_X` for X on unseen counts.
 
     Empty for a run that train.py aborted.
     """
     metrics = result["metrics"] or {}
     unseen = metrics.get("unseen", {})
     errors = {f"squared_error_{n}": error for n, error in enumerate(metrics.get("squared_error", ())[:MOST_ERRORS])}
-    return {**metrics, **errors, **{f"unseen_{key}": unseen[key] for key in UNSEEN if key in unseen}}
+    wrong = {f"wrong_{kind}": share for kind, share in metrics.get("wrong", {}).items()}
+    return {**metrics, **errors, **wrong, **{f"unseen_{key}": unseen[key] for key in UNSEEN if key in unseen}}
 
 
 def finished(results: Sequence[Result]) -> list[Metrics]:

@@ -24,6 +24,7 @@ from experiments.tables import (
     SHAPES,
     SHORT_OVERVIEW,
     UNSEEN_COLUMNS,
+    WRONG,
     ResultsByName,
     overview,
     runs_table,
@@ -34,6 +35,7 @@ README, DOCS, RESULTS_PAGE = ROOT / "README.md", ROOT / "docs", Path(__file__).p
 README_ROWS = ("strict-enumerate", "sprites-enumerate", "loose-enumerate", "five-digits", "noise")
 # Groups with a table of their own in docs/: the page and the metrics, each as mean and worst.
 SUMMARIES = {"unseen-counts": ("experiments.md", (MAP, "box_iou", *list(UNSEEN_COLUMNS)[:3])),
+             "any-size": ("experiments.md", (MAP, "count_error", "box_iou", "box_ap50", *WRONG)),
              "backdrops": ("experiments.md", (MAP, REFINED, "box_iou", "box_ap50")),
              "omniglot": ("experiments.md", ("elbo", "iw_bound", "mean_count", *ERRORS)),
              "one-object-3d": ("scenes.md", (MAP, *SHAPES, "box_iou")),

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from air.evaluation import failures
 from experiments.records import (
     MAP,
     MILESTONES,
@@ -42,12 +43,13 @@ WITH_TRUTH = {MAP: Column("MAP %", 100, 2), "count_accuracy_sampled": Column("sa
               "box_iou": Column("box IoU", 1, 3), "box_ap50": Column("AP50", 1, 3)}
 SHAPES = {"identity_accuracy": Column("shapes %", 100, 2), "place_error": Column("place %", 100, 2, max),
           "rotation_error": Column("rotation, °", 1, 1, max)}  # of 3D scenes
+WRONG = {f"wrong_{kind}": Column(f"wrong: {kind} %", 100, 2, max) for kind in failures.WRONG}  # shares of all scenes
 UNSEEN_COLUMNS = {f"unseen_{key}": {**WITH_TRUTH, **SHAPES}[key].unseen() for key in UNSEEN}
 ERRORS = {f"squared_error_{n}": Column(f"error after {n}, x1000", 1000, 1, max) for n in range(MOST_ERRORS)}
 WITHOUT_TRUTH = {"mean_count": Column("mean count", 1, 2, ranked=False), **ERRORS}
 REACHED = {f"{unit}_to_{percent}": Column(f"{short} to {percent}%", 1, 0, max)
            for unit, short in (("steps", "steps"), ("seconds", "s")) for percent in MILESTONES}
-COLUMNS = {**WITH_TRUTH, **SHAPES, **UNSEEN_COLUMNS, **WITHOUT_TRUTH, "elbo": Column("ELBO"),
+COLUMNS = {**WITH_TRUTH, **SHAPES, **UNSEEN_COLUMNS, **WITHOUT_TRUTH, **WRONG, "elbo": Column("ELBO"),
            "log_likelihood": Column("log p(x given z)", ranked=False), "kl_pres": Column("KL pres", ranked=False),
            "kl_where": Column("KL where", ranked=False), "kl_what": Column("KL what", ranked=False),
            "iw_bound": Column("IW-100"), **REACHED, "steps": Column("steps", 1, 0, ranked=False),
@@ -77,7 +79,7 @@ def runs_table(results: Sequence[Result]) -> str:
     """All runs of an experiment: one row a seed, then mean, sd and worst over the finished runs, and notes below."""
     done, known = finished(results), knows_counts(results)
     hidden = {*WITHOUT_TRUTH} if known else {*WITH_TRUTH, *REACHED}
-    hidden |= {key for key in (*SHAPES, *UNSEEN_COLUMNS, REFINED, "count_error")
+    hidden |= {key for key in (*SHAPES, *UNSEEN_COLUMNS, *WRONG, REFINED, "count_error")
                if not any(key in metrics for metrics in done)}
     columns = {key: column for key, column in COLUMNS.items() if key not in hidden}
 
