@@ -94,7 +94,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         optim = replace(optim, learn_count_prior_from=round(PRIOR_WARM_UP * steps))
     if optim.learn_scale_prior and optim.learn_scale_prior_from is None:
         optim = replace(optim, learn_scale_prior_from=round(PRIOR_WARM_UP * steps))
-    varied = isinstance(model, AIRSettings) and _varied(model.object_size)
+    varied = _varied(model.object_size)
     estimator = _fill(config.estimator, exploration_steps=round(EXPLORATION_SHARE * steps),
                       anytime=VARIED_ANYTIME if varied else 0.0)
     data = config.data
@@ -128,6 +128,8 @@ def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Est
     keywords = {field.name: getattr(settings, field.name) for field in fields(settings)}
     for name in ("name", "exploration", "exploration_steps"):
         del keywords[name]
+    if settings.anytime is None:  # of a run from before there was this setting
+        del keywords["anytime"]
     return ESTIMATORS[settings.name](model, **keywords)
 
 
@@ -283,8 +285,8 @@ def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> Sc
                  identity="enumerate" if num_steps == 1 else "local")
 
 
-def _varied(sizes: tuple[float, ...] | str | None) -> bool:
-    """Whether the objects of a model whose `object_size` is resolved have several sizes."""
+def _varied(sizes: tuple[float, ...] | float | str | None) -> bool:
+    """Whether objects have several sizes, from the `object_size` of a resolved model."""
     return isinstance(sizes, tuple) and sizes[0] < sizes[-1]
 
 

@@ -110,7 +110,7 @@ ANY_SIZE = {
     "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 2000", 5),
     "search-2x": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --steps 2000", 5),
     "search-2x-auto": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --object-size auto --steps 2000"),
-    # Larger networks: what they cannot explain of a large digit is worth a window of its own.
+    # What smaller networks leave of a large digit is worth a second window.
     "search-4x": Experiment(f"{SIZES} --data.object-size 0.125 0.5 --steps 6000 --model.encoder-net 400 "
                             "--model.decoder-net 400", 5),
     "search-sprites-auto": Experiment(f"{SPRITES_ENUMERATE} --guide search --data.object-size 0.12 0.4 "

@@ -93,6 +93,17 @@ def test_settings_of_another_version_are_named(content, tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_a_run_from_before_there_was_a_setting_goes_on(content, dataset, tmp_path):
+    """With what the estimator did then."""
+    del content["config"]["estimator"]["anytime"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    assert air.load(tmp_path).num_steps
+    config, state = load_checkpoint(tmp_path)
+    assert config.estimator.anytime is None
+    resumed = Trainer(config, dataset, tmp_path, state)
+    assert resumed.objective.anytime == 0 and resumed.step == 3
+
+
 def test_weights_of_another_model_are_named(saved, dataset, tmp_path):
     config, state = load_checkpoint(tmp_path)
     state["objective"]["model.extra"] = state["objective"].pop("model.z_where_init")

@@ -31,6 +31,7 @@ CASES = {
     "bf16": ("enumerate", {}, {"precision": "bf16"}, False),  # the same sums in another order
     "difference": ("enumerate", {"guide": "difference"}, {}, False),
     "search": ("nvil", {"guide": "search"}, {}, False),
+    "sizes": ("enumerate", {"guide": "search", "scale_prior_sd": 1.0}, {}, False),
     "background": ("enumerate", {"background": True}, {}, False),
     "convolutional": ("enumerate", {"convolutional": True, "window_size": 8}, {}, False),
     "3D": ("nvil", None, {}, False),
@@ -58,11 +59,11 @@ def make_step(images, device):
             pytest.skip("compiling takes long on the CPU, where tests/test_operations.py counts what is dispatched")
         torch.manual_seed(0)
         if keywords is None:
-            # In float32 on a CPU, Adam makes whole steps of gradients that are nothing but rounding, as on CUDA.
             model, some_images = make_scene_model(), make_images()
-            model = model if device == "cpu" else model.float()
         else:
             model, some_images = AIR(**{**SMALL, **keywords}), images
+        # In float32 on a CPU, Adam makes whole steps of gradients that are nothing but rounding, as on CUDA.
+        model = model.double() if device == "cpu" and case in ("3D", "sizes") else model.float()
         objective = ESTIMATORS[estimator](model, exploration=0.3, revive=0.5, **{"vimco": {"particles": 2}}.get(
             estimator, {})).to(device)
         some = TrainStep(objective, (255 * some_images).to(torch.uint8).to(device), **of_step)

@@ -9,13 +9,17 @@ from torch.nn.functional import interpolate
 from air.evaluation.evaluate import evaluate
 from air.models.distributions import is_settled, log_count_probs
 from air.models.search import Level, SearchGuide, log_scales
-from air.models.spatial import from_centre, invert_z_where
+from air.models.spatial import from_centre, invert_z_where, sample
 
 
 def guide(log_scale=math.log(6), sd=0.03, x_size=96):
-    """A freshly initialised guide whose objects have about 16 of 96 pixels."""
+    """A guide whose objects have about 16 of 96 pixels; a larger sd adds a wider look, with weights as if trained."""
     torch.manual_seed(0)
-    return SearchGuide(1, x_size, (log_scale, 0, 0), (sd, 0.6, 0.6), "ReLU").double()
+    search = SearchGuide(1, x_size, (log_scale, 0, 0), (sd, 0.6, 0.6), "ReLU").double()
+    if len(search.pyramid.levels) > 1:
+        assert not any(parameter.any() for parameter in search.pyramid.where.parameters())
+        torch.nn.init.normal_(search.pyramid.where.weight)
+    return search
 
 
 def blobs(*places, side=8, shape=(96, 96)):
@@ -63,10 +67,11 @@ def test_search_goes_to_one_of_two_objects_and_not_between_them():
     assert min((both - one).norm(), (both - other).norm()) < 0.5 < 60 < (one - other).norm()
 
 
+@pytest.mark.parametrize("sd", [0.03, 0.4])
 @pytest.mark.parametrize("shape", [(96, 96), (72, 200), (200, 90)])
-def test_an_object_is_seen_the_same_in_an_image_of_any_size(shape):
+def test_an_object_is_seen_the_same_in_an_image_of_any_size(shape, sd):
     """Its proposal has the same size in pixels, logit and place relative to it."""
-    search = guide()
+    search = guide(sd=sd)
     usual, other = blobs((40, 40)), blobs((40, 32), shape=shape)
     move = proposed(search, other) - proposed(search, usual)
     torch.testing.assert_close(move, torch.tensor([0.0, 0, -8]).double(), atol=1e-3, rtol=0)
@@ -91,6 +96,26 @@ def test_levels_cover_the_prior_of_the_size():
     assert (low, middle, high) == pytest.approx((0.7, 1, 1.3))
     many = log_scales(0.0, 1.0)
     assert len(many) == 5 and max(b - a for a, b in zip(many, many[1:])) <= 0.75
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_glimpse_is_read_in_the_level_of_the_object_s_size(level):
+    """Whatever the image's size; the wider look says what the object's is, and where its centre."""
+    search, image = guide(sd=0.4), torch.rand(1, 1, 80, 120, dtype=torch.float64)
+    pyramid = search.pyramid
+    log_s = pyramid.log_scales[level] + 0.1
+    with torch.no_grad():
+        pyramid.where.weight.zero_()
+        pyramid.where.bias.copy_(torch.tensor([(log_s - math.log(6)) / pyramid.span, 0.5, 0]).double().atanh())
+        found, plain = pyramid(image), guide().pyramid(image)
+        glimpse = search._read(found, image.shape[-2:])
+    assert len(found.levels) == 3 and found.where[0, 0].item() == pytest.approx(log_s)
+    if level == 1:  # of the same reach as a guide that knows one size
+        torch.testing.assert_close(found.where[0, 1:] - plain.where[0, 1:],
+                                   torch.tensor([math.exp(-log_s) / 2, 0]).double(), atol=0.02, rtol=0)
+    where = from_centre(found.where + torch.tensor([-math.log(1.8), 0, 0], dtype=torch.float64))
+    expected = sample(found.levels[level], where, search.glimpse.xy, (120 / 96, 80 / 96))[0]
+    torch.testing.assert_close(glimpse, expected, rtol=0, atol=0)
 
 
 def test_places_are_exact_whatever_the_precision_of_the_layers():
@@ -122,8 +147,9 @@ def test_an_empty_image_has_no_heat_and_neither_has_its_border():
         assert pyramid.net(blobs((20, 20), shape=(48, 48)).expand(1, 2, 48, 48)).abs().max() > 0.1
 
 
-def test_search_keeps_its_dtype_under_autocast():
-    search = guide().float()
+@pytest.mark.parametrize("sd", [0.03, 0.4])
+def test_search_keeps_its_dtype_under_autocast(sd):
+    search = guide(sd=sd).float()
     with torch.autocast("cpu", torch.bfloat16):
         assert {each.dtype for each in search(blobs((20, 44)).float())} == {torch.float32}
 

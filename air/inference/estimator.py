@@ -47,7 +47,7 @@ def exploration_weights(q: Tensor, exploration: Tensor) -> Tensor:
     return torch.addcmul(q, exploration, 1 / q.shape[-1] - q)
 
 
-def anytime_weights(q: Tensor, anytime: Tensor | float) -> Tensor:
+def anytime_weights(q: Tensor, anytime: float) -> Tensor:
     """q(n), a share of which is spread over the smaller counts: (1-a) q(n) + a q(N >= n) (1 - q(0)) / E[n] for n >= 1.
 
     Args:
@@ -59,7 +59,7 @@ def anytime_weights(q: Tensor, anytime: Tensor | float) -> Tensor:
     q = q.detach()
     at_least = q.flip(-1).cumsum(-1).flip(-1)[:, 1:]  # (B, N), q(N >= n)
     count = at_least.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)  # E[n]
-    return q.lerp(torch.cat((q[:, :1], at_least * ((1 - q[:, :1]) / count)), -1), anytime)
+    return q.lerp(torch.cat((q[:, :1], at_least * (at_least[:, :1] / count)), -1), anytime)
 
 
 def revival_weights(terms: Terms, otherwise: Tensor, particles: int) -> Tensor:
@@ -88,11 +88,12 @@ class Estimator(nn.Module):
 
     Exploration: a branch n that q(n) has abandoned gets no gradient and never recovers. While ε > 0, the likelihood and
     the KLs of branch n are weighted by (1-ε) q(n) + ε / (N+1) instead of q(n), so every branch keeps learning to
-    explain the image. q(n) itself always follows the bound; with ε = 0 the whole gradient is the bound's.
+    explain the image. q(n) itself follows the bound (with K > 1, of the other particles' counts by these weights). With
+    ε = 0, and neither of the next two, the whole gradient is the bound's.
 
     Anytime: where a window is too small for its object, the next one paints the rest, and no gradient changes that: in
     the branch of both, nothing is left to explain. So a share `anytime` of the weight is spread over smaller counts, in
-    proportion to q(N >= n): the first n windows have to explain as much as they can by themselves.
+    proportion to q(N >= n), throughout training: the first n windows have to explain what they can by themselves.
 
     Revival: a skipped window paints nothing, and the next window does its work. No gradient changes that, because in
     every branch but its own, whatever it painted would be painted twice. So in such images the branch that ends with
@@ -175,8 +176,8 @@ class SampledCount(Estimator):
     """Base of the estimators that sample counts; subclasses choose the control variate.
 
     A rollout is expensive and a count is free. So M = `draws` counts are drawn per rollout, as if there had been M
-    rollouts. While exploring, n is drawn by the branches' weights, as the pathwise part of the gradient requires, and
-    the score-function part is corrected by the importance weight of q(n).
+    rollouts. n is drawn by the branches' weights, where they differ from q(n) as well, as the pathwise part of the
+    gradient requires, and the score-function part is corrected by the importance weight of q(n).
     """
 
     @checked_by(SampledCountSettings)

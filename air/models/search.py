@@ -1,7 +1,7 @@
 """The search guide: find what stands out most in the residual, at any place and of any size, and look at it closely.
 
     heat of every place of the residual                                  ->  the hottest place
-    where sizes vary: a wider look around it                             ->  the object's size and centre
+    where sizes vary by more than two: a wider look around it            ->  the object's size and centre
     a glimpse of the residual there, at the scale of the object          ->  z_pres, and corrections of size and centre
 
 A step sees the residual and nothing else, and treats all places alike. So what it learns from few objects on small
@@ -22,7 +22,7 @@ from air.models.networks import MLP, non_linearity_class
 from air.models.spatial import PixelGrid, centres_of, from_centre, full_precision, sample, to_centre
 
 OBJECT_PIXELS = 8  # an object's side in pixels of its level
-LEVEL_GAP = 0.75  # of log s, what one level covers
+LEVEL_RANGE = 0.75  # of log s, what one level covers at most
 PRIOR_SDS = 1.5  # sizes lie within so many standard deviations of the scale prior: the pyramid covers them
 STRIDE = 2  # of the places, in pixels of a level
 FEATURES = 16
@@ -113,9 +113,9 @@ class Pyramid(nn.Module):
     lie between them, where there is no object.
 
     Heat needs to see no more than a part of a large object: heat of a wider view is learned far more slowly. So where
-    sizes vary, a wider convolution adds what it cannot know, the size and the centre of the object that a place belongs
-    to. Both are continuous. The choice of a level by its heat is not: parts of a large object that stand out in a finer
-    level become objects of their own, and no gradient says otherwise.
+    sizes vary by more than LEVEL_RANGE, a wider convolution adds what it cannot know, the size and the centre of the
+    object that a place belongs to. Both are continuous. The choice of a level by its heat is not: parts of a large
+    object that stand out in a finer level become objects of their own, and no gradient says otherwise.
     """
 
     def __init__(self, channels: int, x_size: int, log_scales: Sequence[float], non_linearity: str) -> None:
@@ -128,13 +128,14 @@ class Pyramid(nn.Module):
             non_linearity: the name of a class in torch.nn.
         """
         super().__init__()
-        act = non_linearity_class(non_linearity)()
-        self.net = nn.Sequential(Contrast(channels, 16, 5, act, STRIDE), Contrast(16, FEATURES, 3, act, dilation=2))
+        act = non_linearity_class(non_linearity)
+        self.net = nn.Sequential(Contrast(channels, 16, 5, act(), STRIDE),
+                                 Contrast(16, FEATURES, 3, act(), dilation=2))
         # At initialisation, heat is the mean of the features: strong features mean that something stands out.
         self.heat = nn.Parameter(torch.full((1, FEATURES, 1, 1), 1 / FEATURES))
         self.wider = None
         if len(log_scales) > 1:
-            self.wider = Contrast(FEATURES, FEATURES, 3, act, dilation=4)
+            self.wider = Contrast(FEATURES, FEATURES, 3, act(), dilation=4)
             self.where = nn.Conv2d(FEATURES, 3, 1)
             for parameter in self.where.parameters():  # at first, every place is the centre of an object of middle size
                 nn.init.zeros_(parameter)
@@ -142,7 +143,8 @@ class Pyramid(nn.Module):
         self.log_scales = tuple(log_scales)
         self.levels = nn.ModuleList(Level(x_size, log_scale) for log_scale in log_scales)
         self.middle = len(log_scales) // 2
-        self.span = log_scales[-1] - log_scales[0] + LEVEL_GAP  # of log s, on either side of the middle level's
+        # Of log s, either side of the middle level's: twice what the levels cover, since a tanh is slow near its ends.
+        self.span = log_scales[-1] - log_scales[0] + LEVEL_RANGE
 
     def forward(self, images: Tensor) -> Found:
         """Images (B, C, H, W) of any size -> what stands out most in each."""
@@ -271,8 +273,8 @@ class SearchGuide(Constants, Guide):
 
 def log_scales(mean: float, sd: float) -> list[float]:
     """The levels' log s for a prior of log s: an odd number, evenly spaced, as few as cover the sizes within PRIOR_SDS
-    of the mean if each covers LEVEL_GAP.
+    of the mean if each covers LEVEL_RANGE.
     """
     span = 2 * PRIOR_SDS * sd
-    levels = 2 * math.ceil((span / LEVEL_GAP - 1) / 2) + 1
+    levels = 2 * math.ceil((span / LEVEL_RANGE - 1) / 2) + 1
     return [mean + span * ((level + 0.5) / levels - 0.5) for level in range(levels)]
