@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Time the search guide's inference where there are many objects: small images of twenty, and one large picture.
+"""Time the search guide: its training step, and inference of many objects on small images and on one large picture.
 
     python -m benchmarks.crowded --threads 2
     python -m benchmarks.crowded --threads 2 --run runs/NAME --json crowded.json
 
-The first is `infer` on images of 84 x 84 pixels with N = 20, at which all twenty steps are taken. The second is
-`air.infer_tiles` on a picture of 1,024 x 1,024. With --run, that is a mosaic of 500 digits of the sizes of the run's
-training, and the count and AP50 are those of its model. Without, the model never stops, and is limited to 30 steps in a
-tile, about what trained models take for 500 digits.
+The step is that of N = 3 on 50 x 50 pixels, batches of 64, measured in turns with the recurrent guide's. Then `infer`
+on images of 84 x 84 pixels with N = 20, at which all twenty steps are taken, and `air.infer_tiles` on a picture of
+1,024 x 1,024. With --run, that is a mosaic of 500 digits of the sizes of the run's training, and the count and AP50
+are those of its model. Without, the model never stops, and is limited to 30 steps in a tile, about what trained
+models take for 500 digits.
 """
 
 import argparse
@@ -30,10 +31,11 @@ from air.models.air import AIR
 from air.models.search import SearchGuide
 from air.recipe import build_model, resolve
 from air.training.machine import machine
+from benchmarks.operations import make_trainer
 
 SIDE, OBJECTS, OBJECT_PIXELS, BATCH = 84, 20, 14, 64
 PICTURE, DIGITS, STEPS = 1024, 500, 30
-TURNS = 5
+TURNS, STEP_TURNS = 5, 30
 
 
 def crowded_model() -> AIR:
@@ -58,10 +60,10 @@ def digits_of(config: Any, model: AIR, seed: int = 0) -> Scenes:
     return mosaic(DIGITS, PICTURE, (low, high), seed)
 
 
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """The median of some times."""
+def seconds(run: Callable[[], Any], device: str, turns: int | None = None) -> float:
+    """The median of some times; turns: how many, None: TURNS."""
     times = []
-    for _ in range(TURNS + 1):  # the first for the caches
+    for _ in range((TURNS if turns is None else turns) + 1):  # the first for the caches
         start = time.perf_counter()
         run()
         if device == "cuda":
@@ -70,12 +72,24 @@ def seconds(run: Callable[[], Any], device: str) -> float:
     return statistics.median(times[1:])
 
 
+def step_times(device: str) -> dict[str, float]:
+    """The median times of a training step with the search and the recurrent guide, and their ratio."""
+    trainers = {"search": make_trainer("search", device), "recurrent": make_trainer("enumerate", device)}
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    for _ in range(STEP_TURNS):
+        for name, trainer in trainers.items():
+            times[name].append(seconds(trainer.train_step, device, turns=1))
+    search, recurrent = (1000 * statistics.median(each) for each in times.values())
+    return {"search_step_ms": search, "recurrent_step_ms": recurrent, "step_ratio": search / recurrent}
+
+
 def measure(device: str, run: str | None) -> dict[str, Any]:
-    """Time both, on a model of a run or an untrained one."""
+    """Time all three; the picture on a model of a run or an untrained one."""
+    report: dict[str, Any] = step_times(device)
     torch.manual_seed(0)
     model = crowded_model().to(device)
     images = torch.rand(BATCH, 1, SIDE, SIDE, device=device)
-    report: dict[str, Any] = {"images_per_s": BATCH / seconds(lambda: model.infer(images), device)}
+    report["images_per_s"] = BATCH / seconds(lambda: model.infer(images), device)
     if run is None:
         picture = torch.rand(1, PICTURE, PICTURE)
         return report | {"picture_s": seconds(lambda: infer_tiles(model, picture, most=STEPS), device)}

@@ -58,17 +58,22 @@ class OperationLog(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(case: str) -> Counter[str]:
-    """The operations of a training step, by name, after two steps in which optimiser and caches settle."""
+def make_trainer(case: str, device: str = "cpu") -> Trainer:
+    """The trainer of a case, on synthetic scenes; it writes no files before its run() is called."""
     name, estimator, changes = CASES[case]
-    config = with_settings(default_config(name, estimator), {"run.device": "cpu", **changes})
+    config = with_settings(default_config(name, estimator), {"run.device": device, **changes})
     if name == "multi-mnist":
         scenes = synthetic_scenes(4 * config.optim.batch_size)
         dataset = Dataset("synthetic", scenes, scenes)
     else:
         config = with_settings(config, {"data.train_scenes": 256, "data.held_out_scenes": 8})
         dataset = load_dataset(config.data)
-    trainer = Trainer(resolve(config, dataset), dataset, Path())  # writes nothing before run()
+    return Trainer(resolve(config, dataset), dataset, Path())
+
+
+def count(case: str) -> Counter[str]:
+    """The operations of a training step, by name, after two steps in which optimiser and caches settle."""
+    trainer = make_trainer(case)
     for _ in range(2):
         trainer.train_step()
     with OperationLog() as log:
