@@ -74,6 +74,7 @@ def test_every_name_in_torch_nn_trains_or_is_refused(name):
         return
     finally:
         assert torch.equal(torch.get_rng_state(), random)
+    torch.manual_seed(0)  # the recurrent guide in 3D with Dropout, a linear network, may start with an sd of 0
     small = {**SMALL, "window_size": 8, "embed_net": [5], "predict_net": [4], "non_linearity": name}
     models = [AIR(**small), AIR(**small, guide="search", convolutional=True), AIR(**small, background=True),
               SceneAIR(1, 0.35, View(image_size=8), 8, 6, (7,), (5,), non_linearity=name, guide="search"),

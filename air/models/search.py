@@ -102,7 +102,7 @@ class Contrast(nn.Module):
         """(B, C, P, Q) -> (B, F, P', Q')."""
         features = self.conv(images)
         assert self.conv.bias is not None
-        return self.act(features) - self.act(self.conv.bias.to(features.dtype))[:, None, None]
+        return self.act(features) - self.act(self.conv.bias.to(features.dtype)[None, :, None, None])
 
 
 class Pyramid(nn.Module):
