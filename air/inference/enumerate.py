@@ -18,8 +18,8 @@ class Enumerate(Estimator):
 
         Σ_n weight(n) (log_joint_n - sg log q(n))  +  Σ_n (q(n) - sg q(n)) sg elbo_n
 
-    The first sum trains the likelihood and the latents, by the weights of the branches: q(n), unless the estimator
-    explores, revives or is anytime. The second has the value 0 and trains q(n): its gradient is Σ_n ∇q(n) elbo_n, that
+    The first sum trains the likelihood and the latents, by the weights of the branches: q(n), unless exploration,
+    anytime or revival change it. The second has the value 0 and trains q(n): its gradient is Σ_n ∇q(n) elbo_n, that
     of Σ_n q(n) elbo_n, since Σ_n q(n) ∇log q(n) = 0.
 
     With K particles, n becomes a combination (n_1, ..., n_K) and elbo_n the bound log 1/K Σ_k w_k(n_k): a sum over

@@ -88,8 +88,8 @@ class Estimator(nn.Module):
 
     Exploration: a branch n that q(n) has abandoned gets no gradient and never recovers. While ε > 0, the likelihood and
     the KLs of branch n are weighted by (1-ε) q(n) + ε / (N+1) instead of q(n), so every branch keeps learning to
-    explain the image. q(n) itself follows the bound (with K > 1, of the other particles' counts by these weights). With
-    ε = 0, and neither of the next two, the whole gradient is the bound's.
+    explain the image. q(n) itself always follows the bound; with K > 1, the other particles' counts have these weights
+    there as well. With ε, `anytime` and `revive` all 0, the whole gradient is the bound's.
 
     Anytime: where a window is too small for its object, the next one paints the rest, and no gradient changes that: in
     the branch of both, nothing is left to explain. So a share `anytime` of the weight is spread over smaller counts, in
@@ -152,7 +152,7 @@ class Estimator(nn.Module):
         return rollout, elbo_terms(self.model, rollout, sampled=self.particles > 1)
 
     def _branch_weights(self, terms: Terms) -> tuple[Tensor, Tensor]:
-        """The weights of the branches n = 0..N while exploring, and in a revival: (B K, N+1) each."""
+        """The weights of the branches n = 0..N, and those in a revival: (B K, N+1) each."""
         q = anytime_weights(terms.q, self.anytime) if self.anytime else terms.q
         explored = exploration_weights(q, self.exploration)
         return explored, revival_weights(terms, explored, self.particles)
@@ -176,8 +176,8 @@ class SampledCount(Estimator):
     """Base of the estimators that sample counts; subclasses choose the control variate.
 
     A rollout is expensive and a count is free. So M = `draws` counts are drawn per rollout, as if there had been M
-    rollouts. n is drawn by the branches' weights, where they differ from q(n) as well, as the pathwise part of the
-    gradient requires, and the score-function part is corrected by the importance weight of q(n).
+    rollouts. Counts are drawn by the branches' weights, as the pathwise part of the gradient requires. Where these
+    differ from q(n), importance weights correct the score-function part.
     """
 
     @checked_by(SampledCountSettings)
