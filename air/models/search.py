@@ -55,16 +55,19 @@ class Level(Constants):
     def constants(self) -> dict[str, Tensor]:
         return {"shrink": self._shrink_of(self.x_size), "places": self._places_of(self.x_size, self.x_size)}
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q), and its places (places, 3)."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) of any size -> the level's images (B, C, P, Q)."""
         height, width = images.shape[-2:]
         if height == width == self.x_size:
-            rows = columns = self.shrink
-            places = self.places
-        else:
-            rows, columns = (self._shrink_of(side).to(self.shrink) for side in (height, width))
-            places = self._places_of(height, width).to(self.shrink)
-        return rows @ images @ columns.T, places
+            return self.shrink @ images @ self.shrink.T
+        rows, columns = (self._shrink_of(side).to(self.shrink) for side in (height, width))
+        return rows @ images @ columns.T
+
+    def places_in(self, height: int, width: int) -> Tensor:
+        """log s and centre of every place of images of this height and width: (places, 3)."""
+        if height == width == self.x_size:
+            return self.places
+        return self._places_of(height, width).to(self.places)
 
     def _pixels(self, side: int) -> int:
         """A side of the level in pixels, of an image's."""
@@ -149,8 +152,10 @@ class Pyramid(nn.Module):
     def forward(self, images: Tensor) -> Found:
         """Images (B, C, H, W) of any size -> what stands out most in each."""
         with full_precision(images):
-            levels, places = zip(*(level(images) for level in self.levels))
-        place = places[self.middle]  # (places, 3)
+            levels = tuple(level(images) for level in self.levels)
+            middle = self.levels[self.middle]
+            assert isinstance(middle, Level)
+            place = middle.places_in(*images.shape[-2:])  # (places, 3)
         near = self.net(levels[self.middle])
         wider = None if self.wider is None else self.wider(near).to(images.dtype)
         with full_precision(images):
