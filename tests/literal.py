@@ -70,7 +70,7 @@ def literal_elbo(model, image, noise, background_noise=None):
             z_where = where.loc + where.scale * noise[t, :3]
         else:
             left = left.detach()
-            logit, loc, scale = literal_search(guide, left)
+            logit, loc, scale = literal_search(guide, left, canvas.detach())
             where = Normal(loc, scale)
             log_s, *centre = where.loc + where.scale * noise[t, :3]
             z_where = torch.stack((log_s.exp(), *(-log_s.exp() * each for each in centre)))
@@ -95,10 +95,12 @@ def literal_elbo(model, image, noise, background_noise=None):
     return torch.stack(elbos)
 
 
-def literal_search(search, left):
-    """SearchGuide on one image (C, H, W), place by place: logit, loc and scale before the prior's scale, (7,)."""
+def literal_search(search, left, canvas):
+    """SearchGuide on the residual of one image and its canvas, (C, H, W) each, place by place: logit, loc and scale
+    before the prior's scale, (7,).
+    """
     pyramid, channels, side = search.pyramid, *left.shape[:2]
-    levels = []  # the image with 8 pixels for an object's side
+    levels = []  # both with 8 pixels for an object's side, (1, 2C, P, Q)
     for log_scale in pyramid.log_scales:
         pixels = round(side * 8 * math.exp(log_scale) / side)
         weights = torch.zeros(pixels, side, dtype=left.dtype)
@@ -107,8 +109,8 @@ def literal_search(search, left):
             for j in range(side):
                 weights[i, j] = max(0, 1 - abs(j + 0.5 - middle) / max(1, side / pixels))
             weights[i] /= weights[i].sum()
-        levels.append(torch.einsum("ij,kl,cjl->cik", weights, weights, left)[None])
-    middle_level, middle_log_scale = levels[len(levels) // 2], pyramid.log_scales[len(levels) // 2]
+        levels.append(torch.einsum("ij,kl,cjl->cik", weights, weights, torch.cat((left, canvas)))[None])
+    middle_level, middle_log_scale = levels[len(levels) // 2][:, :channels], pyramid.log_scales[len(levels) // 2]
 
     def features(layer, image, **options):  # those of black are 0
         response = F.conv2d(image, layer.conv.weight, layer.conv.bias, **options).relu()
@@ -138,8 +140,9 @@ def literal_search(search, left):
     zoom, zero = 1.8 * (-log_scale).exp(), torch.zeros_like(log_scale)
     theta = torch.stack((torch.stack((zoom, zero, centre[0])), torch.stack((zero, zoom, centre[1]))))
     grid = F.affine_grid(theta[None], [1, channels, 16, 16], align_corners=False)
-    glimpse = F.grid_sample(levels[nearest], grid, align_corners=False)
-    out = search.mlp(torch.cat((glimpse.flatten(), hottest[0][None])))
+    glimpses = F.grid_sample(levels[nearest], grid, align_corners=False)
+    size = (log_scale - search.where_loc[0]) / search.where_scale[0]
+    out = search.mlp(torch.cat((glimpses.flatten(), hottest[0][None], size[None])))
     half = (-log_scale).exp()
     loc = torch.cat((log_scale[None] + 0.5 * out[1], centre + half * out[2:4]))
     scale = F.softplus(out[4:]) * torch.stack((torch.full_like(half, 0.15), 0.3 * half, 0.3 * half))

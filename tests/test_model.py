@@ -70,11 +70,13 @@ def test_shared_weights_leave_gradients_unchanged(make_model, images, options, m
     assert together["encode.mlp.0.weight"].any() and together["encode.mlp.0.bias"].any()
 
 
-def test_search_treats_the_residual_like_any_image(make_model, images):
+def test_a_step_of_search_depends_on_the_residual_and_the_canvas_and_on_nothing_else(make_model, images):
     model = make_model(guide="search")
-    first = model.rollout(images, at_mean=True)
-    left = images - first.painted[:, 0]
-    torch.testing.assert_close(model.rollout(left, at_mean=True).logits[:, :2], first.logits[:, 1:])
+    whole = model.rollout(images, at_mean=True)
+    left = images - whole.painted[:, 0]
+    proposal, _ = model.guide_net.step(model.guide_net.start(images, 1), left, ())
+    torch.testing.assert_close(proposal.logits, whole.logits[:, 1:2])
+    assert not torch.allclose(model.rollout(left, at_mean=True).logits[:, :1], whole.logits[:, 1:2])
 
 
 def test_constructor_has_the_reference_keywords_and_defaults():

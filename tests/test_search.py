@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from air.evaluation.evaluate import evaluate
-from air.models.distributions import is_settled, log_count_probs
+from air.models.distributions import log_count_probs, settled
 from air.models.search import Level, SearchGuide, log_scales
 from air.models.spatial import from_centre, invert_z_where, sample
 
@@ -30,9 +30,14 @@ def blobs(*places, side=8, shape=(96, 96)):
     return image
 
 
+def propose(search, residual, canvas=0):
+    """The proposal of a step that has this residual and canvas."""
+    return search.step(search.start(residual + canvas, 1), residual, ())[0]
+
+
 def proposed(search, image, x_size=96):
-    """The proposed object's side and centre, (side, x, y) in pixels."""
-    where = search(image).loc + torch.tensor([search.where_loc]).double()
+    """The side and centre, (side, x, y) in pixels, of the object that is proposed first."""
+    where = propose(search, image).loc + torch.tensor([search.where_loc]).double()
     inverse, x, y = invert_z_where(search.z_where(where))[0]
     height, width = image.shape[-2:]
     return torch.stack((x_size * inverse, width / 2 + x_size / 2 * x, height / 2 + x_size / 2 * y))
@@ -44,7 +49,7 @@ def test_search_is_equivariant_to_shifts():
     here, there = blobs((36, 44)), blobs((52, 40))
     move = proposed(search, there) - proposed(search, here)
     torch.testing.assert_close(move, torch.tensor([0.0, 16, -4]).double(), atol=1e-6, rtol=0)
-    (logit, loc, scale), (other_logit, other_loc, other_scale) = search(here), search(there)
+    (logit, loc, scale), (other_logit, other_loc, other_scale) = propose(search, here), propose(search, there)
     torch.testing.assert_close((other_logit, other_scale, other_loc[:, :1]), (logit, scale, loc[:, :1]))
 
 
@@ -75,7 +80,7 @@ def test_an_object_is_seen_the_same_in_an_image_of_any_size(shape, sd):
     usual, other = blobs((40, 40)), blobs((40, 32), shape=shape)
     move = proposed(search, other) - proposed(search, usual)
     torch.testing.assert_close(move, torch.tensor([0.0, 0, -8]).double(), atol=1e-3, rtol=0)
-    torch.testing.assert_close(search(other).logits, search(usual).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(propose(search, other).logits, propose(search, usual).logits, atol=1e-5, rtol=0)
 
 
 def test_a_level_shrinks_by_means_and_keeps_a_constant_image():
@@ -108,14 +113,36 @@ def test_a_glimpse_is_read_in_the_level_of_the_object_s_size(level):
         pyramid.where.weight.zero_()
         pyramid.where.bias.copy_(torch.tensor([(log_s - math.log(6)) / pyramid.span, 0.5, 0]).double().atanh())
         found, plain = pyramid(image), guide().pyramid(image)
-        glimpse = search._read(found, image.shape[-2:])
+        canvas = pyramid.shrunk(torch.rand_like(image))
+        glimpses = search._read(found, canvas, image.shape[-2:])
     assert len(found.levels) == 3 and found.where[0, 0].item() == pytest.approx(log_s)
     if level == 1:  # of the same reach as a guide that knows one size
         torch.testing.assert_close(found.where[0, 1:] - plain.where[0, 1:],
                                    torch.tensor([math.exp(-log_s) / 2, 0]).double(), atol=0.02, rtol=0)
     where = from_centre(found.where + torch.tensor([-math.log(1.8), 0, 0], dtype=torch.float64))
-    expected = sample(found.levels[level], where, search.glimpse.xy, (120 / 96, 80 / 96))[0]
-    torch.testing.assert_close(glimpse, expected, rtol=0, atol=0)
+    for glimpse, levels in zip(glimpses.split(1, 1), (found.levels, canvas)):
+        expected = sample(levels[level], where, search.glimpse.xy, (120 / 96, 80 / 96))[0]
+        torch.testing.assert_close(glimpse, expected, rtol=0, atol=0)
+
+
+def test_the_canvas_is_seen_near_what_was_found_and_nowhere_else():
+    """It decides together with the residual, but does not stand out itself."""
+    search, residual = guide(), blobs((44, 44))
+    alone, near, far = (propose(search, residual, canvas) for canvas in (0, blobs((50, 50)), blobs((80, 12))))
+    torch.testing.assert_close(far, alone)
+    assert (near.logits - alone.logits).abs() > 1e-3 and (near.loc - alone.loc).abs().max() < 0.5
+
+
+def test_what_is_larger_is_told_from_the_same_picture_of_what_is_smaller():
+    """Its size is known to the networks, not only its glimpse."""
+    search = guide(sd=0.4)
+    with torch.no_grad():
+        for parameter in search.pyramid.where.parameters():
+            parameter.zero_()
+        search.mlp[0].weight[:, :-1] = 0
+        usual = propose(search, blobs((44, 44))).logits
+        search.pyramid.where.bias[0] = 0.3
+        assert (propose(search, blobs((44, 44))).logits - usual).abs() > 1e-4
 
 
 def test_places_are_exact_whatever_the_precision_of_the_layers():
@@ -151,7 +178,7 @@ def test_an_empty_image_has_no_heat_and_neither_has_its_border():
 def test_search_keeps_its_dtype_under_autocast(sd):
     search = guide(sd=sd).float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert {each.dtype for each in search(blobs((20, 44)).float())} == {torch.float32}
+        assert {each.dtype for each in propose(search, blobs((20, 44)).float())} == {torch.float32}
 
 
 def test_z_where_and_the_numbers_that_are_normal_are_inverses():
@@ -188,15 +215,15 @@ def test_counting_further_is_what_a_model_of_more_steps_does(make_model, images,
 
 def test_settled_counts_stay_whatever_follows():
     torch.manual_seed(0)
-    settled = 0
+    found = 0
     for _ in range(300):
         logits = 3 * torch.randn(2, 3, dtype=torch.float64)
         more = torch.cat((logits, 9 * torch.randn(2, 4, dtype=torch.float64)), -1)
-        if is_settled(logits):
-            settled += 1
+        if settled(logits)[:, -1].all():
+            found += 1
             assert torch.equal(log_count_probs(more).argmax(-1), log_count_probs(logits).argmax(-1))
-    assert 20 < settled < 280
-    assert not is_settled(torch.full((1, 3), 5.0))
+    assert 20 < found < 280
+    assert not settled(torch.full((1, 3), 5.0)).any()
 
 
 def test_only_search_reads_images_of_another_size(make_model, images):

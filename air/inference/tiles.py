@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_area
 
 from air.models.air import AIR
 from air.models.base import BOX_THRESHOLD
-from air.models.distributions import log_at_least, log_count_probs
+from air.models.distributions import log_at_least, log_count_probs, settled
 from air.models.spatial import invert_z_where, painted_boxes
 
 LARGEST_SDS = 2  # the largest object is that of so many standard deviations of the scale prior
@@ -201,6 +202,9 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
         The objects in the enlarged cores, and q(n), (B, N+1).
     """
     attended = model.attend(images, at_mean=True, most=most)
+    # The steps of a batch end when all of its tiles have settled. A tile's own end there, whatever it is read with.
+    over = F.pad(settled(attended.logits)[:, :-1], (1, 0))
+    logits = attended.logits.masked_fill(over, -math.inf)
     z_where, device = attended.z_where, images.device
     start = torch.tensor([(tile.columns.start, tile.rows.start) for tile in tiles], device=device)[:, None]
     core = torch.tensor([[edge for span in (tile.columns, tile.rows) for edge in (span.low, span.high)]
@@ -208,12 +212,12 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
     middle = start + start.new_tensor((images.shape[-1], images.shape[-2])) / 2
     centre = middle + invert_z_where(z_where)[..., 1:] * (model.x_size / 2)  # (B, N, 2)
     inside = torch.minimum(centre - core[..., ::2], core[..., 1::2] - centre).amin(-1)  # (B, N)
-    tile, step = (inside >= -rim).nonzero(as_tuple=True)
+    tile, step = ((inside >= -rim) & ~over).nonzero(as_tuple=True)
     boxes = painted_boxes(attended.painted[tile, step], z_where[tile, step], BOX_THRESHOLD, model.x_size)
-    score = log_at_least(attended.logits).exp()[:, 1:]
+    score = log_at_least(logits).exp()[:, 1:]
     found = Objects(numbers.to(device)[tile], step, score[tile, step], centre[tile, step], inside[tile, step],
                     boxes + start[tile, 0].repeat(1, 2), z_where[tile, step], attended.z_what[tile, step])
-    return found, log_count_probs(attended.logits).exp()
+    return found, log_count_probs(logits).exp()
 
 
 def _merge(model: AIR, found: Objects, count_probs: Mapping[int, Tensor], tiles: Sequence[Tile], size: Sequence[int],

@@ -24,7 +24,7 @@ from air.models import likelihoods
 from air.models.air_settings import AIRSettings
 from air.models.base import Inference, Rollout, check_number, stack_steps
 from air.models.custom_networks import check_decoder, check_encoder
-from air.models.distributions import CountPrior, NormalLatent, draw, is_settled, log_count_probs
+from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs, settled
 from air.models.guide import Attended, Step
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
@@ -272,7 +272,7 @@ class AIR(LocatingModel):
                 previous = z_where, z_what, one
                 if self.guide_net.reads_residual:
                     painted.append(self.paint(z_where[:, None], z_what[:, None], images))
-                if until_stopped and is_settled(torch.cat([step.logits for step in steps], -1)):
+                if until_stopped and settled(torch.cat([step.logits for step in steps], -1))[:, -1].all():
                     break
         return steps, history, painted
 

@@ -184,14 +184,17 @@ def log_count_probs(logits: Tensor) -> Tensor:
     return log_q
 
 
-def is_settled(logits: Tensor) -> bool:
-    """Whether further steps cannot change the most probable count of any row: q(n >= N) is below another q(n).
+def settled(logits: Tensor) -> Tensor:
+    """Whether steps after step t cannot change the most probable count: q(n >= t) is below a q(n) with n < t.
 
     Args:
-        logits: (B, N), of the steps taken.
+        logits: (B, N), N > 0, of q(z_pres_t = 1 | z_pres_{t-1} = 1).
+    Returns:
+        (B, N) bool, for t = 1..N; once true, it stays true.
     """
-    log_q = log_count_probs(logits)
-    return bool((log_q[:, -1] < log_q[:, :-1].amax(-1)).all())
+    at_least = log_at_least(logits)
+    ends = at_least[:, :-1] + F.logsigmoid(-logits)  # log q(n), n < t
+    return at_least[:, 1:] < ends.cummax(-1).values
 
 
 class _LogCountProbs(torch.autograd.Function):

@@ -2,10 +2,10 @@
 
     heat of every place of the residual                                  ->  the hottest place
     where sizes vary by more than two: a wider look around it            ->  the object's size and centre
-    a glimpse of the residual there, at the scale of the object          ->  z_pres, and corrections of size and centre
+    glimpses there of the residual, and of what has been painted         ->  z_pres, and corrections of size and centre
 
-A step sees the residual and nothing else, and treats all places alike. So what it learns from few objects on small
-images carries over to many objects on large ones.
+A step sees the residual, and near what it has found also the canvas, and treats all places alike. So what it learns
+from few objects on small images carries over to many objects on large ones.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from air.models.constants import Constants
 from air.models.guide import Guide, Proposal
-from air.models.networks import MLP, non_linearity_class
+from air.models.networks import MLP, fold, non_linearity_class
 from air.models.spatial import PixelGrid, centres_of, from_centre, full_precision, sample, to_centre
 
 OBJECT_PIXELS = 8  # an object's side in pixels of its level
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
     heat: Tensor  # (B, 1)
     where: Tensor  # (B, 3), log s of an object there, and its centre (x, y) in canvas units
-    levels: tuple[Tensor, ...]  # the images in each level, (B, C, P, Q)
+    levels: tuple[Tensor, ...]  # the residual in each level, (B, C, P, Q)
 
 
 class Level(Constants):
@@ -151,8 +151,8 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> Found:
         """Images (B, C, H, W) of any size -> what stands out most in each."""
+        levels = self.shrunk(images)
         with full_precision(images):
-            levels = tuple(level(images) for level in self.levels)
             middle = self.levels[self.middle]
             assert isinstance(middle, Level)
             place = middle.places_in(*images.shape[-2:])  # (places, 3)
@@ -173,6 +173,11 @@ class Pyramid(nn.Module):
             # amax shares its gradient among equal places, as all are in an empty image; max would teach one of them.
             return Found(heat.amax(-1, keepdim=True), (attention[:, None] @ where)[:, 0], levels)
 
+    def shrunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) of any size in each level, (B, C, P, Q)."""
+        with full_precision(images):
+            return tuple(level(images) for level in self.levels)
+
     def _look_around(self, place: Tensor, wider: Tensor) -> Tensor:
         """The size and the centre of the object that each place belongs to.
 
@@ -188,13 +193,18 @@ class Pyramid(nn.Module):
 
 
 class SearchState(NamedTuple):
-    """The search guide remembers nothing."""
+    """What the steps share."""
+
+    levels: tuple[Tensor, ...]  # the images in each level, (B K, C, P, Q)
 
 
 class SearchGuide(Constants, Guide):
     """Find what stands out in the residual, look at it closely, and propose an object there.
 
     z_where is Normal in (log s, x, y of the centre), whatever the image's size.
+
+    The end of a long stroke, which the window of its object does not cover, looks like a small object. What tells them
+    apart is not in the residual: how large it is, and whether it goes on in what has been painted already.
     """
 
     reads_residual = True
@@ -223,7 +233,7 @@ class SearchGuide(Constants, Guide):
         self.x_size, self.where_loc, self.where_scale = x_size, tuple(where_loc), tuple(where_scale)
         self.pyramid = Pyramid(channels, x_size, log_scales(where_loc[0], where_scale[0]), non_linearity)
         self.glimpse = PixelGrid(GLIMPSE_SIZE)
-        self.mlp = MLP(channels * GLIMPSE_SIZE**2 + 1, [128, 1 + 3 + 3], non_linearity)
+        self.mlp = MLP(2 * channels * GLIMPSE_SIZE**2 + 2, [128, 1 + 3 + 3], non_linearity)
         self.place_constants()
 
     def constants(self) -> dict[str, Tensor]:
@@ -235,11 +245,11 @@ class SearchGuide(Constants, Guide):
                 "correction": torch.tensor((0.5, 1, 1), dtype=torch.float64), "spread": spread / prior_scale}
 
     def start(self, images: Tensor, particles: int) -> SearchState:
-        return SearchState()
+        return SearchState(tuple(fold(level, particles) for level in self.pyramid.shrunk(images)))
 
     def step(self, state: SearchState, residual: Tensor, previous_latents: Sequence[Tensor]
              ) -> tuple[Proposal, SearchState]:
-        return self(residual), state
+        return self(residual, state.levels), state
 
     def z_where(self, where: Tensor) -> Tensor:
         return from_centre(where)
@@ -250,26 +260,39 @@ class SearchGuide(Constants, Guide):
     def size_unit(self, size: Tensor) -> Tensor:
         return torch.ones_like(size)
 
-    def forward(self, residual: Tensor) -> Proposal:
-        """Residual (B, C, H, W) -> the step's proposal."""
+    def forward(self, residual: Tensor, levels: Sequence[Tensor]) -> Proposal:
+        """Propose an object.
+
+        Args:
+            residual: (B, C, H, W).
+            levels: the images in each level of the pyramid, (B, C, P, Q).
+        """
         found = self.pyramid(residual)
-        # Through the glimpse, heat learns what the corrections will do; without, it learns far more slowly.
-        glimpse = self._read(found, residual.shape[-2:])
-        outputs = self.mlp(torch.cat((glimpse.flatten(1), found.heat), -1)).to(residual.dtype)
+        canvas = [image - left for image, left in zip(levels, found.levels)]
+        # Through the glimpses, heat learns what the corrections will do; without, it learns far more slowly.
+        glimpses = self._read(found, canvas, residual.shape[-2:])
+        size = (found.where[:, :1] - self.prior_loc[:1]) / self.where_scale[0]
+        outputs = self.mlp(torch.cat((glimpses.flatten(1), found.heat, size), -1)).to(residual.dtype)
         logit, loc, scale = outputs.split((1, 3, 3), -1)
         size = (-found.where[:, :1] * self.centre).exp()  # (B, 3), half of an object's side for its centre, else 1
         return Proposal(logit, torch.addcmul(found.where - self.prior_loc, size * self.correction, loc),
                         F.softplus(scale) * (size * self.spread))
 
-    def _read(self, found: Found, size: Sequence[int]) -> Tensor:
-        """Glimpses (B, C, g, g) of what was found in images of this height and width, each in the level of its size.
+    def _read(self, found: Found, canvas: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Glimpses of residual and canvas at what was found, each in the level of its size.
 
         There an object has about as many pixels as in the glimpse. In the image itself it may have many more, and
         would be read with gaps.
+
+        Args:
+            canvas: in each level, (B, C, P, Q).
+            size: height and width of the images.
+        Returns:
+            (B, 2C, g, g).
         """
         where = from_centre(found.where + self.glimpse_where)
         span = size[1] / self.x_size, size[0] / self.x_size
-        glimpses = [sample(images, where, self.glimpse.xy, span)[0] for images in found.levels]
+        glimpses = [sample(torch.cat(both, 1), where, self.glimpse.xy, span)[0] for both in zip(found.levels, canvas)]
         glimpse, log_s = glimpses[0], found.where[:, :1, None, None]
         for below, above, finer in zip(self.pyramid.log_scales, self.pyramid.log_scales[1:], glimpses[1:]):
             glimpse = torch.where(log_s > (below + above) / 2, finer, glimpse)
