@@ -39,9 +39,9 @@ SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, 
 POSITION_SPREAD = 0.6  # standard deviation of the search guide's prior of a centre, in halves of the image's side
 COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # Where sizes vary, windows are larger than objects so that they can still grow, and the sd is that of smaller objects
-# than the middle one. Large objects leave errors that small windows can paint, so a further window costs more, the more
-# sizes vary: k is smaller by this factor for each doubling.
-VARIED_WINDOW, VARIED_SD, K_PER_DOUBLING = 1.2, 0.74, 1e-2
+# than the middle one. What small windows can paint of large objects is worth as much as a small object, so where they
+# touch they must be worth more: as much as so many white pixels.
+VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.52, 18
 VARIED_ANYTIME = 0.5  # of the estimator: the first windows then grow over the ends of large objects
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
@@ -111,12 +111,9 @@ def build_model(settings: ModelSettings) -> CountingModel:
     Raises:
         ValueError: as of the model's constructor.
     """
-    keywords = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    del keywords["name"]
     if not isinstance(settings, AIRSettings):
-        return SceneAIR(**keywords)
-    del keywords["object_size"]  # the prior of s says it
-    return AIR(**keywords)
+        return SceneAIR(**_keywords(settings, "name"))
+    return AIR(**_keywords(settings, "name", "object_size"))  # the prior of s says its size
 
 
 def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Estimator:
@@ -125,12 +122,13 @@ def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Est
     Raises:
         ValueError: as of the estimator's constructor.
     """
-    keywords = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    for name in ("name", "exploration", "exploration_steps"):
-        del keywords[name]
-    if settings.anytime is None:  # of a run from before there was this setting
-        del keywords["anytime"]
-    return ESTIMATORS[settings.name](model, **keywords)
+    return ESTIMATORS[settings.name](model, **_keywords(settings, "name", "exploration", "exploration_steps"))
+
+
+def _keywords(settings: Any, *others: str) -> dict[str, Any]:
+    """Keywords of a constructor: settings by name but for others, and for those that a run from before them lacks."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return {name: value for name, value in values.items() if name not in others and value is not None}
 
 
 def _check_batch(config: Config, scenes: int) -> None:
@@ -259,6 +257,7 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     varied = _varied(sizes)
     side = x_size * middle(sizes) / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = (BACKGROUND_CONTRAST if model.background else 1.0) * (VARIED_SD if varied else 1.0)
+    sd = model.likelihood_sd or LIKELIHOOD_SD * min(1.0, side) * contrast
     scale = 1 / (middle(sizes) * (VARIED_WINDOW if varied else 1.0))
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
@@ -270,9 +269,8 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     model = replace(model, object_size=sizes)  # in place of auto
     return _fill(model, guide=guide, x_size=x_size, channels=channels, num_steps=num_steps,
                  scale_prior_mean=scale, scale_prior_sd=spread * scale,
-                 count_prior=COUNT_PRIOR * K_PER_DOUBLING**math.log2(sizes[-1] / sizes[0]),
-                 pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
-                 likelihood_sd=LIKELIHOOD_SD * min(1.0, side) * contrast)
+                 count_prior=COUNT_PRIOR, pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
+                 likelihood_sd=sd, touch_price=TOUCH_PIXELS / (2 * sd**2) if varied else 0.0)
 
 
 def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> SceneSettings:

@@ -57,7 +57,7 @@ def literal_elbo(model, image, noise, background_noise=None):
     def log_likelihood():
         return Normal(canvas, model.likelihood_sd).log_prob(image).sum()
 
-    conditional_elbos = [log_likelihood() - kl]
+    conditional_elbos, objects, price = [log_likelihood() - kl], [], 0.0
     log_at_least = [torch.zeros(())]
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)
@@ -82,17 +82,36 @@ def literal_elbo(model, image, noise, background_noise=None):
         what = Normal(code[:size], F.softplus(code[size:]))
         z_what = what.loc + what.scale * noise[t, 3:]
         window = model.decode.mlp(z_what).view(model.channels, model.window_size, model.window_size)
-        canvas = canvas + resample(window, affine(z_where), model.x_size)
+        objects.append(resample(window, affine(z_where), model.x_size))
+        canvas = canvas + objects[-1]
+        price = price + model.touch_price * literal_touch(objects[:-1], objects[-1])
         standard = Normal(torch.zeros_like(what.loc), torch.ones_like(what.loc))
         kl = kl + kl_divergence(where, where_prior).sum() + kl_divergence(what, standard).sum()
         log_stop.append((1 - q_pres).log())
         log_go_on = log_go_on + q_pres.log()
         log_at_least.append(log_go_on)
-        conditional_elbos.append(log_likelihood() - kl)
+        conditional_elbos.append(log_likelihood() - kl - price)
     for n in range(model.num_steps + 1):
         log_q = log_at_least[n] + (log_stop[n] if n < model.num_steps else 0)
         elbos.append(conditional_elbos[n] + model.count_prior.log_probs[n] - log_q)
     return torch.stack(elbos)
+
+
+def literal_touch(before, last):
+    """How far an object (C, H, W) touches those before it, pixel by pixel: a number without gradient."""
+    def ink(painted):  # of each pixel, as a share of the most
+        shares = [[max(abs(value) for value in row[column]) for column in range(len(row))]
+                  for row in painted.detach().permute(1, 2, 0).tolist()]
+        return [[share / max(map(max, shares)) for share in row] for row in shares]
+
+    here, meets = ink(last), 0.0
+    for there in map(ink, before):
+        for i, row in enumerate(here):
+            for j, share in enumerate(row):
+                near = max(there[k][m] for k in range(max(0, i - 1), min(i + 2, len(there)))
+                           for m in range(max(0, j - 1), min(j + 2, len(row))))
+                meets = max(meets, min(share, near))
+    return min(1.0, max(0.0, (meets - 0.3) / 0.3))
 
 
 def literal_search(search, left, canvas):

@@ -15,7 +15,8 @@ from tests.literal import literal_elbo
 @pytest.mark.parametrize("options", [{}, {"channels": 3}, {"guide": "difference"},
                                      {"guide": "difference", "channels": 3, "embed_net": [5]},
                                      {"guide": "search", "channels": 3}, {"guide": "search", "scale_prior_sd": 1.0},
-                                     {"background": True, "channels": 3},
+                                     {"guide": "search", "scale_prior_sd": 1.0, "channels": 3, "touch_price": 70.0},
+                                     {"background": True, "channels": 3, "touch_price": 7.0},
                                      {"background": True, "guide": "difference", "z_background_size": 2}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
@@ -31,7 +32,8 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
 
 @pytest.mark.parametrize("options", [{}, {"channels": 3, "embed_net": [5]}, {"guide": "difference"},
                                      {"guide": "search", "channels": 3},
-                                     {"guide": "search", "scale_prior_sd": 1.0}, {"background": True}])
+                                     {"guide": "search", "scale_prior_sd": 1.0, "touch_price": 70.0},
+                                     {"background": True}])
 def test_gradients_equal_the_literal_ones(make_model, images, options):
     """Of a different combination of the counts' ELBOs for each image; the LSTM's own weights are copies there."""
     model, gradients = make_model(**options), []

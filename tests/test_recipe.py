@@ -58,13 +58,16 @@ def test_the_likelihood_s_sd_falls_with_the_objects_side_in_pixels(chosen, scene
 
 
 def test_of_objects_of_several_sizes_the_geometric_middle_counts(chosen):
-    """Windows are larger than that, the likelihood's sd is somewhat smaller, and further windows cost more."""
+    """Windows are larger than that, the likelihood's sd is smaller, and windows that touch have a price."""
     search = {"model.guide": "search"}
     several, one = (chosen({"data.object_size": size, **search}, dataset="multi-mnist").model
                     for size in ((0.2, 0.45), 0.3))
     assert several.scale_prior_mean == pytest.approx(one.scale_prior_mean / 1.2)
-    assert several.likelihood_sd == pytest.approx(0.74 * one.likelihood_sd)
-    assert one.count_prior == 1e-8 and several.count_prior == pytest.approx(1e-8 * 0.01**math.log2(2.25))
+    assert several.likelihood_sd == pytest.approx(0.52 * one.likelihood_sd)
+    assert one.touch_price == 0 and several.touch_price == pytest.approx(9 / several.likelihood_sd**2)
+    own = chosen({"model.object_size": (0.2, 0.45), "model.likelihood_sd": 0.1, **search}).model
+    assert own.touch_price == pytest.approx(900) and own.count_prior == one.count_prior == 1e-8
+    assert chosen({"model.object_size": (0.2, 0.45), "model.touch_price": 3.0, **search}).model.touch_price == 3
 
 
 def test_the_first_windows_of_objects_of_several_sizes_learn_to_do_without_the_others(chosen):

@@ -5,6 +5,9 @@ every n = 0..N,
 
     elbo_n = log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n) - log q(n)
 
+A model whose prior depends on how objects lie to one another, p(n, z) ∝ p(n) Π_{t<=n} exp(-price_t) p(z_t), has
+log p(n) - Σ_{t<=n} price_t in place of log p(n): a constant, the log of the prior's normaliser, is left out.
+
 With log p(z_t) - log q(z_t) at the draw in place of -KL_t, this is a log importance weight log w(n), and K particles
 give the bound log 1/K Σ_k w_k(n_k).
 
@@ -17,6 +20,7 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from air.models.base import CountingModel, Rollout
@@ -32,7 +36,7 @@ class Terms(NamedTuple):
     kl: dict[str, Tensor]  # latent -> (B, N+1), Σ_{t<=n} KL_t or Σ_{t<=n} log q(z_t) - log p(z_t); (B, 1) for any n
     log_joint: Tensor  # (B, N+1), elbo_n + log q(n): log p(x | n, z_{1:n}) - Σ_{t<=n} KL_t + log p(n)
     log_w: Tensor  # (B, N+1), elbo_n without the gradient of -log q(n)
-    log_p: Tensor  # (N+1,), log p(n)
+    log_p: Tensor  # (N+1,), log p(n); (B, N+1), log p(n) - Σ_{t<=n} price_t
     log_q: Tensor  # (B, N+1), log q(n)
     q: Tensor  # (B, N+1), q(n)
     skipped: Tensor  # (B, N) bool, which windows explain nothing although q(n) continues past them
@@ -80,7 +84,7 @@ def elbo_terms(model: CountingModel, rollout: Rollout, sampled: bool = False, ma
     """Collect the terms of elbo_n from a rollout.
 
     Args:
-        model: gives the count prior.
+        model: gives p(n).
         rollout: of the model.
         sampled: use log q - log p at the draw instead of its mean, the KL; elbo_n is then a log importance weight.
         masked: leave out the KLs of absent objects (t > n). The reference code does not, and every Σ runs to N. None:
@@ -93,7 +97,10 @@ def elbo_terms(model: CountingModel, rollout: Rollout, sampled: bool = False, ma
     contains = model.contains if masked else torch.ones_like(model.contains)
     up_to = (of_steps[:, None] * contains[..., None]).sum(2)  # (B, N+1, names), Σ_{t<=n} KL_t
     kl = {name: each[:, None] for name, each in kl.items()} | dict(zip(names, up_to.unbind(-1)))
-    return Terms.of(rollout.log_likelihood, kl, model.count_prior.log_probs, log_count_probs(rollout.logits))
+    log_p = model.count_prior.log_probs
+    if rollout.price is not None:
+        log_p = log_p - F.pad(rollout.price.cumsum(-1), (1, 0))
+    return Terms.of(rollout.log_likelihood, kl, log_p, log_count_probs(rollout.logits))
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ it; its findings are shifted back and compared on the image itself, by the ELBO 
 
     p(n | x) ∝ max_look exp(log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n)),   z the look's mean latents
 
+(with log p(n) - Σ_{t<=n} price_t where objects have prices, see air/inference/elbo.py).
+
 The guesses are ranked by the bound that the model was trained on; this needs no labels and no training.
 """
 
@@ -58,7 +60,7 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     painted = model.paint(z_where, z_what, images)  # (B L, N, C, H, W)
     latents = {**latents, "where": latents["where"].at(model.guide_net.normal_where(z_where))}
     log_likelihood = model.log_likelihood(repeat(images, "b c h w -> (b l) c h w", l=LOOKS), painted)
-    terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood))
+    terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood, model.prices(painted)))
     best, look = rearrange(terms.log_joint, "(b l) n -> b l n", l=LOOKS).max(1)  # (B, N+1) each
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * LOOKS + look.gather(1, count).squeeze(-1)

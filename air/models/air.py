@@ -31,6 +31,7 @@ from air.models.layers import shared_weights
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
 from air.models.settings import checked_by
 from air.models.spatial import SpatialTransformer
+from air.models.touching import touching
 from air.models.where_prior import LocatingModel
 
 
@@ -50,7 +51,7 @@ class AIR(LocatingModel):
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, guide: GuideName = "recurrent",
-                 background: bool = False, z_background_size: int = 8, convolutional: bool = False,
+                 touch_price: float = 0.0, background: bool = False, z_background_size: int = 8, convolutional: bool = False,
                  encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
         """Build the networks.
 
@@ -80,6 +81,7 @@ class AIR(LocatingModel):
                 slower, but it counts better where training has not shown the count. "search": convolutions look for
                 what stands out in x - canvas_{t-1}, on images of any size, for any number of objects; rnn_hidden_size,
                 embed_net and predict_net have no effect on it.
+            touch_price: nats that an object costs if it touches an earlier one (air/models/touching.py).
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
             convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
@@ -90,7 +92,7 @@ class AIR(LocatingModel):
                 custom module does not map the shapes above.
         """
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines)
-        self.window_size = window_size
+        self.window_size, self.touch_price = window_size, touch_price
         self.transformer = SpatialTransformer(x_size, window_size)
 
         pixels = channels * x_size**2
@@ -200,7 +202,12 @@ class AIR(LocatingModel):
         logits, latents, history, _, _, painted = self.attend(images, at_mean, particles)
         self.record_sizes(latents["where"], logits)
         images = fold(images, particles)
-        return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted))
+        return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted),
+                       self.prices(painted))
+
+    def prices(self, painted: Tensor) -> Tensor | None:
+        """What objects (B, N, C, H, W) cost beyond p(n), in nats: (B, N), without gradient; None: nothing."""
+        return self.touch_price * touching(painted) if self.touch_price else None
 
     def infer_background(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
         """Infer the background of images (B, C, H, W).

@@ -11,6 +11,7 @@ from air.models.settings import (
     Finite,
     HiddenSize,
     LayerSizes,
+    NonNegative,
     ObjectSize,
     PositiveInt,
     Scale,
@@ -71,8 +72,10 @@ class AIRSettings:
     baseline_scalar: Finite | None = None
     """Multiplies the baseline's output."""
     count_prior: GeometricFactor | None = None
-    """k of the count prior p(n) ∝ k^n (None: 1e-8, divided by 100 for each doubling from the smallest to the largest
-    size)."""
+    """k of the count prior p(n) ∝ k^n (None: 1e-8)."""
+    touch_price: NonNegative | None = None
+    """Nats that an object costs if it touches an earlier one (None: 0, or as many as 18 white pixels are worth where
+    sizes vary)."""
     scale_prior_mean: Scale | None = None
     """Mean of the prior of s in z_where, the search guide's median (None: 1 / object_size, of a range its middle)."""
     scale_prior_sd: Scale | None = None

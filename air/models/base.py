@@ -38,6 +38,7 @@ class Rollout(NamedTuple):
     history: History  # of N steps: what the guide has read besides the image
     painted: Tensor  # (B, N, C, H, W), each object alone
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
+    price: Tensor | None = None  # (B, N), nats that each object costs beyond p(n) and its KLs; None: nothing
 
 
 @dataclass(frozen=True)
