@@ -63,7 +63,7 @@ def make_step(images, device):
         else:
             model, some_images = AIR(**{**SMALL, **keywords}), images
         # In float32 on a CPU, Adam makes whole steps of gradients that are nothing but rounding, as on CUDA.
-        model = model.double() if device == "cpu" and case in ("3D", "sizes") else model.float()
+        model = model.double() if device == "cpu" and case in ("3D", "search", "sizes") else model.float()
         objective = ESTIMATORS[estimator](model, exploration=0.3, revive=0.5, **{"vimco": {"particles": 2}}.get(
             estimator, {})).to(device)
         some = TrainStep(objective, (255 * some_images).to(torch.uint8).to(device), **of_step)

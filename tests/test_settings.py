@@ -71,7 +71,7 @@ def test_constructor_and_setting_agree_on_small_and_negative_numbers(kind, name,
         value = (value,) if is_list else value
         assert message(kind, **{name: value}) == message(BUILD[kind], **{name: value})
     may_be_zero = {"exploration", "revive", "anytime", "annealed", "pos_prior_mean", "decoder_output_bias",
-                   "baseline_scalar", "signal_scale"}
+                   "baseline_scalar", "signal_scale", "touch_price"}
     assert bool(message(BUILD[kind], **{name: (0,) if is_list else 0})) == (name not in may_be_zero)
 
 
