@@ -41,8 +41,7 @@ COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # Where sizes vary, windows are larger than objects so that they can still grow, and the sd is that of smaller objects
 # than the middle one. What small windows can paint of large objects is worth as much as a small object, so where they
 # touch they must be worth more: as much as so many white pixels.
-VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.52, 18
-VARIED_ANYTIME = 0.5  # of the estimator: the first windows then grow over the ends of large objects
+VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.6, 12
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 
@@ -94,9 +93,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         optim = replace(optim, learn_count_prior_from=round(PRIOR_WARM_UP * steps))
     if optim.learn_scale_prior and optim.learn_scale_prior_from is None:
         optim = replace(optim, learn_scale_prior_from=round(PRIOR_WARM_UP * steps))
-    varied = _varied(model.object_size)
-    estimator = _fill(config.estimator, exploration_steps=round(EXPLORATION_SHARE * steps),
-                      anytime=VARIED_ANYTIME if varied else 0.0)
+    estimator = _fill(config.estimator, exploration_steps=round(EXPLORATION_SHARE * steps))
     data = config.data
     if isinstance(data, CustomImages):  # what prediction and a resumed run read images with
         data = replace(data, ranges=dict(dataset.ranges))
@@ -254,7 +251,7 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     most = int(counts.max()) if isinstance(config.data, Generated) else largest_followed(counts)
     most_unseen = max(getattr(config.data, "unseen_counts", ()), default=0)
     guide, sizes = guide_of(config), sizes_of(config, image_side)
-    varied = _varied(sizes)
+    varied = sizes[0] < sizes[-1]
     side = x_size * middle(sizes) / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
     contrast = (BACKGROUND_CONTRAST if model.background else 1.0) * (VARIED_SD if varied else 1.0)
     sd = model.likelihood_sd or LIKELIHOOD_SD * min(1.0, side) * contrast
@@ -281,11 +278,6 @@ def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> Sc
     return _fill(model, num_steps=num_steps, object_size=dataset.train.poses[..., 3].max().item(),
                  guide="search" if num_steps > 1 else "recurrent",  # recurrent is slow to place several objects
                  identity="enumerate" if num_steps == 1 else "local")
-
-
-def _varied(sizes: tuple[float, ...] | float | str | None) -> bool:
-    """Whether objects have several sizes, from the `object_size` of a resolved model."""
-    return isinstance(sizes, tuple) and sizes[0] < sizes[-1]
 
 
 def _fill(settings: Any, **values: Any) -> Any:

@@ -103,18 +103,18 @@ GENERALISATION = {
 SEARCH = f"{STRICT_ENUMERATE} --guide search"
 SIZES = f"{SEARCH} --data.image-size 64 --data.counts 0 1 2 3 --data.placement tight"
 ANY_SIZE = {
-    "search-strict": Experiment(f"{SEARCH} --steps 2000"),
-    "search-tight": Experiment(f"{SEARCH} --data.placement tight --steps 2000", 5),
+    "search-strict": Experiment(f"{SEARCH} --steps 1000"),
+    "search-tight": Experiment(f"{SEARCH} --data.placement tight --steps 1000", 5),
     "search-five-digits": Experiment(f"{SEARCH} --data.counts 0 1 2 3 4 5 --data.image-size 64 --data.object-size 0.25 "
-                                     "--steps 2000"),
-    "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 2000", 5),
+                                     "--steps 1000"),
+    "search-digits-9px": Experiment(f"{SEARCH} --data.object-size 0.186 --steps 1000", 5),
     "search-2x": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --steps 2000", 5),
     "search-2x-auto": Experiment(f"{SIZES} --data.object-size 0.1875 0.375 --object-size auto --steps 2000"),
     # What smaller networks leave of a large digit is worth a second window.
-    "search-4x": Experiment(f"{SIZES} --data.object-size 0.125 0.5 --steps 6000 --model.encoder-net 400 "
+    "search-4x": Experiment(f"{SIZES} --data.object-size 0.125 0.5 --steps 4000 --model.encoder-net 400 "
                             "--model.decoder-net 400", 5),
     "search-sprites-auto": Experiment(f"{SPRITES_ENUMERATE} --guide search --data.object-size 0.12 0.4 "
-                                      "--object-size auto --steps 2000", 5),
+                                      "--object-size auto --steps 1000", 5),
 }
 
 BACKDROP = {kind: f"{STRICT_ENUMERATE} --steps 4000 --data.backdrop {kind}" for kind in ("grey", "grid", "noise")}

@@ -94,14 +94,14 @@ def test_settings_of_another_version_are_named(content, tmp_path):
 
 
 def test_a_run_from_before_there_was_a_setting_goes_on(content, dataset, tmp_path):
-    """With what the estimator did then."""
-    del content["config"]["estimator"]["anytime"]
+    """With what the model did then."""
+    del content["config"]["model"]["touch_price"]
     torch.save(content, tmp_path / "checkpoint.pt")
-    assert air.load(tmp_path).num_steps
+    assert air.load(tmp_path).touch_price == 0
     config, state = load_checkpoint(tmp_path)
-    assert config.estimator.anytime is None
+    assert config.model.touch_price is None
     resumed = Trainer(config, dataset, tmp_path, state)
-    assert resumed.objective.anytime == 0 and resumed.step == 3
+    assert resumed.model.touch_price == 0 and resumed.step == 3
 
 
 def test_weights_of_another_model_are_named(saved, dataset, tmp_path):

@@ -175,4 +175,4 @@ def test_defaults_are_the_constructor_s_unless_the_recipe_departs_from_them(sett
     different = {field.name for field in dataclasses.fields(settings)
                  if field.name in parameters and parameters[field.name].default is not inspect.Parameter.empty
                  and getattr(settings(), field.name) != parameters[field.name].default}
-    assert different - {"channels"} == RECIPE.get(settings, {"exploration", "revive", "anytime"})
+    assert different - {"channels"} == RECIPE.get(settings, {"exploration", "revive"})

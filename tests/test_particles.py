@@ -72,7 +72,7 @@ def skipping(objective):
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sampled_counts_are_unbiased_while_reviving(toy_images, name):
-    options = {"particles": 2, "exploration": 0.3, "revive": 0.6, "anytime": 0.4}
+    options = {"particles": 2, "exploration": 0.3, "revive": 0.6}
     expected = gradient(skipping(Enumerate(Toy(), **options)), toy_images)
     mean, standard_error = mean_gradient(skipping(SAMPLED[name](draws=1, **options)), toy_images)
     assert ((mean - expected).abs() < 4 * standard_error).all() and (standard_error > 0).all()

@@ -63,18 +63,11 @@ def test_of_objects_of_several_sizes_the_geometric_middle_counts(chosen):
     several, one = (chosen({"data.object_size": size, **search}, dataset="multi-mnist").model
                     for size in ((0.2, 0.45), 0.3))
     assert several.scale_prior_mean == pytest.approx(one.scale_prior_mean / 1.2)
-    assert several.likelihood_sd == pytest.approx(0.52 * one.likelihood_sd)
-    assert one.touch_price == 0 and several.touch_price == pytest.approx(9 / several.likelihood_sd**2)
+    assert several.likelihood_sd == pytest.approx(0.6 * one.likelihood_sd)
+    assert one.touch_price == 0 and several.touch_price == pytest.approx(6 / several.likelihood_sd**2)
     own = chosen({"model.object_size": (0.2, 0.45), "model.likelihood_sd": 0.1, **search}).model
-    assert own.touch_price == pytest.approx(900) and own.count_prior == one.count_prior == 1e-8
+    assert own.touch_price == pytest.approx(600) and own.count_prior == one.count_prior == 1e-8
     assert chosen({"model.object_size": (0.2, 0.45), "model.touch_price": 3.0, **search}).model.touch_price == 3
-
-
-def test_the_first_windows_of_objects_of_several_sizes_learn_to_do_without_the_others(chosen):
-    several, one = {"model.object_size": (0.2, 0.45), "model.guide": "search"}, {"model.object_size": 0.3}
-    assert chosen(several).estimator.anytime == 0.5 and chosen(one).estimator.anytime == 0
-    assert chosen(several | {"estimator.anytime": 0.25}).estimator.anytime == 0.25
-    assert chosen(several | {"model.object_size": (0.3, 0.3)}).estimator.anytime == 0
 
 
 def test_the_scale_prior_covers_the_range_of_sizes(chosen):
@@ -140,11 +133,10 @@ def test_scenes_in_3d(chosen, scenes):
 
 @pytest.mark.parametrize("estimator", list(STEPS))
 def test_every_setting_reaches_the_model_and_the_estimator(chosen, estimator):
-    config = chosen({"model.z_what_size": 7, "model.guide": "search", "estimator.revive": 0.25,
-                     "estimator.anytime": 0.75}, estimator)
+    config = chosen({"model.z_what_size": 7, "model.guide": "search", "estimator.revive": 0.25}, estimator)
     objective = build_objective(config.estimator, build_model(config.model))
     assert isinstance(objective.model, AIR) and objective.model.decode.mlp[0].in_features == 7
-    assert (objective.revive, objective.anytime, objective.particles) == (0.25, 0.75, config.estimator.particles)
+    assert (objective.revive, objective.particles) == (0.25, config.estimator.particles)
 
 
 def test_other_data_than_the_model_was_resolved_for_is_an_error(chosen, scenes):

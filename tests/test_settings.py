@@ -70,7 +70,7 @@ def test_constructor_and_setting_agree_on_small_and_negative_numbers(kind, name,
     for value in (0, -1, 1e-320, -1e-3):
         value = (value,) if is_list else value
         assert message(kind, **{name: value}) == message(BUILD[kind], **{name: value})
-    may_be_zero = {"exploration", "revive", "anytime", "annealed", "pos_prior_mean", "decoder_output_bias",
+    may_be_zero = {"exploration", "revive", "annealed", "pos_prior_mean", "decoder_output_bias",
                    "baseline_scalar", "signal_scale", "touch_price"}
     assert bool(message(BUILD[kind], **{name: (0,) if is_list else 0})) == (name not in may_be_zero)
 

@@ -18,25 +18,25 @@ class Enumerate(Estimator):
 
         Σ_n weight(n) (log_joint_n - sg log q(n))  +  Σ_n (q(n) - sg q(n)) sg elbo_n
 
-    The first sum trains the likelihood and the latents, by the weights of the branches: q(n), unless exploration,
-    anytime or revival change it. The second has the value 0 and trains q(n): its gradient is Σ_n ∇q(n) elbo_n, that
+    The first sum trains the likelihood and the latents, by the weights of the branches: q(n), unless exploration
+    or revival changes it. The second has the value 0 and trains q(n): its gradient is Σ_n ∇q(n) elbo_n, that
     of Σ_n q(n) elbo_n, since Σ_n q(n) ∇log q(n) = 0.
 
     With K particles, n becomes a combination (n_1, ..., n_K) and elbo_n the bound log 1/K Σ_k w_k(n_k): a sum over
     (N+1)^K combinations.
     """
 
-    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
-                 anytime: float = 0.0) -> None:
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0
+                 ) -> None:
         """Build around a model.
 
         Args:
-            model, exploration, particles, revive, anytime: see `Estimator`.
+            model, exploration, particles, revive: see `Estimator`.
         Raises:
             ValueError: a keyword fails the check that `EstimatorSettings` declares, or there are more than
                 MAX_COMBINATIONS combinations of counts.
         """
-        super().__init__(model, exploration, particles, revive, anytime)
+        super().__init__(model, exploration, particles, revive)
         if power_exceeds(model.num_steps + 1, particles, MAX_COMBINATIONS):
             raise ValueError(f"enumerate sums over (N+1)^K = {model.num_steps + 1}^{particles} combinations of counts, "
                              f"at most {MAX_COMBINATIONS}: use fewer particles, or vimco")

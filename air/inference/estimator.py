@@ -35,7 +35,7 @@ from air.models.settings import checked_by
 
 
 def exploration_weights(q: Tensor, exploration: Tensor) -> Tensor:
-    """(1-ε) q(n) + ε / (N+1): the weight of branch n while exploring. q may be `anytime_weights`.
+    """(1-ε) q(n) + ε / (N+1): the weight of branch n while exploring.
 
     Args:
         q: (B, N+1).
@@ -45,21 +45,6 @@ def exploration_weights(q: Tensor, exploration: Tensor) -> Tensor:
     """
     q = q.detach()
     return torch.addcmul(q, exploration, 1 / q.shape[-1] - q)
-
-
-def anytime_weights(q: Tensor, anytime: float) -> Tensor:
-    """q(n), a share of which is spread over the smaller counts: (1-a) q(n) + a q(N >= n) (1 - q(0)) / E[n] for n >= 1.
-
-    Args:
-        q: (B, N+1).
-        anytime: a in [0, 1].
-    Returns:
-        (B, N+1), detached; each row sums to 1, and q(0) keeps its weight.
-    """
-    q = q.detach()
-    at_least = q.flip(-1).cumsum(-1).flip(-1)[:, 1:]  # (B, N), q(N >= n)
-    count = at_least.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)  # E[n]
-    return q.lerp(torch.cat((q[:, :1], at_least * (at_least[:, :1] / count)), -1), anytime)
 
 
 def revival_weights(terms: Terms, otherwise: Tensor, particles: int) -> Tensor:
@@ -89,11 +74,7 @@ class Estimator(nn.Module):
     Exploration: a branch n that q(n) has abandoned gets no gradient and never recovers. While ε > 0, the likelihood and
     the KLs of branch n are weighted by (1-ε) q(n) + ε / (N+1) instead of q(n), so every branch keeps learning to
     explain the image. q(n) itself always follows the bound; with K > 1, the other particles' counts have these weights
-    there as well. With ε, `anytime` and `revive` all 0, the whole gradient is the bound's.
-
-    Anytime: where a window is too small for its object, the next one paints the rest, and no gradient changes that: in
-    the branch of both, nothing is left to explain. So a share `anytime` of the weight is spread over smaller counts, in
-    proportion to q(N >= n), throughout training: the first n windows have to explain what they can by themselves.
+    there as well. With ε and `revive` both 0, the whole gradient is the bound's.
 
     Revival: a skipped window paints nothing, and the next window does its work. No gradient changes that, because in
     every branch but its own, whatever it painted would be painted twice. So in such images the branch that ends with
@@ -103,8 +84,8 @@ class Estimator(nn.Module):
     exploration: Tensor
 
     @checked_by(EstimatorSettings)
-    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
-                 anytime: float = 0.0) -> None:
+    def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0
+                 ) -> None:
         """Build around a model.
 
         Args:
@@ -112,7 +93,6 @@ class Estimator(nn.Module):
             exploration: ε, a buffer that the training loop decreases to 0.
             particles: K.
             revive: share of an image's weight for the branch of a skipped window, 0 <= revive < 1.
-            anytime: share of the weight that is spread over the smaller counts, in [0, 1].
         Raises:
             ValueError: a keyword fails the check that `EstimatorSettings` declares.
         """
@@ -120,7 +100,6 @@ class Estimator(nn.Module):
         self.model = model
         self.particles = particles
         self.revive = revive
-        self.anytime = anytime
         self.checked = False  # whether a batch has been
         self.register_buffer("exploration", model.count_prior.log_probs.new_tensor(exploration))
 
@@ -153,8 +132,7 @@ class Estimator(nn.Module):
 
     def _branch_weights(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """The weights of the branches n = 0..N, and those in a revival: (B K, N+1) each."""
-        q = anytime_weights(terms.q, self.anytime) if self.anytime else terms.q
-        explored = exploration_weights(q, self.exploration)
+        explored = exploration_weights(terms.q, self.exploration)
         return explored, revival_weights(terms, explored, self.particles)
 
     @staticmethod
@@ -182,16 +160,16 @@ class SampledCount(Estimator):
 
     @checked_by(SampledCountSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
-                 draws: int = 5, anytime: float = 0.0) -> None:
+                 draws: int = 5) -> None:
         """Build around a model.
 
         Args:
-            model, exploration, particles, revive, anytime: see `Estimator`.
+            model, exploration, particles, revive: see `Estimator`.
             draws: M, counts drawn per rollout.
         Raises:
             ValueError: a keyword fails the check that `SampledCountSettings` declares.
         """
-        super().__init__(model, exploration, particles, revive, anytime)
+        super().__init__(model, exploration, particles, revive)
         self.draws = draws
 
     def _draw(self, terms: Terms) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,6 @@ class EstimatorSettings:
     """Steps until the exploration has fallen to 0 (None: half of the training)."""
     revive: Annotated[Fraction, Field(lt=1)] = 0.8
     """Weight of the branch that ends with a skipped window, in images that have one."""
-    anytime: Fraction | None = None
-    """Share of the weight that is spread over smaller counts (None: 0.5 for objects of several sizes, else 0)."""
 
 
 @settings

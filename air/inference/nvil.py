@@ -40,20 +40,19 @@ class NVIL(SampledCount):
 
     @checked_by(NVILSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 1, revive: float = 0.0,
-                 draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0,
-                 anytime: float = 0.0) -> None:
+                 draws: int = 5, centre: bool = False, normalise: bool = False, signal_scale: float = 1.0) -> None:
         """Build around a model.
 
         Args:
             model: no baseline is learned if it was built with `use_baselines=False`.
-            exploration, particles, revive, draws, anytime: see `SampledCount`.
+            exploration, particles, revive, draws: see `SampledCount`.
             centre: subtract a running mean from the signal, as Mnih & Gregor do.
             normalise: divide the signal by a running standard deviation, as Mnih & Gregor do.
             signal_scale: multiplies the signal.
         Raises:
             ValueError: a keyword fails the check that `NVILSettings` declares.
         """
-        super().__init__(model, exploration, particles, revive, draws, anytime)
+        super().__init__(model, exploration, particles, revive, draws)
         self.baseline = model.make_baseline() if model.use_baselines else None
         self.centre, self.normalise, self.signal_scale = centre, normalise, signal_scale
         unseen = torch.full_like(self.exploration, float("nan"))  # until the first batch

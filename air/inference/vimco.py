@@ -22,16 +22,16 @@ class VIMCO(SampledCount):
 
     @checked_by(VIMCOSettings)
     def __init__(self, model: CountingModel, exploration: float = 0.0, particles: int = 3, revive: float = 0.0,
-                 draws: int = 5, anytime: float = 0.0) -> None:
+                 draws: int = 5) -> None:
         """Build around a model.
 
         Args:
-            model, exploration, revive, draws, anytime: see `SampledCount`.
+            model, exploration, revive, draws: see `SampledCount`.
             particles: K, at least 2.
         Raises:
             ValueError: a keyword fails the check that `VIMCOSettings` declares.
         """
-        super().__init__(model, exploration, particles, revive, draws, anytime)
+        super().__init__(model, exploration, particles, revive, draws)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """Images as `CountingModel.rollout` takes them -> loss (scalar, nats, ready for backward) and metrics.

@@ -51,8 +51,9 @@ class AIR(LocatingModel):
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, guide: GuideName = "recurrent",
-                 touch_price: float = 0.0, background: bool = False, z_background_size: int = 8, convolutional: bool = False,
-                 encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
+                 touch_price: float = 0.0, background: bool = False, z_background_size: int = 8,
+                 convolutional: bool = False, encoder: nn.Module | None = None,
+                 decoder: nn.Module | None = None) -> None:
         """Build the networks.
 
         Args:
