@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from air import Enumerate
 from air.evaluation.evaluate import evaluate
 from air.models.distributions import log_count_probs, settled
 from air.models.search import Level, SearchGuide, log_scales
@@ -250,3 +251,17 @@ def test_an_evaluation_that_counts_further(make_model, scenes):
     assert len(metrics["counted"]) == 5 and metrics["box_iou"] >= 0 and "elbo" not in metrics
     with pytest.raises(ValueError, match="leave out most"):
         evaluate(model, scenes, refined=True, most=4)
+
+
+@pytest.mark.slow
+def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, images):
+    """With all parts: several levels, the wider look, the canvas and the touch price."""
+    objective = Enumerate(make_model(guide="search", scale_prior_sd=1.0, touch_price=30.0, count_prior=0.1))
+    results = []
+    for forward in (objective, torch.compile(objective, backend="aot_eager", fullgraph=True)):
+        objective.zero_grad()
+        torch.manual_seed(0)
+        loss, _ = forward(images)
+        loss.backward()
+        results.append((loss, [each.grad for each in objective.parameters()]))
+    torch.testing.assert_close(*results)
