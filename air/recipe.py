@@ -39,8 +39,8 @@ SCALE_PRIOR_SPREAD = 1 / 30  # standard deviation over mean of the scale prior, 
 POSITION_SPREAD = 0.6  # standard deviation of the search guide's prior of a centre, in halves of the image's side
 COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # Where sizes vary, windows are larger than objects so that they can still grow, and the sd is that of smaller objects
-# than the middle one. What small windows can paint of large objects is worth as much as a small object, so where they
-# touch they must be worth more: as much as so many white pixels.
+# than the middle one. Small windows on the ends of large objects explain as much as small objects do, so a window that
+# touches another must explain so many white pixels (of one channel) more.
 VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.6, 12
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
@@ -110,7 +110,10 @@ def build_model(settings: ModelSettings) -> CountingModel:
     """
     if not isinstance(settings, AIRSettings):
         return SceneAIR(**_keywords(settings, "name"))
-    return AIR(**_keywords(settings, "name", "object_size"))  # the prior of s says its size
+    keywords = _keywords(settings, "name", "object_size")  # the prior of s says the size
+    if settings.touch_price is None:  # of a run from before there was this setting
+        del keywords["touch_price"]
+    return AIR(**keywords)
 
 
 def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Estimator:
@@ -123,9 +126,8 @@ def build_objective(settings: AnyEstimatorSettings, model: CountingModel) -> Est
 
 
 def _keywords(settings: Any, *others: str) -> dict[str, Any]:
-    """Keywords of a constructor: settings by name but for others, and for those that a run from before them lacks."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return {name: value for name, value in values.items() if name not in others and value is not None}
+    """The settings that are keywords of a constructor: all but these others."""
+    return {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in others}
 
 
 def _check_batch(config: Config, scenes: int) -> None:

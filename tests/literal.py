@@ -102,7 +102,7 @@ def literal_touch(before, last):
     def ink(painted):  # of each pixel, as a share of the most
         shares = [[max(abs(value) for value in row[column]) for column in range(len(row))]
                   for row in painted.detach().permute(1, 2, 0).tolist()]
-        return [[share / max(map(max, shares)) for share in row] for row in shares]
+        return [[share / max(0.05, *map(max, shares)) for share in row] for row in shares]
 
     here, meets = ink(last), 0.0
     for there in map(ink, before):

@@ -31,7 +31,7 @@ CASES = {
     "bf16": ("enumerate", {}, {"precision": "bf16"}, False),  # the same sums in another order
     "difference": ("enumerate", {"guide": "difference"}, {}, False),
     "search": ("nvil", {"guide": "search"}, {}, False),
-    "sizes": ("enumerate", {"guide": "search", "scale_prior_sd": 1.0}, {}, False),
+    "sizes": ("enumerate", {"guide": "search", "scale_prior_sd": 1.0, "touch_price": 30.0}, {}, False),
     "background": ("enumerate", {"background": True}, {}, False),
     "convolutional": ("enumerate", {"convolutional": True, "window_size": 8}, {}, False),
     "3D": ("nvil", None, {}, False),

@@ -217,6 +217,10 @@ def test_counting_further_is_what_a_model_of_more_steps_does(make_model, images,
 def test_settled_counts_stay_whatever_follows():
     torch.manual_seed(0)
     found = 0
+    logits = 3 * torch.randn(50, 5, dtype=torch.float64)
+    for t in range(1, 6):
+        log_q = log_count_probs(logits[:, :t])  # the last is of t objects or more
+        assert torch.equal(settled(logits)[:, t - 1], log_q[:, -1] < log_q[:, :-1].amax(-1))
     for _ in range(300):
         logits = 3 * torch.randn(2, 3, dtype=torch.float64)
         more = torch.cat((logits, 9 * torch.randn(2, 4, dtype=torch.float64)), -1)

@@ -175,6 +175,7 @@ def test_pictures_and_types(search):
         for other in (picture, picture[0], picture.double() / 255, picture.numpy()):
             alone = infer_tiles(search, other, tile=30, margin=10, batch_size=1)
             assert alone.count == together.count
+            torch.testing.assert_close(alone.count_probs, together.count_probs)
             torch.testing.assert_close(alone.boxes, together.boxes)
             torch.testing.assert_close(alone.z_where, together.z_where)
     assert infer_pictures(search, []) == []

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from air.inference.elbo import elbo_terms
+from air.inference.elbo import Terms, elbo_terms
 from air.inference.refine import refine
 from air.models.touching import touching
 
@@ -31,9 +31,13 @@ def test_each_object_is_compared_with_all_before_it():
 
 def test_ink_is_a_share_of_its_object_s_peak_whatever_its_sign():
     """So that objects on a bright ground, or of little contrast, touch as others do."""
-    for first, second in ((0.1, 1.0), (-0.5, 0.02), (1.0, -0.3)):
+    for first, second in ((0.1, 1.0), (-0.5, 0.06), (1.0, -0.3)):
         assert touching(painted((4, 4, 6, first), (10, 4, 4, second))).tolist() == [[0, 1]]
-    assert touching(torch.zeros(2, 3, 1, 8, 8)).tolist() == [[0] * 3] * 2
+
+
+def test_a_blank_window_touches_nothing():
+    for first, second in ((1e-3, 1.0), (1.0, 1e-3), (0.0, 1.0), (0.0, 0.0)):
+        assert touching(painted((4, 4, 6, first), (10, 4, 4, second))).tolist() == [[0, 0]]
 
 
 def test_faint_halos_do_not_touch_and_what_is_between_counts_in_part():
@@ -58,6 +62,20 @@ def test_the_price_lowers_the_odds_of_a_count_and_no_gradient_sees_it(make_model
             terms.log_joint[:, n].sum().backward(retain_graph=True)
         assert all(torch.equal(one.grad, other.grad) for one, other in zip(free.parameters(), charged.parameters())
                    if one.grad is not None)
+
+
+def test_a_window_that_explains_something_is_not_skipped_because_it_costs_something():
+    log_likelihood, log_q = torch.tensor([[0.0, 5.0, 9.0]]), torch.tensor([[0.1, 0.1, 0.8]]).log()
+    for price, joint in ((None, [0, 5, 9]), (torch.tensor([[0.0, 20.0]]), [0, 5, -11])):
+        terms = Terms.of(log_likelihood, {"where": torch.zeros(1, 3)}, torch.zeros(3), log_q, price)
+        assert terms.log_joint.tolist() == [joint] and not terms.skipped.any()
+    assert Terms.of(-log_likelihood, {"where": torch.zeros(1, 3)}, torch.zeros(3), log_q).skipped.any()
+
+
+def test_each_particle_has_prices_of_its_own(make_model, images):
+    rollout = make_model(guide="search", touch_price=9.0).rollout(images, particles=3)
+    assert rollout.price.shape == (15, 3) and rollout.price.unique().numel() > 3
+    torch.testing.assert_close(rollout.price, 9 * touching(rollout.painted))
 
 
 def test_refine_counts_with_the_price(make_model, images):

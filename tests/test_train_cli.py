@@ -229,7 +229,7 @@ def test_resuming_a_finished_run_reports_it_and_changes_nothing(tmp_path, capsys
     assert capsys.readouterr().out.splitlines() == [*told, "the run was finished before: all its 2 steps have been "
                                                            "taken"]
     assert {path: path.read_bytes() for path in out.iterdir()} == before
-    for damaged in (b"[]", b'{"steps": 1}'):  # not what a run writes, or of fewer steps
+    for damaged in (b"{", b"[]", b'{"steps": 1}'):  # not what a run writes, or of fewer steps
         (out / "metrics.json").write_bytes(damaged)
         train.main(["--resume", str(out)])
         assert "step 2/2" in capsys.readouterr().out

@@ -6,7 +6,8 @@ every n = 0..N,
     elbo_n = log p(x | z_{1:n}) - Σ_{t<=n} KL_t + log p(n) - log q(n)
 
 A model whose prior depends on how objects lie to one another, p(n, z) ∝ p(n) Π_{t<=n} exp(-price_t) p(z_t), has
-log p(n) - Σ_{t<=n} price_t in place of log p(n): a constant, the log of the prior's normaliser, is left out.
+log p(n) - Σ_{t<=n} price_t in place of log p(n). The log of its normaliser is left out; as that is at most 0, elbo_n
+remains a bound from below.
 
 With log p(z_t) - log q(z_t) at the draw in place of -KL_t, this is a log importance weight log w(n), and K particles
 give the bound log 1/K Σ_k w_k(n_k).
@@ -36,21 +37,25 @@ class Terms(NamedTuple):
     kl: dict[str, Tensor]  # latent -> (B, N+1), Σ_{t<=n} KL_t or Σ_{t<=n} log q(z_t) - log p(z_t); (B, 1) for any n
     log_joint: Tensor  # (B, N+1), elbo_n + log q(n): log p(x | n, z_{1:n}) - Σ_{t<=n} KL_t + log p(n)
     log_w: Tensor  # (B, N+1), elbo_n without the gradient of -log q(n)
-    log_p: Tensor  # (N+1,), log p(n); (B, N+1), log p(n) - Σ_{t<=n} price_t
+    log_p: Tensor  # (N+1,), log p(n); with prices (B, N+1), log p(n) - Σ_{t<=n} price_t
     log_q: Tensor  # (B, N+1), log q(n)
     q: Tensor  # (B, N+1), q(n)
     skipped: Tensor  # (B, N) bool, which windows explain nothing although q(n) continues past them
     skips: Tensor  # (B, 1) bool, whether any window is skipped
 
     @classmethod
-    def of(cls, log_likelihood: Tensor, kl: dict[str, Tensor], log_p: Tensor, log_q: Tensor) -> "Terms":
-        """Compute the other fields from these.
+    def of(cls, log_likelihood: Tensor, kl: dict[str, Tensor], log_p: Tensor, log_q: Tensor,
+           price: Tensor | None = None) -> "Terms":
+        """Compute the other fields from these, log_p without prices.
 
-        Window t is skipped if it does not pay, log_joint_t < log_joint_{t-1}, and q(n > t) > 1/2.
+        Window t is skipped if it does not pay, log_joint_t < log_joint_{t-1} without prices, and q(n > t) > 1/2.
         """
         log_joint = log_likelihood + log_p - reduce(torch.add, kl.values())
         q = log_q.exp()
         pays_not = log_joint[:, 1:] < log_joint[:, :-1]
+        if price is not None:
+            prices = F.pad(price.cumsum(-1), (1, 0))
+            log_joint, log_p = log_joint - prices, log_p - prices
         skipped = pays_not & (q.detach().cumsum(-1)[:, 1:] < 0.5)
         return cls(log_likelihood, kl, log_joint, log_joint - log_q.detach(), log_p, log_q, q, skipped,
                    skipped.any(-1, keepdim=True))
@@ -97,10 +102,8 @@ def elbo_terms(model: CountingModel, rollout: Rollout, sampled: bool = False, ma
     contains = model.contains if masked else torch.ones_like(model.contains)
     up_to = (of_steps[:, None] * contains[..., None]).sum(2)  # (B, N+1, names), Σ_{t<=n} KL_t
     kl = {name: each[:, None] for name, each in kl.items()} | dict(zip(names, up_to.unbind(-1)))
-    log_p = model.count_prior.log_probs
-    if rollout.price is not None:
-        log_p = log_p - F.pad(rollout.price.cumsum(-1), (1, 0))
-    return Terms.of(rollout.log_likelihood, kl, log_p, log_count_probs(rollout.logits))
+    return Terms.of(rollout.log_likelihood, kl, model.count_prior.log_probs, log_count_probs(rollout.logits),
+                    rollout.price)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

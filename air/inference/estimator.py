@@ -12,7 +12,8 @@ the gradient of the counts' probabilities, Σ_k ∇q_k(n_k) / q_k(n_k) times a l
 
 Metrics are scalars, detached, in nats unless they are counts or shares:
 
-    elbo, log_likelihood, kl_pres, kl_where, kl_what   averaged over batch and particles; n summed out by q(n)
+    elbo, log_likelihood, kl_pres, kl_where, kl_what   averaged over batch and particles; n summed out by q(n).
+                            kl_pres is KL(q(n) || p(n)), and with it what objects cost (`Rollout.price`)
     mean_count, share_n     mean of the count under q(n), and q(n) itself, averaged over batch and particles
     skipped                 share of images in which a window is skipped (`Terms.skipped`)
     bound                   the importance-weighted bound, for K > 1
@@ -74,7 +75,8 @@ class Estimator(nn.Module):
     Exploration: a branch n that q(n) has abandoned gets no gradient and never recovers. While ε > 0, the likelihood and
     the KLs of branch n are weighted by (1-ε) q(n) + ε / (N+1) instead of q(n), so every branch keeps learning to
     explain the image. q(n) itself always follows the bound; with K > 1, the other particles' counts have these weights
-    there as well. With ε and `revive` both 0, the whole gradient is the bound's.
+    there as well. With ε and `revive` both 0, the whole gradient is the bound's, unless the model holds some back
+    (`Guide.teaches`, `Rollout.price`).
 
     Revival: a skipped window paints nothing, and the next window does its work. No gradient changes that, because in
     every branch but its own, whatever it painted would be painted twice. So in such images the branch that ends with

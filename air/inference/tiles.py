@@ -202,7 +202,8 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
         The objects in the enlarged cores, and q(n), (B, N+1).
     """
     attended = model.attend(images, at_mean=True, most=most)
-    # The steps of a batch end when all of its tiles have settled. A tile's own end there, whatever it is read with.
+    # The steps of a batch end when all of its tiles have settled. Each tile's own steps end where it has, so that it
+    # does not matter which tiles are read together.
     over = F.pad(settled(attended.logits)[:, :-1], (1, 0))
     logits = attended.logits.masked_fill(over, -math.inf)
     z_where, device = attended.z_where, images.device

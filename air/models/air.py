@@ -143,7 +143,7 @@ class AIR(LocatingModel):
 
     def prior(self, n: int, z_pres_prior_p: Callable[[int], float] | None = None
               ) -> tuple[tuple[list[Tensor], list[Tensor]], Tensor]:
-        """Draw n scenes.
+        """Draw n scenes from p(n) p(z), as if objects that touch cost nothing.
 
         Args:
             n: number of scenes.

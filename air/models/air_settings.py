@@ -74,8 +74,8 @@ class AIRSettings:
     count_prior: GeometricFactor | None = None
     """k of the count prior p(n) ∝ k^n (None: 1e-8)."""
     touch_price: NonNegative | None = None
-    """Nats that an object costs if it touches an earlier one (None: 0, or as many as 12 white pixels are worth where
-    sizes vary)."""
+    """Nats that an object costs if it touches an earlier one (None: 0; where sizes vary, what 12 white pixels of one
+    channel are worth)."""
     scale_prior_mean: Scale | None = None
     """Mean of the prior of s in z_where, the search guide's median (None: 1 / object_size, of a range its middle)."""
     scale_prior_sd: Scale | None = None

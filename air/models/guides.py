@@ -2,7 +2,7 @@
 
     recurrent   the paper's AIR: an LSTM that reads the image once
     difference  the paper's DAIR: the LSTM reads, at each step, what the objects so far leave unexplained
-    search      convolutions look for what stands out in what is left; a step has no memory (air/models/search.py)
+    search      convolutions look for what stands out in what is left (air/models/search.py)
 
 Source: Eslami et al. (2016), sections 2.2 and 3.2, for the first two.
 """

@@ -203,8 +203,9 @@ class SearchGuide(Constants, Guide):
 
     z_where is Normal in (log s, x, y of the centre), whatever the image's size.
 
-    The end of a long stroke, which the window of its object does not cover, looks like a small object. What tells them
-    apart is not in the residual: how large it is, and whether it goes on in what has been painted already.
+    The end of a long stroke, which the window of its object does not cover, looks like a small object. Two things tell
+    them apart that a glimpse of the residual does not show: how large it is, and whether it goes on in what has been
+    painted already.
     """
 
     reads_residual = True
@@ -268,7 +269,7 @@ class SearchGuide(Constants, Guide):
             levels: the images in each level of the pyramid, (B, C, P, Q).
         """
         found = self.pyramid(residual)
-        canvas = [image - left for image, left in zip(levels, found.levels)]
+        canvas = [(image - left).detach() for image, left in zip(levels, found.levels)]
         # Through the glimpses, heat learns what the corrections will do; without, it learns far more slowly.
         glimpses = self._read(found, canvas, residual.shape[-2:])
         size = (found.where[:, :1] - self.prior_loc[:1]) / self.where_scale[0]

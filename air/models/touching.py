@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEXT = 1  # pixels, between objects that touch
-# Where two objects meet, both have so much ink, as shares of their peaks: from here they touch, and there fully.
-FAINT, FULL = 0.3, 0.6
+# Where two objects meet, both have ink. They begin to touch where it is FAINT, as a share of their peaks, and touch
+# fully where it is FULL. A peak below BLANK, in intensities, counts as BLANK: what is hardly visible touches nothing.
+FAINT, FULL, BLANK = 0.3, 0.6, 0.05
 
 
 @torch.no_grad()
@@ -28,8 +29,7 @@ def touching(painted: Tensor) -> Tensor:
         (B, N), from 0 to 1; without gradient.
     """
     ink = painted.abs().amax(2)  # (B, N, H, W)
-    peak = ink.amax((-2, -1), keepdim=True)
-    ink = ink / peak.clamp(min=torch.finfo(ink.dtype).tiny)
+    ink = ink / ink.amax((-2, -1), keepdim=True).clamp(min=BLANK)
     near = F.max_pool2d(ink.cummax(1).values, 2 * NEXT + 1, 1, NEXT)  # to objects 1..t
     meets = torch.minimum(near[:, :-1], ink[:, 1:]).amax((-2, -1))
     return F.pad(((meets - FAINT) / (FULL - FAINT)).clamp(0, 1), (1, 0))
