@@ -36,7 +36,7 @@ from experiments.studies.trained import RUNS, run_folder, train_if_missing
 SIDE, CROP = 84, 48  # pixels, of test and of training images
 OBJECT_SIZE = 0.129  # of SIDE: patches of 14 x 14 pixels
 MAX_OVERLAP = 98  # square pixels
-STEPS = 4000
+STEPS = 2000
 # The run's own evaluation takes few scenes: it is not what the study reports.
 COMMON = (f"--dataset multi-mnist --guide search --estimator enumerate --steps {STEPS} --data.overlap limited "
           f"--data.max-overlap {MAX_OVERLAP} --data.size-jitter 0 --data.held-out-scenes 1000")

@@ -35,7 +35,7 @@ SIDE, CROP = 1024, 64  # pixels, of a mosaic and of a crop
 SIDES = 12, 24  # pixels, the longer side of a digit's ink
 TRAINING = (500,) * 4  # digits of the training mosaics, whose seeds are 0, 1, ...; the same of
 TEST = (460, 480, 500, 520, 540)  # the test mosaics
-STEPS = 4000
+STEPS = 2000
 ARGUMENTS = (f"--dataset npz --crop {CROP} --object-size {SIDES[0] / CROP:g} {SIDES[1] / CROP:g} --guide search "
              f"--estimator enumerate --steps {STEPS}")
 PICTURES = "mosaics.npz"
