@@ -119,7 +119,8 @@ def literal_search(search, left, canvas):
     before the prior's scale, (7,).
     """
     pyramid, channels, side = search.pyramid, *left.shape[:2]
-    levels = []  # both with 8 pixels for an object's side, (1, 2C, P, Q)
+    levels = []  # what it sees, with 8 pixels for an object's side
+    seen = torch.cat((left, canvas)) if search.canvas_glimpse else left
     for log_scale in pyramid.log_scales:
         pixels = round(side * 8 * math.exp(log_scale) / side)
         weights = torch.zeros(pixels, side, dtype=left.dtype)
@@ -128,7 +129,7 @@ def literal_search(search, left, canvas):
             for j in range(side):
                 weights[i, j] = max(0, 1 - abs(j + 0.5 - middle) / max(1, side / pixels))
             weights[i] /= weights[i].sum()
-        levels.append(torch.einsum("ij,kl,cjl->cik", weights, weights, torch.cat((left, canvas)))[None])
+        levels.append(torch.einsum("ij,kl,cjl->cik", weights, weights, seen)[None])
     middle_level, middle_log_scale = levels[len(levels) // 2][:, :channels], pyramid.log_scales[len(levels) // 2]
 
     def features(layer, image, **options):  # those of black are 0

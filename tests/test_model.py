@@ -15,6 +15,7 @@ from tests.literal import literal_elbo
 @pytest.mark.parametrize("options", [{}, {"channels": 3}, {"guide": "difference"},
                                      {"guide": "difference", "channels": 3, "embed_net": [5]},
                                      {"guide": "search", "channels": 3}, {"guide": "search", "scale_prior_sd": 1.0},
+                                     {"guide": "search", "canvas_glimpse": False},
                                      {"guide": "search", "scale_prior_sd": 1.0, "channels": 3, "touch_price": 70.0},
                                      {"background": True, "channels": 3, "touch_price": 7.0},
                                      {"background": True, "guide": "difference", "z_background_size": 2}])

@@ -13,10 +13,10 @@ from air.models.search import Level, SearchGuide, log_scales
 from air.models.spatial import from_centre, invert_z_where, sample
 
 
-def guide(log_scale=math.log(6), sd=0.03, x_size=96):
+def guide(log_scale=math.log(6), sd=0.03, x_size=96, canvas_glimpse=True):
     """A guide whose objects have about 16 of 96 pixels; a larger sd adds a wider look, with weights as if trained."""
     torch.manual_seed(0)
-    search = SearchGuide(1, x_size, (log_scale, 0, 0), (sd, 0.6, 0.6), "ReLU").double()
+    search = SearchGuide(1, x_size, (log_scale, 0, 0), (sd, 0.6, 0.6), "ReLU", canvas_glimpse).double()
     if len(search.pyramid.levels) > 1:
         assert not any(parameter.any() for parameter in search.pyramid.where.parameters())
         torch.nn.init.normal_(search.pyramid.where.weight)
@@ -114,16 +114,14 @@ def test_a_glimpse_is_read_in_the_level_of_the_object_s_size(level):
         pyramid.where.weight.zero_()
         pyramid.where.bias.copy_(torch.tensor([(log_s - math.log(6)) / pyramid.span, 0.5, 0]).double().atanh())
         found, plain = pyramid(image), guide().pyramid(image)
-        canvas = pyramid.shrunk(torch.rand_like(image))
-        glimpses = search._read(found, canvas, image.shape[-2:])
+        glimpse = search._read(found.levels, found.where, image.shape[-2:])
     assert len(found.levels) == 3 and found.where[0, 0].item() == pytest.approx(log_s)
     if level == 1:  # of the same reach as a guide that knows one size
         torch.testing.assert_close(found.where[0, 1:] - plain.where[0, 1:],
                                    torch.tensor([math.exp(-log_s) / 2, 0]).double(), atol=0.02, rtol=0)
     where = from_centre(found.where + torch.tensor([-math.log(1.8), 0, 0], dtype=torch.float64))
-    for glimpse, levels in zip(glimpses.split(1, 1), (found.levels, canvas)):
-        expected = sample(levels[level], where, search.glimpse.xy, (120 / 96, 80 / 96))[0]
-        torch.testing.assert_close(glimpse, expected, rtol=0, atol=0)
+    expected = sample(found.levels[level], where, search.glimpse.xy, (120 / 96, 80 / 96))[0]
+    torch.testing.assert_close(glimpse, expected, rtol=0, atol=0)
 
 
 def test_the_canvas_is_seen_near_what_was_found_and_nowhere_else():
@@ -132,6 +130,8 @@ def test_the_canvas_is_seen_near_what_was_found_and_nowhere_else():
     alone, near, far = (propose(search, residual, canvas) for canvas in (0, blobs((50, 50)), blobs((80, 12))))
     torch.testing.assert_close(far, alone)
     assert (near.logits - alone.logits).abs() > 1e-3 and (near.loc - alone.loc).abs().max() < 0.5
+    search = guide(canvas_glimpse=False)
+    torch.testing.assert_close(propose(search, residual, blobs((50, 50))), propose(search, residual), atol=0, rtol=0)
 
 
 def test_what_is_larger_is_told_from_the_same_picture_of_what_is_smaller():

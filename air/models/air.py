@@ -51,8 +51,8 @@ class AIR(LocatingModel):
                  baseline_scalar: float | None = None, scale_prior_mean: float = 3.0, scale_prior_sd: float = 0.1,
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, guide: GuideName = "recurrent",
-                 touch_price: float = 0.0, background: bool = False, z_background_size: int = 8,
-                 convolutional: bool = False, encoder: nn.Module | None = None,
+                 canvas_glimpse: bool = True, touch_price: float = 0.0, background: bool = False,
+                 z_background_size: int = 8, convolutional: bool = False, encoder: nn.Module | None = None,
                  decoder: nn.Module | None = None) -> None:
         """Build the networks.
 
@@ -82,6 +82,8 @@ class AIR(LocatingModel):
                 slower, but it counts better where training has not shown the count. "search": convolutions look for
                 what stands out in x - canvas_{t-1}, on images of any size, for any number of objects; rnn_hidden_size,
                 embed_net and predict_net have no effect on it.
+            canvas_glimpse: the search guide also sees what has been painted near what it finds: faster to learn and
+                better, but for crowds of touching objects that training does not show.
             touch_price: nats that an object costs if it touches an earlier one (air/models/touching.py).
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
@@ -107,7 +109,7 @@ class AIR(LocatingModel):
         where_loc, where_scale = where.T.tolist()
         self.place_where_prior(where_loc, where_scale)
         self.guide_net = make_guide(guide, channels, x_size, where_loc, where_scale, latents, rnn_hidden_size,
-                                    embed_net, predict_net, non_linearity)
+                                    embed_net, predict_net, non_linearity, canvas_glimpse)
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
         self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
         sizes = (channels, window_size, z_what_size)

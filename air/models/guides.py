@@ -92,17 +92,18 @@ class DifferenceGuide(Guide):
 
 def make_guide(name: GuideName, channels: int, x_size: int, where_loc: Sequence[float], where_scale: Sequence[float],
                latents: int, rnn_hidden_size: int, embed_net: Sequence[int] | None, predict_net: Sequence[int],
-               non_linearity: str) -> Guide:
+               non_linearity: str, canvas_glimpse: bool) -> Guide:
     """Build a guide by name.
 
     Args:
         name: of the guide.
         where_loc, where_scale: of the prior of z_where, in the numbers in which the guide has it Normal.
         latents: 3 + D + 1, the size of `previous_latents` together.
-        channels, x_size, rnn_hidden_size, embed_net, predict_net, non_linearity: as in AIR's constructor.
+        channels, x_size, rnn_hidden_size, embed_net, predict_net, non_linearity, canvas_glimpse: as in AIR's
+            constructor.
     """
     if name == "search":
-        return SearchGuide(channels, x_size, where_loc, where_scale, non_linearity)
+        return SearchGuide(channels, x_size, where_loc, where_scale, non_linearity, canvas_glimpse)
     rnn = RecurrentNet(channels * x_size**2, embed_net, latents, rnn_hidden_size, non_linearity)
     predict = Predict(rnn_hidden_size, predict_net, non_linearity)
     return RecurrentGuide(rnn, predict) if name == "recurrent" else DifferenceGuide(rnn, predict)

@@ -195,7 +195,7 @@ class Pyramid(nn.Module):
 class SearchState(NamedTuple):
     """What the steps share."""
 
-    levels: tuple[Tensor, ...]  # the images in each level, (B K, C, P, Q)
+    levels: tuple[Tensor, ...] | None  # the images in each level, (B K, C, P, Q); None where no step reads the canvas
 
 
 class SearchGuide(Constants, Guide):
@@ -205,7 +205,8 @@ class SearchGuide(Constants, Guide):
 
     The end of a long stroke, which the window of its object does not cover, looks like a small object. Two things tell
     them apart that a glimpse of the residual does not show: how large it is, and whether it goes on in what has been
-    painted already.
+    painted already. So a step also reads a glimpse of the canvas, unless `canvas_glimpse` is False: how often objects
+    and leftovers lie beside painted objects, it learns from the scenes of training, and in a crowd it is not the same.
     """
 
     reads_residual = True
@@ -220,7 +221,7 @@ class SearchGuide(Constants, Guide):
     spread: Tensor  # (3,), standard deviations in units of the prior's, for an object of s = 1
 
     def __init__(self, channels: int, x_size: int, where_loc: Sequence[float], where_scale: Sequence[float],
-                 non_linearity: str) -> None:
+                 non_linearity: str, canvas_glimpse: bool = True) -> None:
         """Build the networks.
 
         Args:
@@ -229,12 +230,14 @@ class SearchGuide(Constants, Guide):
             where_loc, where_scale: of the prior of (log s, x, y of the centre). Proposals are relative to it, and the
                 pyramid covers its scales.
             non_linearity: the name of a class in torch.nn.
+            canvas_glimpse: whether steps read a glimpse of the canvas.
         """
         super().__init__()
+        self.canvas_glimpse = canvas_glimpse
         self.x_size, self.where_loc, self.where_scale = x_size, tuple(where_loc), tuple(where_scale)
         self.pyramid = Pyramid(channels, x_size, log_scales(where_loc[0], where_scale[0]), non_linearity)
         self.glimpse = PixelGrid(GLIMPSE_SIZE)
-        self.mlp = MLP(2 * channels * GLIMPSE_SIZE**2 + 2, [128, 1 + 3 + 3], non_linearity)
+        self.mlp = MLP((1 + canvas_glimpse) * channels * GLIMPSE_SIZE**2 + 2, [128, 1 + 3 + 3], non_linearity)
         self.place_constants()
 
     def constants(self) -> dict[str, Tensor]:
@@ -246,6 +249,8 @@ class SearchGuide(Constants, Guide):
                 "correction": torch.tensor((0.5, 1, 1), dtype=torch.float64), "spread": spread / prior_scale}
 
     def start(self, images: Tensor, particles: int) -> SearchState:
+        if not self.canvas_glimpse:
+            return SearchState(None)
         return SearchState(tuple(fold(level, particles) for level in self.pyramid.shrunk(images)))
 
     def step(self, state: SearchState, residual: Tensor, previous_latents: Sequence[Tensor]
@@ -261,17 +266,19 @@ class SearchGuide(Constants, Guide):
     def size_unit(self, size: Tensor) -> Tensor:
         return torch.ones_like(size)
 
-    def forward(self, residual: Tensor, levels: Sequence[Tensor]) -> Proposal:
+    def forward(self, residual: Tensor, levels: Sequence[Tensor] | None) -> Proposal:
         """Propose an object.
 
         Args:
             residual: (B, C, H, W).
-            levels: the images in each level of the pyramid, (B, C, P, Q).
+            levels: as in the state.
         """
         found = self.pyramid(residual)
-        canvas = [(image - left).detach() for image, left in zip(levels, found.levels)]
+        shown = found.levels
+        if levels is not None:  # with the canvas
+            shown = tuple(torch.cat((left, (image - left).detach()), 1) for image, left in zip(levels, found.levels))
         # Through the glimpses, heat learns what the corrections will do; without, it learns far more slowly.
-        glimpses = self._read(found, canvas, residual.shape[-2:])
+        glimpses = self._read(shown, found.where, residual.shape[-2:])
         size = (found.where[:, :1] - self.prior_loc[:1]) / self.where_scale[0]
         outputs = self.mlp(torch.cat((glimpses.flatten(1), found.heat, size), -1)).to(residual.dtype)
         logit, loc, scale = outputs.split((1, 3, 3), -1)
@@ -279,22 +286,23 @@ class SearchGuide(Constants, Guide):
         return Proposal(logit, torch.addcmul(found.where - self.prior_loc, size * self.correction, loc),
                         F.softplus(scale) * (size * self.spread))
 
-    def _read(self, found: Found, canvas: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Glimpses of residual and canvas at what was found, each in the level of its size.
+    def _read(self, levels: Sequence[Tensor], found: Tensor, size: Sequence[int]) -> Tensor:
+        """Glimpses of what was found, each in the level of its size.
 
         There an object has about as many pixels as in the glimpse. In the image itself it may have many more, and
         would be read with gaps.
 
         Args:
-            canvas: in each level, (B, C, P, Q).
+            levels: what to read, in each level, (B, F, P, Q).
+            found: (B, 3), log s and centre.
             size: height and width of the images.
         Returns:
-            (B, 2C, g, g).
+            (B, F, g, g).
         """
-        where = from_centre(found.where + self.glimpse_where)
+        where = from_centre(found + self.glimpse_where)
         span = size[1] / self.x_size, size[0] / self.x_size
-        glimpses = [sample(torch.cat(both, 1), where, self.glimpse.xy, span)[0] for both in zip(found.levels, canvas)]
-        glimpse, log_s = glimpses[0], found.where[:, :1, None, None]
+        glimpses = [sample(level, where, self.glimpse.xy, span)[0] for level in levels]
+        glimpse, log_s = glimpses[0], found[:, :1, None, None]
         for below, above, finer in zip(self.pyramid.log_scales, self.pyramid.log_scales[1:], glimpses[1:]):
             glimpse = torch.where(log_s > (below + above) / 2, finer, glimpse)
         return glimpse
