@@ -66,7 +66,7 @@ def test_the_price_lowers_the_odds_of_a_count_and_no_gradient_sees_it(make_model
 
 def test_a_window_that_explains_something_is_not_skipped_because_it_costs_something():
     log_likelihood, log_q = torch.tensor([[0.0, 5.0, 9.0]]), torch.tensor([[0.1, 0.1, 0.8]]).log()
-    for price, joint in ((None, [0, 5, 9]), (torch.tensor([[0.0, 20.0]]), [0, 5, -11])):
+    for price, joint in ((None, [0, 5, 9]), (torch.tensor([[20.0, 0.0]]), [0, -15, -11])):
         terms = Terms.of(log_likelihood, {"where": torch.zeros(1, 3)}, torch.zeros(3), log_q, price)
         assert terms.log_joint.tolist() == [joint] and not terms.skipped.any()
     assert Terms.of(-log_likelihood, {"where": torch.zeros(1, 3)}, torch.zeros(3), log_q).skipped.any()
