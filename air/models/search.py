@@ -151,11 +151,9 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> Found:
         """Images (B, C, H, W) of any size -> what stands out most in each."""
-        levels = self.shrunk(images)
-        with full_precision(images):
-            middle = self.levels[self.middle]
-            assert isinstance(middle, Level)
-            place = middle.places_in(*images.shape[-2:])  # (places, 3)
+        levels, middle = self.shrunk(images), self.levels[self.middle]
+        assert isinstance(middle, Level)
+        place = middle.places_in(*images.shape[-2:])  # (places, 3)
         near = self.net(levels[self.middle])
         wider = None if self.wider is None else self.wider(near).to(images.dtype)
         with full_precision(images):
