@@ -203,8 +203,8 @@ class SearchGuide(Constants, Guide):
 
     The end of a long stroke, which the window of its object does not cover, looks like a small object. Two things tell
     them apart that a glimpse of the residual does not show: how large it is, and whether it goes on in what has been
-    painted already. So a step also reads a glimpse of the canvas, unless `canvas_glimpse` is False: how often objects
-    and leftovers lie beside painted objects, it learns from the scenes of training, and in a crowd it is not the same.
+    painted already. So a step also reads a glimpse of the canvas, unless `canvas_glimpse` is False. From it the guide
+    learns how often objects, and how often leftovers, lie beside painted objects; in a crowd these shares differ.
     """
 
     reads_residual = True
