@@ -27,6 +27,7 @@ from tqdm import tqdm
 from air.checkpoints import checkpoint_path, load_with_config
 from air.config import Config
 from air.data.custom import COUNTS_FILE
+from air.data.dataset import Generated
 from air.data.images import MAX_MEGAPIXELS, SUFFIXES, find_images
 from air.data.scenes import DataError
 from air.distributed import setup
@@ -150,7 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="infer from nine shifted copies: more accurate, nine times the work")
     parser.add_argument("--pixels-per-image", type=_pixels, metavar="P",
                         help=f"read images of any shape at the scale at which their longer side has P pixels, or, if P "
-                        f"is {NATIVE}, at their own; in tiles where they are large (default: as in training)")
+                        f"is {NATIVE}, at their own; in tiles where they are large (default: as in training: fitted "
+                        f"into squares by a run on whole images of one's own, else {NATIVE} where the guide is search)")
     parser.add_argument("--most", type=int, metavar="M",
                         help="count up to M objects in an image, or in a tile of a large one")
     parser.add_argument("--invert", action=argparse.BooleanOptionalAction, default=None,
@@ -245,8 +247,10 @@ def pixels_per_image(args: argparse.Namespace, model: CountingModel, config: Con
         fail("--pixels-per-image and --most are for models with --guide search and without a background: this one "
              f"reads {model.x_size} x {model.x_size} pixels and counts to {model.num_steps}")
     pixels: Pixels = args.pixels_per_image
-    if pixels is None and getattr(config.optim, "crop", None):  # trained on crops
+    if pixels is None and config.optim.crop:
         pixels = getattr(config.data, "pixels_per_image", None) or NATIVE
+    elif pixels is None and model.reads_any_size and isinstance(config.data, Generated) and not args.refine:
+        pixels = NATIVE  # generated scenes are not the user's, fitted into a square
     if args.refine and (pixels is not None or asked):
         fail("--refine reads images that are fitted into the size of training, and counts no further: leave it out")
     return pixels
@@ -257,9 +261,14 @@ def limit_of(model: CountingModel, pixels: Pixels, args: argparse.Namespace) -> 
     if pixels is not None:
         return Limit("as many objects in a tile as are counted at most", "raise --most")
     if model.reads_any_size and not args.refine:
-        return Limit(f"at least {args.most or model.num_steps} objects, the most that were counted", "raise --most")
-    return Limit(f"at least {model.num_steps} objects, the most that this model can count",
+        return Limit(f"at least {_objects(args.most or model.num_steps)}, the most that were counted",
+                     "raise --most, or, if they are smaller here than in training, set --pixels-per-image")
+    return Limit(f"at least {_objects(model.num_steps)}, the most that this model can count",
                  "train one with a larger --model.num-steps")
+
+
+def _objects(number: int) -> str:
+    return f"{number} object{'s' if number > 1 else ''}"
 
 
 def fail(message: object) -> NoReturn:

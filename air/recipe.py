@@ -12,7 +12,7 @@ import torch
 
 from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings, SceneSettings
 from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset, Scenes, Table
-from air.data.custom import CustomImages
+from air.data.custom import CustomImages, Folder
 from air.data.dataset import Generated
 from air.data.labels import largest_followed
 from air.data.scenes import MIN_SIDE
@@ -147,9 +147,12 @@ def _check_crop(config: Config) -> None:
         raise SettingsError("--crop: 3D scenes cannot be cropped")
     if crop < MIN_SIDE:
         raise SettingsError(f"--crop {crop} is too small: a crop has at least {MIN_SIDE} x {MIN_SIDE} pixels")
-    if guide_of(config) != "search" or model.background:
+    if model.guide not in (None, "search") or model.background:
         raise SettingsError("--crop needs --guide search, without --model.background: no other model reads whole "
                             "pictures once it is trained on crops")
+    if isinstance(data, Folder) and data.image_size != IMAGE_SIZE:
+        raise SettingsError("--data.image-size is the side of the squares that whole pictures are fitted into: leave "
+                            "it out with --crop; --data.pixels-per-image scales pictures to be cropped")
     if config.optim.shift:
         raise SettingsError("--crop and --optim.shift do not go together: crops are at random places already")
     if getattr(data, "unseen_counts", ()):
@@ -179,7 +182,11 @@ def _check_side(config: Config, image_side: int | None) -> None:
     if config.optim.shift >= side:
         raise SettingsError(f"--optim.shift {config.optim.shift} moves all of an image away: it must be less than "
                             f"{side}, the image's side")
-    low = sizes_of(config, image_side or side)[0]
+    sizes = sizes_of(config, image_side or side)
+    low = sizes[0]
+    if sizes[-1] > 1:
+        raise SettingsError(f"--crop {side}: the objects have up to {sizes[-1] * side:.0f} pixels, and a crop must be "
+                            "larger than they are")
     if low * side < 1:
         told = getattr(config.model, "object_size")
         flag, whole = ("--object-size", side) if told else ("--data.object-size", image_side or side)
@@ -218,8 +225,11 @@ def guide_of(config: Config) -> GuideName:
     if sizes[0] == sizes[-1]:
         return given or ("search" if searches else "recurrent")
     if given not in (None, "search"):
-        raise SettingsError(f"objects of {sizes[0]:g} to {sizes[-1]:g} of the image's side are found by --guide search "
-                            f"only: use it, or tell the {given} guide one --object-size")
+        told = config.model.object_size
+        unknown = told == "auto" or told is None and isinstance(config.data, CustomImages)
+        several = "unknown size" if unknown else f"{sizes[0]:g} to {sizes[-1]:g} of the image's side"
+        raise SettingsError(f"objects of {several} are found by --guide search only: use it, or tell the {given} guide "
+                            "one --object-size")
     return "search"
 
 

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 
 from air.config import default_config, with_settings
 from air.data import Dataset
 from air.data.ground import Ground, Grounds
+from air.models.search import PRIOR_SDS
+from air.models.settings import middle
 from air.training.advice import after_training, before_training
 
 BLACK, WHITE = Ground(0, 0.01, 0, 0.8), Ground(0.97, 0.02, 0.8, 0.01)
@@ -63,6 +67,16 @@ class TestAfterTraining:
         (sentence,) = after_training(config, metrics([3, 30], offset), [])
         assert ("windows cover two objects" in sentence) == (offset < 0)
         assert said in sentence and ("above 0.333" if offset < 0 else "below 0.333") in sentence
+
+    @pytest.mark.parametrize("size, said", [(0.43, "reaches above 0.4"), (0.095, "reaches below 0.1"), (0.38, None),
+                                            (0.105, None)])
+    def test_objects_out_of_a_range(self, config, size, said):
+        """All of one size, each in a window that is larger by as much as the recipe says."""
         several = with_settings(config, {"model.object_size": (0.1, 0.4)})
-        (sentence,) = after_training(several, metrics([3, 30], offset), [])
-        assert f"an --object-size that reaches {'above 0.4' if offset < 0 else 'below 0.1'}" in sentence
+        sd = math.log(4) / (2 * PRIOR_SDS)
+        found = after_training(several, metrics([3, 30], math.log(middle((0.1, 0.4)) / size) / sd), [])
+        assert (said in found[0]) if said else not found
+
+    def test_crops_have_no_background_to_model(self, config):
+        (said,) = after_training(with_settings(config, {"optim.crop": 32}), metrics([0, 30]), [])
+        assert "a ground that is not black" in said and "--model.background" not in said

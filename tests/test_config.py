@@ -87,6 +87,10 @@ def said(capsys, arguments):
     (["--data.noise", "-1"], "noise: input should be greater than or equal to 0, got -1.0"),
     (["--data.object-size", "1.5"], "--data.object-size: input should be one share of the image's side, or the lowest "
                                     "and the highest, each above 0 and at most 1, got (1.5,)"),
+    (["--object-size", "0.5", "0.1"], "--model.object-size: input should be one share of the image's side, or the "
+                                      "lowest and the highest, each above 0 and at most 1, got (0.5, 0.1)"),
+    (["--object-size", "big"],
+     "Error parsing --object-size/--model.object-size: expected [FLOAT [FLOAT ...]] or auto, got ['big']"),
     (["--data.counts", "-1"], "counts.0: input should be greater than or equal to 0, got -1"),
     (["--data.image-size", "7"], "--data.image-size: input should be greater than or equal to 8, got 7"),
     (["--estimator.exploration", "2"], "exploration: input should be less than or equal to 1, got 2.0"),

@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 import train
 from air import load, predict
 from air.checkpoints import FILE_NAME, load_checkpoint, save_checkpoint
+from air.config import default_config, with_settings
 from air.data.images import read_files, square
 from air.evaluation.records import Record, overlay, to_image_pixels
 from air.inference.refine import refine
@@ -269,21 +269,21 @@ def test_pictures_of_any_shape_are_read_in_tiles(search, tmp_path, asked, scales
         assert [int(row["count"]) for row in csv.DictReader(file)] == [record["count"] for record in records]
 
 
-def test_models_of_crops_read_pictures_at_the_scale_of_training(search, monkeypatch, tmp_path):
-    """Native, or that of data.pixels_per_image, unless another is asked for."""
+@pytest.mark.parametrize("name, changes, flags, expected", [
+    ("folder", {}, [], None), ("folder", {}, ["--pixels-per-image", "70"], 70),
+    ("folder", {"optim.crop": 32}, [], "native"), ("npz", {"optim.crop": 32}, [], "native"),
+    ("folder", {"optim.crop": 32, "data.pixels_per_image": 80}, [], 80),
+    ("folder", {"optim.crop": 32, "data.pixels_per_image": 80}, ["--pixels-per-image", "native"], "native"),
+    ("sprites", {}, [], "native"), ("sprites", {}, ["--refine"], None), ("sprites", {"optim.crop": 32}, [], "native")])
+def test_pictures_are_read_at_the_scale_of_training(search, monkeypatch, name, changes, flags, expected):
+    """As the run's own images are; at their own scale by runs on generated scenes; unless another is asked for."""
     out, folder = search
     asked = []
     monkeypatch.setattr(predict, "infer_files", lambda *given: asked.append(given[-2:]) or iter(()))
-    for crop, trained, flags, expected in ((None, None, [], None), (0, None, [], None), (32, None, [], "native"),
-                                           (32, 80, [], 80), (32, 80, ["--pixels-per-image", "native"], "native"),
-                                           (0, None, ["--pixels-per-image", "70"], 70)):
-        model, _ = predict.load_with_config(out)
-        config = SimpleNamespace(optim=SimpleNamespace(crop=crop), data=SimpleNamespace(pixels_per_image=trained))
-        monkeypatch.setattr(predict, "load_with_config", lambda path: (model, config))
-        predict.main([str(out), str(folder), "--device", "cpu", "--most", "9", *flags])
-        assert asked.pop() == (expected, 9)
-        monkeypatch.undo()
-        monkeypatch.setattr(predict, "infer_files", lambda *given: asked.append(given[-2:]) or iter(()))
+    model, config = load(out), with_settings(default_config(name, "enumerate"), changes)
+    monkeypatch.setattr(predict, "load_with_config", lambda path: (model, config))
+    predict.main([str(out), str(folder), "--device", "cpu", *flags])
+    assert asked == [(expected, None)]
 
 
 def test_a_larger_limit_of_counts(search, tmp_path, capsys):
@@ -300,7 +300,8 @@ def test_a_larger_limit_of_counts(search, tmp_path, capsys):
     predict.main([str(out), str(file), "--most", "1", "--device", "cpu"])
     said = capsys.readouterr()
     assert said.out.startswith(f"{file}: at least 1 (")
-    assert said.err == "air.predict: 1 image has at least 1 objects, the most that were counted: raise --most\n"
+    assert said.err == ("air.predict: 1 image has at least 1 object, the most that were counted: raise --most, or, "
+                        "if they are smaller here than in training, set --pixels-per-image\n")
     predict.main([str(out), str(file), "--most", "1", "--pixels-per-image", "native", "--device", "cpu"])
     said = capsys.readouterr()
     assert said.out.startswith(f"{file}: at least ")

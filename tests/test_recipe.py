@@ -92,10 +92,14 @@ def test_sizes_of_one_s_own_images_are_not_asked_for(chosen, scenes):
     assert chosen(told, dataset="multi-mnist").model.object_size == (0.3,)
 
 
-def test_the_guides_with_an_lstm_need_one_size(chosen):
+def test_the_guides_with_an_lstm_need_one_size(chosen, scenes):
     with pytest.raises(SettingsError, match="objects of 0.2 to 0.4 of the image's side are found by --guide search "
                                             "only: use it, or tell the recurrent guide one --object-size"):
         chosen({"data.object_size": (0.2, 0.4), "model.guide": "recurrent"}, dataset="multi-mnist")
+    large = replace(scenes, images=torch.zeros(40, 1, 90, 90, dtype=torch.uint8))
+    for dataset, told in (("folder", {}), ("multi-mnist", {"model.object_size": "auto"})):
+        with pytest.raises(SettingsError, match=r"^objects of unknown size are found by --guide search only: "):
+            chosen({**told, "model.guide": "recurrent"}, dataset=dataset, train=large)
     assert chosen({"data.object_size": (0.2, 0.4)}, dataset="multi-mnist").model.guide == "search"
 
 
@@ -202,7 +206,9 @@ def test_what_crops_hold_follows_from_the_counts_of_whole_pictures(chosen, scene
     ("npz", {"model.object_size": 0.1}, "--object-size 0.1 of 8 pixels is less than one pixel"),
     ("multi-mnist", {"data.unseen_counts": (3,)}, "leave out --data.unseen-counts"),
     ("scenes-table", {"model.guide": "search"}, "3D scenes cannot be cropped"),
-    ("folder", {"optim.crop": 0, "data.pixels_per_image": 100}, "--data.pixels-per-image .*: add --crop")])
+    ("folder", {"optim.crop": 0, "data.pixels_per_image": 100}, "--data.pixels-per-image .*: add --crop"),
+    ("folder", {"data.image_size": 60}, "--data.image-size .*: leave it out with --crop"),
+    ("multi-mnist", {"data.object_size": (0.1, 0.2)}, "--crop 8: the objects have up to 10 pixels")])
 def test_what_does_not_go_with_crops_is_refused_before_the_data_are_loaded(dataset, changes, words):
     with pytest.raises(SettingsError, match=words):
         check(with_settings(default_config(dataset), CROP | changes))

@@ -243,7 +243,7 @@ def test_who_cannot_count_further_says_so(make_model, images):
     for model in (make_model(), make_model(guide="search", background=True)):
         with pytest.raises(ValueError, match="only guide='search' without a background counts further than num_steps"):
             model.infer(images, most=9)
-    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="most must be a whole number of at least 1, got 0"):
         make_model(guide="search").infer(images, most=0)
 
 

@@ -192,7 +192,9 @@ def test_a_tile_at_its_limit_is_said():
 def test_what_cannot_be_read_is_refused(search, make_model):
     picture = torch.zeros(1, 30, 30)
     for keywords, words in (({"tile": 10, "margin": 10}, "larger than the margin"), ({"margin": -1}, "larger than"),
-                            ({"most": 0}, "at least 1, got 0"), ({"batch_size": 0}, "at least 1")):
+                            ({"most": 0}, "most must be a whole number of at least 1, got 0"),
+                            ({"most": 2.5}, "got 2.5"), ({"most": True}, "got True"),
+                            ({"batch_size": 0}, "batch_size must be a whole number of at least 1")):
         with pytest.raises(ValueError, match=words):
             infer_tiles(search, picture, **keywords)
     for wrong in (torch.zeros(3, 30, 30), torch.zeros(1, 0, 30), torch.zeros(30), torch.zeros(1, 1, 30, 30)):

@@ -48,6 +48,7 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         iw_particles: K of the importance-weighted bound; 0 omits the bound.
         refined: also count with `refine`, which takes nine times as long as `infer`; AIR only.
         seed: of the latents' draws.
+        most: the largest count, see `AIR.infer`; None: as in training.
     Returns:
         Metrics by name, as numbers, lists of numbers and dictionaries of either.
 
@@ -56,7 +57,8 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         mean_count: average of the count under q(n).
         counted: number of scenes with each MAP count n = 0..N.
         squared_error: of the canvas after n = 0..N objects at their mean latents, averaged over pixels.
-        scale_offset: AIR only: (s - prior mean) / prior sd, averaged over the counted objects; 0 if there are none.
+        scale_offset: AIR only: (s - prior mean) / prior sd, with log s for s where the guide is search, averaged over
+            the counted objects; 0 if there are none.
             If it is far below 0, the windows need to be larger than the prior says; far above 0, smaller.
         size_histogram: number of counted objects whose box has a longer side of 0, 1, 2, ... pixels, rounded; the
             last bin is the image's side and more.

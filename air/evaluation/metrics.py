@@ -137,7 +137,7 @@ class SquaredError(Accumulator[Batch]):
 
 
 class ScaleOffset(Accumulator[Batch]):
-    """scale_offset of the counted objects: (s - prior mean) / prior sd. Only AIR has this prior."""
+    """scale_offset of the counted objects, as `evaluate` says. Only AIR has this prior."""
 
     def update(self, batch: Batch) -> None:
         assert isinstance(batch.model, AIR)

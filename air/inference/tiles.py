@@ -33,6 +33,7 @@ from torchvision.ops import box_area
 from air.models.air import AIR
 from air.models.base import BOX_THRESHOLD
 from air.models.distributions import log_at_least, log_count_probs, settled
+from air.models.settings import check_positive
 from air.models.spatial import invert_z_where, painted_boxes
 
 LARGEST_SDS = 2  # the largest object is that of so many standard deviations of the scale prior
@@ -125,8 +126,8 @@ def infer_pictures(model: AIR, pictures: Sequence[Tensor | NDArray[Any]], most: 
     tile = model.x_size + 2 * margin if tile is None else tile
     if not 0 <= margin < tile:
         raise ValueError(f"tiles must be larger than the margin by which they overlap: got {tile} and {margin} pixels")
-    if min(1 if most is None else most, batch_size) < 1:
-        raise ValueError(f"most and batch_size must be at least 1, got {most} and {batch_size}")
+    for name, number in (("batch_size", batch_size), *([] if most is None else [("most", most)])):
+        check_positive(name, number)
     read = [_checked(model, picture) for picture in pictures]
     tiles = [Tile(number, columns, rows) for number, picture in enumerate(read)
              for rows in spans(picture.shape[1], tile, margin) for columns in spans(picture.shape[2], tile, margin)]

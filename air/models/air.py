@@ -29,7 +29,7 @@ from air.models.guide import Attended, Step
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
 from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
-from air.models.settings import checked_by
+from air.models.settings import check_positive, checked_by
 from air.models.spatial import SpatialTransformer
 from air.models.touching import touching
 from air.models.where_prior import LocatingModel
@@ -83,7 +83,7 @@ class AIR(LocatingModel):
                 what stands out in x - canvas_{t-1}, on images of any size, for any number of objects; rnn_hidden_size,
                 embed_net and predict_net have no effect on it.
             canvas_glimpse: the search guide also sees what has been painted near what it finds: faster to learn and
-                better, but for crowds of touching objects that training does not show.
+                better, except where images hold more touching objects than training shows.
             touch_price: nats that an object costs if it touches an earlier one (air/models/touching.py).
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
@@ -324,8 +324,8 @@ class AIR(LocatingModel):
         if most is not None and not self.reads_any_size:
             raise ValueError(f"most={most}: only guide='search' without a background counts further than num_steps, "
                              f"{self.num_steps}")
-        if most is not None and most < 1:
-            raise ValueError(f"most must be at least 1, got {most}")
+        if most is not None:
+            check_positive("most", most)
         images = self.as_images(images, intensities=True)
         background = torch.zeros_like(images)
         if self.background:

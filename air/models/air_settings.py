@@ -32,8 +32,8 @@ class AIRSettings:
     that reads the residual (DAIR); search: convolutions over the residual, for objects of any size and number (None:
     search for one's own images, crops and objects of several sizes, else recurrent)."""
     canvas_glimpse: bool = True
-    """The search guide also sees what has been painted near what it finds: better, but for crowds of touching objects
-    that training does not show."""
+    """The search guide also sees what has been painted near what it finds: better, except where images hold more
+    touching objects than training shows."""
     object_size: Annotated[ObjectSize | Literal["auto"] | None, short("--object-size")] = None
     """Sides of objects as shares of the image's: one share, LOW HIGH, or auto, from a tenth to half. Ranges and auto
     need the search guide (None: the size with which the data set is made; auto for one's own images)."""

@@ -198,8 +198,9 @@ class CountingModel(Constants):
         if self.reads_any_size and images.ndim >= 3 and min(images.shape[-2:]) > 0:
             shape = (self.channels, *images.shape[-2:])
         if images.shape[1:] != (shape[1:] if flat else shape):
-            raise ValueError(f"expected images of shape (B, {', '.join(map(str, shape))})"
-                             f"{f' or (B, {self.x_size}, {self.x_size})' if self.channels == 1 else ''}, "
+            height, width = ("H", "W") if self.reads_any_size else (self.x_size, self.x_size)
+            raise ValueError(f"expected images of shape (B, {self.channels}, {height}, {width})"
+                             f"{f' or (B, {height}, {width})' if self.channels == 1 else ''}, "
                              f"got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected images of uint8 or floats, got {images.dtype}")

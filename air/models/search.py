@@ -1,8 +1,8 @@
 """The search guide: find what stands out most in the residual, at any place and of any size, and look at it closely.
 
-    heat of every place of the residual                                  ->  the hottest place
-    where sizes vary by more than two: a wider look around it            ->  the object's size and centre
-    glimpses there of the residual, and of what has been painted         ->  z_pres, and corrections of size and centre
+    heat of every place of the residual                           ->  the hottest place
+    where sizes vary (LEVEL_RANGE): a wider look around it        ->  the object's size and centre
+    glimpses there of the residual, and of what has been painted  ->  z_pres, and corrections of size and centre
 
 A step sees the residual, and near what it has found also the canvas, and treats all places alike. So what it learns
 from few objects on small images carries over to many objects on large ones.

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
+from numbers import Integral
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import tyro
@@ -31,6 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 SHOWN = 120  # characters of a value that a message repeats
 LONGEST = 4096  # characters of a string, those of a path
+MEMBER = re.compile(r"(function-\w+|literal|tuple)\[.*\]")  # what pydantic adds to a path: which member of a union
 
 
 class SettingsError(ValueError):
@@ -222,6 +224,18 @@ def check_memory(what: str, needed: float, limit: int, advice: str) -> None:
                             f"{advice}")
 
 
+def check_positive(name: str, number: Any) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Args:
+        name: of the argument.
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(number)}")
+
+
 def sentence(error: ValidationError, name: str = "") -> str:
     """The first error in one sentence, such as "lr: input should be greater than 0, got -1.0".
 
@@ -229,7 +243,8 @@ def sentence(error: ValidationError, name: str = "") -> str:
         name: of the setting, where only its value was checked.
     """
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in ((name,) if name else ()) + first["loc"])
+    parts = [str(part) for part in ((name,) if name else ()) + first["loc"]]
+    path = ".".join(part for part in parts if not MEMBER.fullmatch(part))
     message = first["msg"][:1].lower() + first["msg"][1:]
     message = re.sub(r"0\.0{6,}\d+", lambda small: f"{float(small[0]):g}", message)
     return f"{shortened(path)}: {message}, got {shown(first['input'])}" if path else shortened(message)

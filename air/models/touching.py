@@ -2,8 +2,8 @@
 
     p(n, z) ∝ p(n) Π_{t<=n} exp(-price · touch_t) p(z_t),   touch_t in [0, 1]
 
-Where sizes vary, the end of a large object's stroke may have as much to explain as a small object. Only that it goes on
-in another object tells it apart.
+Where sizes vary, the end of a large object's stroke may have as much to explain as a small object. What tells them
+apart is that the stroke goes on in another object.
 
 The price decides about counts and nothing else: it has no gradient with respect to the objects, which would rather
 shrink or fade than share an object between them.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEXT = 1  # pixels, between objects that touch
+NEXT = 1  # pixels: objects touch where ink of one is next to ink of another
 # Where two objects meet, both have ink. They begin to touch where it is FAINT, as a share of their peaks, and touch
 # fully where it is FULL. A peak below BLANK, in intensities, counts as BLANK: what is hardly visible touches nothing.
 FAINT, FULL, BLANK = 0.3, 0.6, 0.05

@@ -6,10 +6,13 @@ from typing import Any
 from air.config import AIRSettings, Config
 from air.data import Dataset
 from air.data.custom import CustomImages
+from air.models.search import PRIOR_SDS
 from air.models.settings import middle
 from air.recipe import sizes_of
 
-SCALE_OFFSET = 2.5  # in sds of the scale prior: beyond it the prior is wrong; right ones are found within 1.5
+# How far from the scale prior's mean, in its sds, the objects found may be on average. One size: right ones are found
+# within 1.5. Several: the sizes that were told lie within PRIOR_SDS.
+SCALE_OFFSET = 2.5
 ENOUGH = 10  # held-out images, below which equal counts may be chance
 
 
@@ -46,14 +49,17 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
     enough = isinstance(config.data, CustomImages) and metrics["held_out_scenes"] >= ENOUGH
     if len(counted) == 1 and enough and known != set(counted):
         (count,) = counted
+        ground = "a ground that is not black" if config.optim.crop else "a ground without --model.background"
         causes = "; ".join(earlier) or ("the usual causes are --object-size, dark objects without --data.invert, "
-                                        "a ground without --model.background, and too few steps")
+                                        f"{ground}, and too few steps")
         return [f"all {metrics['held_out_scenes']} held-out images were counted as {count}: {causes}"]
-    offset = metrics.get("scale_offset", 0)
-    if earlier or abs(offset) <= SCALE_OFFSET or not isinstance(config.model, AIRSettings):
+    if earlier or not isinstance(config.model, AIRSettings):
+        return []
+    sizes, offset = sizes_of(config, config.model.x_size or 1), metrics.get("scale_offset", 0)
+    if abs(offset) <= (PRIOR_SDS if sizes[0] < sizes[-1] else SCALE_OFFSET):
         return []
     larger, above, below = ("larger", "above", "below") if offset < 0 else ("smaller", "below", "above")
-    if len(sizes := sizes_of(config, config.model.x_size or 1)) > 1:
+    if len(sizes) > 1:
         advice = f"an --object-size that reaches {above} {sizes[1 if offset < 0 else 0]:.3g}"
     else:
         advice = f"an --object-size {above} {sizes[0]:.3g}"

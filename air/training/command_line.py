@@ -99,6 +99,9 @@ def one_sentence(box: str) -> str:
     # From "Error parsing config.optim: batch_size: ..." to the flag.
     message = re.sub(r"^Error parsing config\.(\w+): (\w+)",
                      lambda found: f"--{found[1]}.{found[2].replace('_', '-')}", message)
+    # tyro says of a union only that no member fits.
+    message = re.sub(r"no type matching (\S.*) could be instantiated from ", lambda found: "expected " + " or ".join(
+        kind.strip("{}") for kind in found[1].split("|") if kind != "{None}") + ", got ", message)
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
     message = shortened(message, LONGEST_MESSAGE)
     return message + (f"; did you mean {meant[1]}?" if meant else "")
