@@ -274,7 +274,7 @@ class SearchGuide(Constants, Guide):
         found = self.pyramid(residual)
         shown = found.levels
         if levels is not None:  # with the canvas
-            shown = tuple(torch.cat((left, (image - left).detach()), 1) for image, left in zip(levels, found.levels))
+            shown = tuple(torch.cat((left, image - left), 1) for image, left in zip(levels, found.levels))
         # Through the glimpses, heat learns what the corrections will do; without, it learns far more slowly.
         glimpses = self._read(shown, found.where, residual.shape[-2:])
         size = (found.where[:, :1] - self.prior_loc[:1]) / self.where_scale[0]
