@@ -189,6 +189,17 @@ def test_a_tile_at_its_limit_is_said():
     assert set(finder.limits) == {math.ceil(2 * 40 * spans(120, 52, 10)[0].side / SIDE**2)}
 
 
+def test_tiles_overlap_by_more_than_the_largest_object(monkeypatch):
+    """By default: two standard deviations of the scale prior above the usual one."""
+    asked = []
+    monkeypatch.setattr("air.inference.tiles.spans", lambda *given: asked.append(given) or spans(*given))
+    finder = DotFinder()
+    finder.z_where_prior_scale = torch.tensor([math.log(1.99) / 2, 1, 1], dtype=torch.float64)  # just below 2 SIDE
+    infer_tiles(finder, dots(100, 300, 10)[0])
+    margin = 2 * SIDE * 5 // 4
+    assert asked[0] == (100, UNIT + 2 * margin, margin) and asked[1] == (300, UNIT + 2 * margin, margin)
+
+
 def test_what_cannot_be_read_is_refused(search, make_model):
     picture = torch.zeros(1, 30, 30)
     for keywords, words in (({"tile": 10, "margin": 10}, "larger than the margin"), ({"margin": -1}, "larger than"),
