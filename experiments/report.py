@@ -32,7 +32,8 @@ from experiments.tables import (
 )
 
 README, DOCS, RESULTS_PAGE = ROOT / "README.md", ROOT / "docs", Path(__file__).parent / "RESULTS.md"
-README_ROWS = ("strict-enumerate", "sprites-enumerate", "loose-enumerate", "five-digits", "noise")
+README_ROWS = ("strict-enumerate", "search-strict", "sprites-enumerate", "loose-enumerate", "five-digits",
+               "search-five-digits", "noise")
 # Groups with a table of their own in docs/: the page and the metrics, each as mean and worst.
 SUMMARIES = {"unseen-counts": ("experiments.md", (MAP, "box_iou", *list(UNSEEN_COLUMNS)[:3])),
              "any-size": ("experiments.md", (MAP, "count_error", "box_iou", "box_ap50", *WRONG)),
