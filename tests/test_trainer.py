@@ -303,7 +303,7 @@ def test_scenes_with_unseen_counts_are_counted_at_the_end(make_config, dataset, 
     assert metrics["unseen"]["count_accuracy_map"] == unseen[2][2] / len(two)
 
 
-@pytest.mark.parametrize("guide, steps", [("search", 500), pytest.param("recurrent", 750, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("guide, steps", [("search", 250), pytest.param("recurrent", 750, marks=pytest.mark.slow)])
 def test_it_learns_to_count_real_digits(mnist_root, tmp_path, guide, steps):
     """In few steps, though not so few that it fails on processors whose sums round otherwise.
 
