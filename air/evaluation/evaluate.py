@@ -58,8 +58,8 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         counted: number of scenes with each MAP count n = 0..N.
         squared_error: of the canvas after n = 0..N objects at their mean latents, averaged over pixels.
         scale_offset: AIR only: (s - prior mean) / prior sd, with log s for s where the guide is search, averaged over
-            the counted objects; 0 if there are none.
-            If it is far below 0, the windows need to be larger than the prior says; far above 0, smaller.
+            the counted objects; 0 if there are none. If it is far below 0, the windows need to be larger than the prior
+            says; far above 0, smaller.
         size_histogram: number of counted objects whose box has a longer side of 0, 1, 2, ... pixels, rounded; the
             last bin is the image's side and more.
         sizes: the quantiles "5%", "25%", "50%", "75%" and "95%" of these sides in pixels; absent if no object was
