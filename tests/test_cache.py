@@ -1,10 +1,11 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from air.data import Sprites, cache
+from air.data import Sprites, Tetrominoes, cache
 from air.data.table import Table
 
 SHAPE = (40, 1, 12)  # of the toy scenes: how many, channels and side
@@ -95,13 +96,26 @@ def test_nothing_is_unpacked_that_was_not_expected(scenes, folder, monkeypatch):
             cache.cached("toy", {}, lambda: scenes, SHAPE)
 
 
-@pytest.mark.parametrize("settings", [Sprites(counts=(0,)), Sprites(), Table()])
+def test_masks_that_number_more_objects_than_there_are_are_damaged(scenes, folder):
+    with_masks = replace(scenes, masks=(scenes.images[:, 0] > 0).to(torch.uint8))
+    cache.cached("toy", {}, lambda: with_masks, SHAPE, ("masks",))
+    (file,) = folder.iterdir()
+    for wrong in (with_masks.masks * 9, with_masks.masks.long(), with_masks.masks[:, :5]):
+        np.savez(file, **{**{name: each.numpy() for name, each in scenes.arrays().items()}, "masks": wrong.numpy()})
+        with pytest.warns(UserWarning, match="damaged"):
+            again = cache.cached("toy", {}, lambda: with_masks, SHAPE, ("masks",))
+        assert torch.equal(again.masks, with_masks.masks)
+    assert torch.equal(cache.cached("toy", {}, never, SHAPE, ("masks",)).masks, with_masks.masks)
+
+
+@pytest.mark.parametrize("settings", [Sprites(counts=(0,)), Sprites(), Table(), Sprites(overlap="over"), Tetrominoes()])
 def test_what_the_data_sets_write_is_what_they_read(settings, monkeypatch):
     built = settings.generate(True, 3, settings.counts)
     monkeypatch.setattr("air.data.cache.atomic_write", never)
     again = settings.generate(True, 3, settings.counts)
     assert_same(again, built)
-    assert (again.poses is None) == (built.poses is None)
+    assert again.arrays().keys() == built.arrays().keys()
+    assert all(torch.equal(value, built.arrays()[name]) for name, value in again.arrays().items())
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(scenes, tmp_path, monkeypatch):

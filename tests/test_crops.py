@@ -62,3 +62,17 @@ def test_pictures_that_fill_their_images_have_their_size(pictures):
     filled = replace(pictures, extents=None)
     assert filled.sizes.tolist() == [[40, 60]] * 3 and pictures[1:].sizes.tolist() == [[20, 60], [40, 20]]
     assert disjoint_crops(filled, 15).tolist() == [8] * 3
+
+
+def test_masks_are_cut_with_the_images(pictures):
+    masks = torch.randint(0, 4, (3, 40, 60), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    crops = cut(replace(pictures, masks=masks), torch.tensor([0, 2]), torch.tensor([[3, 7], [0, 40]]), 20)
+    first, nothing = masks[0, 3:23, 7:27].clone(), torch.zeros(20, 20)
+    first[first == 3] = 0  # the third object lies elsewhere
+    assert torch.equal(crops.masks[0], first) and torch.equal(crops.masks[1], nothing) and first.unique().numel() == 3
+    no_boxes = replace(pictures, masks=masks, boxes=torch.zeros(3, 0, 4), labels=torch.zeros(3, 0))
+    assert torch.equal(cut(no_boxes, torch.tensor([0]), torch.tensor([[3, 7]]), 20).masks[0], masks[0, 3:23, 7:27])
+    colours = torch.randint(1, 256, (3, 3, 1)).to(torch.uint8)
+    seen = cut(replace(pictures, colours=colours), torch.tensor([0]), torch.tensor([[3, 7]]), 20).colours[0]
+    assert torch.equal(seen, colours[0] * torch.tensor([[1], [1], [0]], dtype=torch.uint8))
+    assert cut(pictures, torch.tensor([0]), torch.tensor([[0, 0]]), 20).masks is None

@@ -235,6 +235,8 @@ def test_auto_falls_back_on_sprites_and_says_why(tmp_path, monkeypatch):
     assert settings == Sprites(counts=(0, 1)) and "MNIST is not under" in reason
     with pytest.raises(DataError, match="MNIST is not under"):  # sprites have no noise
         mnist_or_sprites(MultiMNIST(root=str(tmp_path), noise=0.1))
+    with pytest.raises(DataError, match="MNIST is not under"):  # nor do they overlap loosely
+        mnist_or_sprites(MultiMNIST(root=str(tmp_path), overlap="loose"))
 
 
 def test_auto_takes_multi_mnist_where_it_is(mnist_root):
@@ -244,5 +246,5 @@ def test_auto_takes_multi_mnist_where_it_is(mnist_root):
 def test_unknown_names_and_settings_of_other_data_sets_are_errors():
     with pytest.raises(SettingsError, match="'cifar'.*multi-mnist, sprites"):
         default_config("cifar")
-    with pytest.raises(SettingsError, match="overlap: unexpected keyword argument"):
-        Sprites(overlap="loose")
+    with pytest.raises(SettingsError, match="noise: unexpected keyword argument"):
+        Sprites(noise=0.1)

@@ -51,3 +51,19 @@ def test_the_border_cuts_sprites_where_asked_to():
     assert sides.min() in (6, 7, 8) and (sides.amin(-1) < 12).float().mean() > 0.2
     assert (scenes.boxes.amin() == 0) and (scenes.boxes.amax() == 50)
     assert scenes.has_box.sum(1).equal(scenes.counts)
+
+
+def test_sprites_cover_one_another_where_asked_to():
+    scenes = Sprites(overlap="over").generate(True, 500, (2,))
+    assert Sprites().generate(True, 5, (2,)).masks is None
+    owner = scenes.masks.long()
+    colour = scenes.labels % len(COLOURS)  # (M, 2)
+    for t in (1, 2):  # a pixel shows its owner's colour: half of it, of which the next may cover nearly half again
+        shown = scenes.images.gather(1, colour[:, t - 1, None, None, None].expand(-1, 1, 50, 50))[:, 0]
+        assert (shown[owner == t] >= 255 / 4 - 1).all() and (shown[owner == t] == 255).float().mean() > 0.8
+    a, b = scenes.boxes.unbind(1)
+    assert (scenes.colours.argmax(-1) == colour).all() and (scenes.colours.sum(-1) == 255).all()
+    meet = (torch.minimum(a[:, 2:], b[:, 2:]) > torch.maximum(a[:, :2], b[:, :2])).all(-1)
+    areas = torch.stack([(owner == t).sum((1, 2)) for t in (1, 2)], -1)
+    assert 0.05 < meet.float().mean() < 0.5 and (colour[:, 0] != colour[:, 1])[meet].all()
+    assert areas[~meet].min() > 60 and areas.min() >= 60 / 4

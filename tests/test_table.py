@@ -62,3 +62,16 @@ def test_a_table_without_room_is_an_error_before_anything_is_drawn(monkeypatch):
     monkeypatch.setattr("air.data.table.memory_limit", lambda: 10**6)
     with pytest.raises(SettingsError, match="20000 scenes of 24 x 24 pixels need about"):
         SMALL.generate(True, 20_000, (1, 2))
+
+
+def test_a_pixel_is_the_nearest_object_s_that_is_there(scenes):
+    """As rays through the pixels' corners say, where all of them agree."""
+    three = scenes[scenes.counts == 3]
+    alone = layers(three.labels, three.poses, View(image_size=96), 1e4)
+    depth = torch.where(alone.opacity > 0.5, alone.depth, 9e9)  # (M, 3, P)
+    owner = torch.where(depth.amin(1) < 9e9, depth.argmin(1) + 1, 0).view(-1, 24, 4, 24, 4)
+    agree = (owner == owner[:, :, :1, :, :1]).all(4).all(2)
+    assert torch.equal(owner[:, :, 0, :, 0][agree], three.masks.long()[agree]) and agree.float().mean() > 0.9
+    assert [(three.masks == t).any((1, 2)).float().mean().item() > 0.95 for t in (1, 2, 3)] == [True] * 3
+    assert not scenes.masks[scenes.counts == 0].any()
+    assert not Table(image_size=24).generate(True, 3, (0,)).masks.any()

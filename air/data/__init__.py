@@ -7,17 +7,21 @@ from pydantic import Field
 
 from air.data.custom import CustomImages, Folder, Npz
 from air.data.dataset import Dataset, data_root
+from air.data.multi_dsprites import MultiDSprites
 from air.data.multi_mnist import MultiMNIST, load_mnist
 from air.data.omniglot import Omniglot
 from air.data.scenes import IMAGE_SIZE, OBJECT_SIZE, DataError, Scenes
 from air.data.sprites import Sprites
 from air.data.table import SingleObject, Table
+from air.data.tetrominoes import Tetrominoes
+from air.models.settings import SettingsError
 
-__all__ = ["DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "DataError", "DataSettings", "Dataset", "Folder", "MultiMNIST",
-           "Npz", "Omniglot", "Scenes", "SingleObject", "Sprites", "Table", "data_root", "load_dataset",
-           "mnist_or_sprites"]
+__all__ = ["DATASETS", "IMAGE_SIZE", "OBJECT_SIZE", "DataError", "DataSettings", "Dataset", "Folder", "MultiDSprites",
+           "MultiMNIST", "Npz", "Omniglot", "Scenes", "SingleObject", "Sprites", "Table", "Tetrominoes", "data_root",
+           "load_dataset", "mnist_or_sprites"]
 
-DataSettings = MultiMNIST | Sprites | Omniglot | Folder | Npz | SingleObject | Table
+DataSettings = (MultiMNIST | Sprites | MultiDSprites | Tetrominoes | Omniglot | Folder | Npz | SingleObject
+                | Table)
 AnyDataSettings = Annotated[DataSettings, Field(discriminator="name")]
 DATASETS: dict[str, type[DataSettings]] = {kind.name: kind for kind in get_args(DataSettings)}
 
@@ -47,6 +51,7 @@ def mnist_or_sprites(settings: MultiMNIST) -> tuple[DataSettings, str]:
         usual = MultiMNIST(root=settings.root)
         asked = {field.name: getattr(settings, field.name) for field in fields(settings)
                  if getattr(settings, field.name) != getattr(usual, field.name)}
-        if not set(asked) <= {field.name for field in fields(Sprites)}:
-            raise
-        return Sprites(**asked), str(error)
+        try:
+            return Sprites(**asked), str(error)
+        except SettingsError:  # sprites have no such setting, or not that value
+            raise error from None

@@ -4,6 +4,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from air.data.scenes import Scenes
@@ -29,7 +30,8 @@ def random_crops(scenes: Scenes, side: int, seed: int = 0) -> Scenes:
         seed: of the places.
     Returns:
         Scenes of (C, side, side) pixels. An object is in a crop that shows at least VISIBLE of its box, which is cut at
-        the crop's border. The count is known where that of the picture is and each of its objects has a box.
+        the crop's border, and so is its mask; the pixels of others are the ground's. The count is known where that of
+        the picture is and each of its objects has a box.
     """
     each = disjoint_crops(scenes, side).clamp(1, math.ceil(EVALUATED / len(scenes)))  # (M,)
     member = torch.cat([(each > turn).nonzero().flatten() for turn in range(int(each.max()))])  # (crops,)
@@ -50,15 +52,21 @@ def cut(scenes: Scenes, member: Tensor, corners: Tensor, side: int) -> Scenes:
     Returns:
         K scenes, see `random_crops`.
     """
-    images = torch.stack([scenes.images[picture, :, top:top + side, left:left + side]
-                          for picture, (top, left) in zip(member.tolist(), corners.tolist())])
+    places = [(picture, slice(top, top + side), slice(left, left + side))
+              for picture, (top, left) in zip(member.tolist(), corners.tolist())]
+    images = torch.stack([scenes.images[picture, :, rows, columns] for picture, rows, columns in places])
     boxes = scenes.boxes[member]  # (K, L, 4)
     visible = (boxes - corners.flip(-1).repeat(1, 2)[:, None]).clamp(0, side)
     inside = scenes.has_box[member] & (_area(visible) >= VISIBLE * _area(boxes))
     counts, has_all = scenes.counts[member], (scenes.has_box.sum(-1) == scenes.counts)[member]
     counts = inside.sum(-1).where(has_all, torch.full_like(counts, -1))
     labels = scenes.labels[member]
-    return Scenes(images, counts, visible * inside[..., None], labels.where(inside, torch.full_like(labels, -1)))
+    masks = None if scenes.masks is None else torch.stack([scenes.masks[place] for place in places])
+    if masks is not None and inside.shape[1]:
+        owner = masks.long()
+        masks *= F.pad(inside, (1, 0)).gather(1, owner.flatten(1)).view_as(owner)
+    return Scenes(images, counts, visible * inside[..., None], labels.where(inside, torch.full_like(labels, -1)),
+                  masks=masks, colours=None if scenes.colours is None else scenes.colours[member] * inside[..., None])
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from air.data.intensity import (
     to_share,
 )
 from air.data.labels import check_counts, read_counts, warn_of_outliers
+from air.data.masks import check_masks
 from air.data.scenes import IMAGE_SIZE, MIN_SIDE, DataError, ImageSize, Scenes
 from air.files import memory_limit
 from air.models.settings import Positive, Side, Text, check_memory, settings
@@ -106,7 +107,7 @@ class Folder(CustomImages):
 
 @settings
 class Npz(CustomImages):
-    """Custom arrays: an .npz file with images and, optionally, counts and boxes."""
+    """Custom arrays: an .npz file with images and, optionally, counts, boxes and masks."""
 
     name: Suppress[Literal["npz"]] = "npz"
     file: Text = ""
@@ -229,24 +230,28 @@ def load_arrays(own: Npz, crop: int = 0) -> Loaded:
 
     Args:
         own: the file, which holds `images`, (M, H, H), (M, H, H, C) or (M, C, H, H) with C of 1 or 3, integers or
-            floats; and optionally `counts`, see `check_counts`, and `boxes`, see `check_boxes`. Other arrays are not
-            read.
+            floats; and optionally `counts`, see `check_counts`, `boxes`, see `check_boxes`, and `masks`, see
+            `check_masks`. Other arrays are not read.
         crop: see `Npz.load`; if it is not 0, height and width may differ.
     Raises:
         DataError: the file cannot be read, or an array is not as above.
     """
     file = Path(own.file)
-    found = read_arrays(file, required=("images",), optional=("counts", "boxes"))
+    found = read_arrays(file, required=("images",), optional=("counts", "boxes", "masks"))
     images, ranges = _as_bytes(_channels_first(found["images"], file, any_size=crop > 0), own, file)
     size, (height, width) = len(images), images.shape[2:]
     if min(height, width) < MIN_SIDE:
         raise DataError(f"{file}: images of {width} x {height} pixels are too small, expected {MIN_SIDE} x {MIN_SIDE} "
                         "at least")
     counts = check_counts(found["counts"], size, file) if "counts" in found else torch.full((size,), -1)
+    masks = None
+    if "masks" in found:
+        masks, counts = check_masks(found["masks"], images, counts, file)
     boxes = check_boxes(found["boxes"], images, counts, file) if "boxes" in found else None
     training = (image.numpy() for place, image in enumerate(images[:LOOKED_AT]) if not is_held_out(place))
     grounds = grounds_of(to_share(image.transpose(1, 2, 0), (0, 255)) for image in training)
-    return Loaded([f"images[{place}]" for place in range(size)], _scenes(images, counts, boxes), ranges, grounds)
+    scenes = _scenes(images, counts, boxes, masks=masks)
+    return Loaded([f"images[{place}]" for place in range(size)], scenes, ranges, grounds)
 
 
 def changed_images(before: Mapping[str, int], now: Mapping[str, int]) -> str:
@@ -295,10 +300,11 @@ def _dataset(kind: str, loaded: Loaded, crop: int) -> Dataset:
     return Dataset(kind, train, held_out, None, ranges, digests, grounds)
 
 
-def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None, extents: Tensor | None = None) -> Scenes:
+def _scenes(images: Tensor, counts: Tensor, boxes: Tensor | None = None, extents: Tensor | None = None,
+            masks: Tensor | None = None) -> Scenes:
     if boxes is None:
         boxes = torch.zeros(len(images), 0, 4)
-    return Scenes(images, counts, boxes, torch.full(boxes.shape[:2], -1), extents=extents)
+    return Scenes(images, counts, boxes, torch.full(boxes.shape[:2], -1), extents=extents, masks=masks)
 
 
 def _channels_first(images: NDArray[Any], file: Path, any_size: bool) -> NDArray[Any]:

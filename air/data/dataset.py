@@ -69,6 +69,16 @@ class Generated(ABC):
     """Seed of the held-out and unseen scenes: choose settings on the scenes of one, and report those of another."""
     LATER: ClassVar[frozenset[str]] = frozenset()  # settings that scenes which are cached by now knew nothing of
 
+    @property
+    def objects_hide(self) -> bool:
+        """Whether objects hide one another."""
+        return False
+
+    @property
+    def black_ground(self) -> bool:
+        """Whether nothing lies behind the objects."""
+        return True
+
     @abstractmethod
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes, or read them from the cache.

@@ -17,7 +17,7 @@ from tyro.conf import Suppress
 
 from air.data.cache import cached
 from air.data.dataset import Generated, RootField, download
-from air.data.layout import Layout, Objects, Overlap, Placement, check_scenes, compose, tight_boxes
+from air.data.layout import Layout, Objects, Placement, check_scenes, compose, tight_boxes
 from air.data.scenes import (
     IMAGE_SIZE,
     OBJECT_SIZE,
@@ -70,7 +70,7 @@ class MultiMNIST(Generated):
     """Number of training scenes."""
     root: Text = RootField
     """Folder that holds MNIST/raw, or to download MNIST to ($AIR_DATA_ROOT sets the default)."""
-    overlap: Overlap = "none"
+    overlap: Literal["none", "loose", "limited"] = "none"
     """none: the digits' boxes do not touch; loose: digits may touch; limited: boxes overlap by at most max_overlap."""
     max_overlap: NonNegativeInt = 98
     """With limited overlap, the square pixels that the boxes of any two digits share at most; a box is MNIST's whole

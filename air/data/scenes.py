@@ -38,6 +38,9 @@ class Scenes:
     # (M, 2) int64, height and width of pictures that lie in the upper left corners of larger, black images; None: all
     # fill their images
     extents: Tensor | None = None
+    # (M, H, W) uint8, whose pixel it is: 0 the ground's, t that of the object in slot t - 1; None: unknown
+    masks: Tensor | None = None
+    colours: Tensor | None = None  # (M, L, C) uint8, of objects that have one each; 0 where absent
 
     def __len__(self) -> int:
         return len(self.counts)

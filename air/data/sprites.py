@@ -22,18 +22,27 @@ _OVERSAMPLING = 8
 
 @settings
 class Sprites(Generated):
-    """Circles, squares and triangles in red, green or blue that do not overlap; needs no data."""
+    """Circles, squares and triangles in red, green or blue; needs no data."""
 
     name: Suppress[Literal["sprites"]] = "sprites"
     object_size: ObjectSize = (OBJECT_SIZE,)
     """A sprite's side as a share of the image's: 72 to 96% of one share, or uniform between two."""
+    overlap: Literal["none", "over"] = "none"
+    """none: the sprites' boxes do not touch; over: sprites cover others of another colour, and at least a quarter of
+    each is seen."""
     placement: Literal["tight", "cut"] = "tight"
     """tight: sprites lie within the image; cut: their middles do, so that the border cuts sprites."""
-    LATER: ClassVar[frozenset[str]] = frozenset({"object_size", "placement"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"object_size", "placement", "overlap"})
+
+    @property
+    def objects_hide(self) -> bool:
+        return self.overlap == "over"
 
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes; their labels are 3 * shape + colour, indices into SHAPES and COLOURS."""
-        layout = Layout(IMAGE_SIZE, placement=self.placement, in_turn=len(self.object_size) == 2)
+        over = self.overlap == "over"
+        layout = Layout(IMAGE_SIZE, self.overlap, placement=self.placement, in_turn=over or len(self.object_size) == 2,
+                        contrast=255)
 
         def draw(rng: np.random.Generator, size: int) -> Objects:
             return _draw_sprites(rng, size, *self._sides())
@@ -44,7 +53,7 @@ class Sprites(Generated):
             return compose(rng, draw, draw_counts(rng, counts, size), layout)
 
         key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **self.appearance()}
-        return cached("sprites", key, build, (size, len(COLOURS), IMAGE_SIZE))
+        return cached("sprites", key, build, (size, len(COLOURS), IMAGE_SIZE), ("masks", "colours") if over else ())
 
     def _sides(self) -> tuple[int, int]:
         """The smallest and the largest side in pixels."""
@@ -61,7 +70,8 @@ def _draw_sprites(rng: np.random.Generator, size: int, smallest: int, largest: i
     masks = np.stack([[_mask(name, side, largest) for side in range(smallest, largest + 1)] for name in SHAPES])
     patches = np.zeros((size, len(COLOURS), largest, largest), np.uint8)
     patches[np.arange(size), colour] = masks[shape, sides - smallest]
-    return Objects(patches, sides, len(COLOURS) * shape + colour)
+    colours = 255 * np.eye(len(COLOURS), dtype=np.uint8)[colour]
+    return Objects(patches, sides, len(COLOURS) * shape + colour, colours=colours)
 
 
 def _mask(shape: str, side: int, largest: int) -> NDArray[np.uint8]:

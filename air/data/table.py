@@ -16,7 +16,7 @@ from air.data.dataset import Generated
 from air.data.scenes import SCENE_SETTINGS, DataError, ImageSize, Scenes, draw_counts, probes
 from air.files import memory_limit
 from air.models.settings import Counts, SomeCounts, check_memory, settings
-from air.scenes3d.composition import compose
+from air.scenes3d.composition import compose, visible_shares
 from air.scenes3d.renderer import SHAPES, View, layers
 from air.scenes3d.view import REACH
 
@@ -41,10 +41,10 @@ class Table(Generated):
         """Generate scenes.
 
         Labels are indices into renderer.SHAPES, poses are the renderer's, and boxes are tight around each object as if
-        nothing hid it.
+        nothing hid it. A pixel is the object's that most of its rays hit.
         """
         view = View(image_size=self.image_size)
-        key = {"version": 1, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
+        key = {"version": 2, "train": train, "size": size, "counts": list(counts), "seed": seed, **asdict(view)}
 
         def build() -> Scenes:
             side = self.image_size
@@ -56,11 +56,11 @@ class Table(Generated):
             shapes = torch.from_numpy(rng.integers(0, len(SHAPES), present.shape))
             chunks = zip(shapes.split(CHUNK), poses.split(CHUNK), present.split(CHUNK))
             parts = [_picture(shape, pose, is_present, view) for shape, pose, is_present in chunks]
-            images, boxes = (torch.cat(each) for each in zip(*parts))
+            images, boxes, masks = (torch.cat(each) for each in zip(*parts))
             return Scenes(images, torch.from_numpy(drawn), boxes, torch.where(present, shapes, -1),
-                          poses * present[..., None])
+                          poses * present[..., None], masks=masks)
 
-        return cached("table", key, build, (size, 3, self.image_size), posed=True)
+        return cached("table", key, build, (size, 3, self.image_size), further=("poses", "masks"))
 
 
 @settings
@@ -94,10 +94,12 @@ def _stand_apart(rng: np.random.Generator, counts: NDArray[np.int64], enough: in
     return torch.from_numpy(poses.astype(np.float32)), torch.from_numpy(present)
 
 
-def _picture(shapes: Tensor, poses: Tensor, present: Tensor, view: View) -> tuple[Tensor, Tensor]:
-    """Images, (B, 3, H, W) uint8, and boxes, (B, L, 4)."""
+def _picture(shapes: Tensor, poses: Tensor, present: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, (B, 3, H, W) uint8, boxes, (B, L, 4), and masks, (B, H, W) uint8."""
     fine = View(**{**asdict(view), "image_size": FINER * view.image_size})
     alone = layers(shapes, poses, fine, SHARP)
     images = F.avg_pool2d(compose(alone, present.float(), fine, SHARP), FINER)
     boxes = alone.boxes(fine.image_size) / FINER * present[..., None]
-    return (255 * images.clamp(0, 1)).round().to(torch.uint8), boxes
+    shares = visible_shares(alone, present.float(), fine, SHARP)  # (B, L, 2 H, 2 W)
+    owner = F.avg_pool2d(torch.cat((1 - shares.sum(1, keepdim=True), shares), 1), FINER).argmax(1)
+    return (255 * images.clamp(0, 1)).round().to(torch.uint8), boxes, owner.to(torch.uint8)

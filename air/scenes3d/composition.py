@@ -119,6 +119,21 @@ def compose_stages(objects: Layers, view: View | Sight, sharpness: float | Tenso
     return torch.stack([_mix(visible, each, sight) for visible in _visible(each, shown)], -4)
 
 
+def visible_shares(objects: Layers, present: Tensor, view: View | Sight, sharpness: float | Tensor | None = None
+                   ) -> Tensor:
+    """The share of each pixel that shows each object: (..., N, H, W); what is missing is the table's.
+
+    Arguments as for `compose`.
+    """
+    sight = Sight.of(view, objects.opacity)
+    each = objects._replace(opacity=objects.opacity * present[..., None]).unbind()
+    if not each:
+        return _as_images(objects.opacity, sight)
+    *_, visible = _visible(each, _shown(each, sight.view.sharpness if sharpness is None else sharpness))
+    shares = torch.stack(visible, -2)
+    return _as_images((shares / shares.sum(-2, keepdim=True))[..., 1:, :], sight)
+
+
 def compose_replacing_one(drawn: Layers, candidates: Layers, view: View | Sight,
                           sharpness: float | Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
     """Compose the first n objects with one of them replaced by each of its candidates.
