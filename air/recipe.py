@@ -20,6 +20,7 @@ from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.compositing import CompositingName
 from air.models.guides import GuideName
 from air.models.search import PRIOR_SDS
 from air.models.settings import SettingsError, middle
@@ -42,6 +43,8 @@ COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # than the middle one. Small windows on the ends of large objects explain as much as small objects do, so a window that
 # touches another must explain so many white pixels (of one channel) more.
 VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.6, 12
+LAYERS_SD, LAYERS_FIRST_SD = 0.12, 0.4  # of opaque layers, whatever their size, at the last and the first step
+LAYERS_PRIOR = 1e-20  # k of opaque layers: slivers at the edges of others gain some 40 nats
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 
@@ -111,8 +114,9 @@ def build_model(settings: ModelSettings) -> CountingModel:
     if not isinstance(settings, AIRSettings):
         return SceneAIR(**_keywords(settings, "name"))
     keywords = _keywords(settings, "name", "object_size")  # the prior of s says the size
-    if settings.touch_price is None:  # of a run from before there was this setting
-        del keywords["touch_price"]
+    for name in ("touch_price", "compositing"):
+        if keywords[name] is None:  # of a run from before there was this setting
+            del keywords[name]
     return AIR(**keywords)
 
 
@@ -212,15 +216,22 @@ def sizes_of(config: Config, image_side: int) -> tuple[float, ...]:
     return told
 
 
+def compositing_of(config: Config) -> CompositingName:
+    """How objects combine: as layers where they hide one another, unless the settings say it."""
+    assert isinstance(config.model, AIRSettings)
+    hides = isinstance(config.data, Generated) and config.data.objects_hide
+    return config.model.compositing or ("over" if hides else "add")
+
+
 def guide_of(config: Config) -> GuideName:
-    """The guide of a model of 2D scenes: search for one's own images, for crops and for objects of several sizes,
-    unless another is given.
+    """The guide of a model of 2D scenes: search for one's own images, for crops, for layers and for objects of several
+    sizes, unless another is given.
 
     Raises:
         SettingsError: the guide that is given finds objects of one size only, and they have several.
     """
     assert isinstance(config.model, AIRSettings)
-    searches = isinstance(config.data, CustomImages) or config.optim.crop
+    searches = isinstance(config.data, CustomImages) or config.optim.crop or compositing_of(config) == "over"
     sizes, given = sizes_of(config, config.model.x_size or IMAGE_SIZE), config.model.guide
     if sizes[0] == sizes[-1]:
         return given or ("search" if searches else "recurrent")
@@ -265,8 +276,10 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     guide, sizes = guide_of(config), sizes_of(config, image_side)
     varied = sizes[0] < sizes[-1]
     side = x_size * middle(sizes) / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
+    compositing = compositing_of(config)
+    over = compositing == "over"
     contrast = (BACKGROUND_CONTRAST if model.background else 1.0) * (VARIED_SD if varied else 1.0)
-    sd = model.likelihood_sd or LIKELIHOOD_SD * min(1.0, side) * contrast
+    sd = model.likelihood_sd or (LAYERS_SD if over else LIKELIHOOD_SD * min(1.0, side) * contrast)
     scale = 1 / (middle(sizes) * (VARIED_WINDOW if varied else 1.0))
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
@@ -275,11 +288,18 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     elif (counts < 0).any():  # the labels that there are measure; they do not bound the other images
         num_steps = max(num_steps, UNKNOWN_STEPS)
     spread = max(SCALE_PRIOR_SPREAD, math.log(sizes[-1] / sizes[0]) / (2 * PRIOR_SDS))
-    model = replace(model, object_size=sizes)  # in place of auto
-    return _fill(model, guide=guide, x_size=x_size, channels=channels, num_steps=num_steps,
+    # sizes in place of auto
+    model = replace(model, object_size=sizes, background=model.background or over and not _has_black_ground(config))
+    if over:
+        model = _fill(model, first_sd=max(sd, LAYERS_FIRST_SD), count_prior=LAYERS_PRIOR, touch_price=0.0)
+    return _fill(model, guide=guide, compositing=compositing, x_size=x_size, channels=channels, num_steps=num_steps,
                  scale_prior_mean=scale, scale_prior_sd=spread * scale,
                  count_prior=COUNT_PRIOR, pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
                  likelihood_sd=sd, touch_price=TOUCH_PIXELS / (2 * sd**2) if varied else 0.0)
+
+
+def _has_black_ground(config: Config) -> bool:
+    return not isinstance(config.data, Generated) or config.data.black_ground
 
 
 def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> SceneSettings:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from air.models.compositing import Over
 from air.models.networks import RecurrentNet
 from air.models.search import SearchGuide
 
@@ -38,14 +39,18 @@ def literal_elbo(model, image, noise, background_noise=None):
         grid = F.affine_grid(theta, [1, 1, size, size], align_corners=False)
         return F.grid_sample(source[None], grid, align_corners=False)[0]
 
-    kl = torch.zeros(())
+    kl, over, ground = torch.zeros(()), isinstance(model.compositing, Over), torch.zeros_like(image)
     if model.background:
         code = model.encode_background.mlp(image.flatten())
         size = len(code) // 2
         behind = Normal(code[:size], F.softplus(code[size:]))
         kl = kl_divergence(behind, Normal(torch.zeros_like(behind.loc), torch.ones_like(behind.loc))).sum()
         painted = model.decode_background.mlp(behind.loc + behind.scale * background_noise)
-        image = image - painted.view(image.shape)
+        if over:
+            coarse = (1.1 * painted.sigmoid() - 0.05).view(1, -1, 4, 4)
+            ground = F.interpolate(coarse, image.shape[-1], mode="bilinear", align_corners=False)[0]
+        else:
+            image = image - painted.view(image.shape)
     canvas = torch.zeros_like(image)
     search, guide = isinstance(model.guide_net, SearchGuide), model.guide_net
     if not search:
@@ -55,13 +60,18 @@ def literal_elbo(model, image, noise, background_noise=None):
     where_prior = Normal(model.z_where_prior_loc, model.z_where_prior_scale)
 
     def log_likelihood():
+        if over:
+            return literal_layers(image, ground, objects, model.likelihood_sd)[0].log().sum()
         return Normal(canvas, model.likelihood_sd).log_prob(image).sum()
 
-    conditional_elbos, objects, price = [log_likelihood() - kl], [], 0.0
+    objects, price = [], 0.0
+    conditional_elbos = [log_likelihood() - kl]
     log_at_least = [torch.zeros(())]
     for t in range(model.num_steps):
         z_pres = torch.ones(1, dtype=image.dtype)
         left = image - canvas if guide.reads_residual else image
+        if over:
+            left = literal_view(image, ground, objects if guide.reads_residual else [], model.likelihood_sd)
         if not search:
             state = cell(torch.cat((guide.rnn.embed(left.flatten()), z_where, z_what, z_pres))[None], state)
             out = guide.predict.mlp(state[0])[0]
@@ -81,10 +91,13 @@ def literal_elbo(model, image, noise, background_noise=None):
         size = len(code) // 2
         what = Normal(code[:size], F.softplus(code[size:]))
         z_what = what.loc + what.scale * noise[t, 3:]
-        window = model.decode.mlp(z_what).view(model.channels, model.window_size, model.window_size)
+        window = model.decode.mlp(z_what).view(-1, model.window_size, model.window_size)
+        if over:
+            window = torch.cat((window[:-1], (4 * (window[-1:] - 0.3)).sigmoid()))
         objects.append(resample(window, affine(z_where), model.x_size))
-        canvas = canvas + objects[-1]
-        price = price + model.touch_price * literal_touch(objects[:-1], objects[-1])
+        canvas = canvas if over else canvas + objects[-1]
+        ink = [each[-1:] if over else each for each in objects]
+        price = price + model.touch_price * literal_touch(ink[:-1], ink[-1])
         standard = Normal(torch.zeros_like(what.loc), torch.ones_like(what.loc))
         kl = kl + kl_divergence(where, where_prior).sum() + kl_divergence(what, standard).sum()
         log_stop.append((1 - q_pres).log())
@@ -95,6 +108,26 @@ def literal_elbo(model, image, noise, background_noise=None):
         log_q = log_at_least[n] + (log_stop[n] if n < model.num_steps else 0)
         elbos.append(conditional_elbos[n] + model.count_prior.log_probs[n] - log_q)
     return torch.stack(elbos)
+
+
+def literal_layers(image, ground, objects, sd):
+    """Layers, front to back: a pixel's density, with a floor of a millionth of the largest one, (H, W); the canvas, and
+    what it leaves uncovered.
+    """
+    density, canvas, scope = 0, 0, torch.ones_like(image[0])
+    for *colours, alpha in objects:
+        colours = torch.stack(colours)
+        density = density + scope * alpha * Normal(colours, sd).log_prob(image).sum(0).exp()
+        canvas, scope = canvas + scope * alpha * colours, scope * (1 - alpha)
+    density = density + scope * Normal(ground, sd).log_prob(image).sum(0).exp()
+    return density + 1e-6 * (sd * math.sqrt(2 * math.pi))**-len(image), canvas + scope * ground, scope
+
+
+def literal_view(image, ground, objects, sd):
+    """What a guide sees of layers: what is left, the image, what is uncovered, and each pixel's cost in 10 nats."""
+    density, canvas, scope = literal_layers(image, ground, objects, sd)
+    cost = -(density / (sd * math.sqrt(2 * math.pi))**-len(image)).log() / 10
+    return torch.cat((image - canvas, image, scope[None], cost[None]))
 
 
 def literal_touch(before, last):

@@ -52,5 +52,5 @@ def test_checking_a_custom_network_leaves_everything_as_it_was(monkeypatch):
     encoder.norm.eval()
     found = built(encoder)
     assert encoder.training and encoder.drop.training and not encoder.norm.training
-    monkeypatch.setattr("air.models.air.check_encoder", lambda *_: None)
+    monkeypatch.setattr("air.models.custom_networks.check_encoder", lambda *_: None)
     torch.testing.assert_close(found, built(Noisy()), rtol=0, atol=0)  # running means among the weights

@@ -111,7 +111,7 @@ def estimator(name):
     """Its draws replaced by their means, so that it does the same to an image whatever stands beside it."""
     torch.manual_seed(0)
     model = AIR(**SMALL, count_prior=0.1).double()
-    model.attend = lambda images, at_mean, particles: AIR.attend(model, images, True, particles)
+    model.attend = lambda images, at_mean, particles, ground: AIR.attend(model, images, True, particles)
     torch.rand_like = lambda tensor: torch.full_like(tensor, 0.6)
     return ESTIMATORS[name](model, exploration=0.3, particles=2, revive=0.5).double()
 

@@ -1,4 +1,6 @@
+import ast
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from toy import STEPS, Toy, exact_gradient, gradient, terms_of
 from air import ESTIMATORS, NVIL, Enumerate
 from air.inference.elbo import elbo_terms
 from air.inference.estimator import exploration_weights, revival_weights
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_enumerate_gives_the_exact_gradient(toy_images):
@@ -174,9 +178,10 @@ def test_running_moments_follow_the_signal_in_training_only(toy_images):
     assert torch.equal(objective.mean, before)
 
 
+@pytest.mark.parametrize("compositing", ["add", "over"])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_elbo_metrics_are_those_of_the_terms(make_model, images, name):
-    model = make_model(count_prior=0.1)
+def test_elbo_metrics_are_those_of_the_terms(make_model, images, name, compositing):
+    model = make_model(count_prior=0.1, compositing=compositing)
     objective = ESTIMATORS[name](model)
     torch.manual_seed(3)
     loss, metrics = objective(images.repeat(400, 1, 1, 1))
@@ -332,12 +337,13 @@ def test_autocast_gives_nearly_the_same_loss_and_gradients(make_model, images, n
     torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.05 * results[0][1].abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["nvil", "enumerate", pytest.param("vimco", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["nvil", "enumerate", pytest.param("vimco", marks=pytest.mark.slow), "over"])
 def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, images, name):
     """Traced without a graph break, forward and backward. Inductor itself is left to the slow tests."""
     results = []
     for compiled in (False, True):
-        objective = ESTIMATORS[name](make_model(count_prior=0.1))
+        layers = {"compositing": "over", "background": True, "guide": "search"} if name == "over" else {}
+        objective = ESTIMATORS["enumerate" if layers else name](make_model(count_prior=0.1, **layers))
         objective.model.prior_moves = name == "enumerate"  # a buffer is written as well
         forward = torch.compile(objective, backend="aot_eager", fullgraph=True) if compiled else objective
         for _ in range(2):
@@ -348,3 +354,14 @@ def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, 
         results.append((loss, metrics, objective.model.size_moments, [each.grad for each in objective.parameters()]))
     torch.testing.assert_close(results[1], results[0])
     assert results[0][2].any() == (name == "enumerate")
+
+
+@pytest.mark.parametrize("module", ["elbo", "estimator", "enumerate", "nvil", "vimco"])
+def test_estimators_ask_a_model_for_nothing_that_the_toy_has_not(module):
+    """So they know nothing of latents, of how objects make up an image, or of images at all."""
+    tree = ast.parse((ROOT / "air" / "inference" / f"{module}.py").read_text())
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+             and ast.unparse(node.value) in ("model", "self.model")}
+    assert asked <= {*dir(Toy())}
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith(("air.models.air", "air.models.compositing", "air.scenes3d")) for name in imported)

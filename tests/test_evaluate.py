@@ -69,7 +69,7 @@ def test_a_perfect_model_scores_perfectly(make_model, scenes):
     boxes = torch.cat((scenes.boxes, torch.zeros(len(scenes), 1, 4)), 1)
     perfect = Inference(count=scenes.counts, count_probs=inferred.count_probs, z_pres=model.z_pres(scenes.counts),
                         z_where=inferred.z_where, z_what=inferred.z_what, boxes=boxes,
-                        reconstruction=inferred.reconstruction, canvases=inferred.canvases)
+                        reconstruction=inferred.reconstruction, canvases=inferred.canvases, masks=inferred.masks)
     model.infer = lambda images: perfect
     metrics = evaluate(model, scenes)
     assert metrics["count_accuracy_map"] == metrics["box_iou"] == metrics["box_ap50"] == pytest.approx(1)

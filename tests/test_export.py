@@ -4,9 +4,10 @@ import torch
 import air
 
 EVERYTHING = {"guide": "difference", "background": True, "channels": 3}
+LAYERS = {"guide": "search", "background": True, "compositing": "over"}
 
 
-@pytest.mark.parametrize("options", [{}, {"guide": "search"}, pytest.param(EVERYTHING, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [{}, {"guide": "search"}, LAYERS, pytest.param(EVERYTHING, marks=pytest.mark.slow)])
 def test_the_program_gives_what_infer_gives(make_model, images, tmp_path, options):
     model = make_model(count_prior=0.5, **options).float()
     images = images.float().expand(-1, model.channels, -1, -1)

@@ -27,7 +27,7 @@ def failed():
     canvases[1, 2, :, 13, 13] = BLANK / 2
     unused = torch.zeros(6)
     return Inference(count=z_pres.sum(-1).long(), count_probs=unused, z_pres=z_pres, z_where=unused, z_what=unused,
-                     boxes=boxes, reconstruction=unused, canvases=canvases), truth
+                     boxes=boxes, reconstruction=unused, canvases=canvases, masks=unused), truth
 
 
 def test_failures_by_name(failed):
@@ -68,7 +68,7 @@ def inferred_boxes(boxes):
     z_pres, unused = (boxes[..., 2] > boxes[..., 0]).double(), torch.zeros(1)
     canvases = torch.arange(boxes.shape[1] + 1.0)[None, :, None, None, None].repeat(len(boxes), 1, 1, 1, 1)
     return Inference(count=z_pres.sum(-1).long(), count_probs=unused, z_pres=z_pres, z_where=unused, z_what=unused,
-                     boxes=boxes, reconstruction=unused, canvases=canvases)
+                     boxes=boxes, reconstruction=unused, canvases=canvases, masks=unused)
 
 
 class TestWrong:

@@ -7,7 +7,7 @@ from torch import nn
 
 from air import Enumerate
 from air.models.distributions import draw
-from air.models.layers import Linear, lstm_cell, shared_weights
+from air.models.layers import Linear, lstm_cell, scale_gradient, shared_weights
 from benchmarks.operations import OperationLog
 
 
@@ -171,3 +171,11 @@ def test_the_cell_s_gradient(read):
     gates, c = torch.randn(3, 20, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda gates, c: read(*lstm_cell(gates, c)),
                                     (gates.requires_grad_(), c.requires_grad_()))
+
+
+def test_scale_gradient_keeps_the_value():
+    value = torch.tensor([1.5, -2.0], dtype=torch.float64, requires_grad=True)
+    scaled = scale_gradient(value.square(), torch.tensor(0.25))
+    assert torch.equal(scaled, value.square())
+    gradient, = torch.autograd.grad(scaled.sum(), value)
+    torch.testing.assert_close(gradient, 0.25 * 2 * value.detach())

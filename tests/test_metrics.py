@@ -148,7 +148,8 @@ def test_poses_without_a_match_have_no_metrics():
     poses = Poses()
     unused = torch.zeros(1)
     inferred = Inference(count=unused, count_probs=unused, z_pres=unused, z_where=torch.zeros(1, 1, 4),
-                         z_what=torch.zeros(1, 1, 3), boxes=unused, reconstruction=unused, canvases=unused)
+                         z_what=torch.zeros(1, 1, 3), boxes=unused, reconstruction=unused, canvases=unused,
+                         masks=unused)
     none = torch.zeros(1, 1)
     poses.update(SimpleNamespace(inference=inferred, matched_iou=none, matched=none.long(),
                                  scenes=SimpleNamespace(labels=none.long(), poses=torch.zeros(1, 1, 4))))

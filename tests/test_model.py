@@ -18,7 +18,10 @@ from tests.literal import literal_elbo
                                      {"guide": "search", "canvas_glimpse": False},
                                      {"guide": "search", "scale_prior_sd": 1.0, "channels": 3, "touch_price": 70.0},
                                      {"background": True, "channels": 3, "touch_price": 7.0},
-                                     {"background": True, "guide": "difference", "z_background_size": 2}])
+                                     {"background": True, "guide": "difference", "z_background_size": 2},
+                                     {"compositing": "over"}, {"compositing": "over", "guide": "difference"},
+                                     {"compositing": "over", "guide": "search", "channels": 3, "touch_price": 7.0},
+                                     {"compositing": "over", "guide": "search", "background": True}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
     images = images.expand(-1, model.channels, -1, -1)
@@ -34,7 +37,9 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
 @pytest.mark.parametrize("options", [{}, {"channels": 3, "embed_net": [5]}, {"guide": "difference"},
                                      {"guide": "search", "channels": 3},
                                      {"guide": "search", "scale_prior_sd": 1.0, "touch_price": 70.0},
-                                     {"background": True}])
+                                     {"background": True}, {"compositing": "over", "background": True},
+                                     {"guide": "search", "background": True},
+                                     {"compositing": "over", "guide": "search", "channels": 3, "background": True}])
 def test_gradients_equal_the_literal_ones(make_model, images, options):
     """Of a different combination of the counts' ELBOs for each image; the LSTM's own weights are copies there."""
     model, gradients = make_model(**options), []
@@ -144,7 +149,7 @@ def test_prior_takes_step_probabilities(make_model):
 def test_guide_draws_a_subset_without_replacement(make_model, images):
     model = make_model()
     seen = []
-    model.attend = lambda subset: seen.append(subset) or AIR.attend(model, subset)
+    model.attend = lambda subset, ground: seen.append(subset) or AIR.attend(model, subset, ground=ground)
     z_where, z_pres = model.guide(images[:, 0], batch_size=4, z_pres_prior_p=lambda t: 0.5)
     assert [tuple(z.shape) for z in z_where] == [(4, 3)] * 3 and [tuple(z.shape) for z in z_pres] == [(4, 1)] * 3
     originals = {i: image for i, image in enumerate(images[:, 0])}

@@ -23,7 +23,7 @@ UNUSED = torch.zeros(4)
 def of_four_images(**fields):
     """An inference of four images with the given fields; the others are not used."""
     return Inference(**{"count": UNUSED, "count_probs": UNUSED, "z_pres": UNUSED, "z_where": UNUSED, "z_what": UNUSED,
-                        "boxes": UNUSED, "reconstruction": UNUSED, "canvases": UNUSED, **fields})
+                        "boxes": UNUSED, "reconstruction": UNUSED, "canvases": UNUSED, "masks": UNUSED, **fields})
 
 
 def test_to_rgb_scales_clips_and_enlarges():
@@ -82,6 +82,36 @@ def test_reconstruction_picture_shows_input_reconstruction_and_steps(make_model,
     assert picture[:, :heading].any()  # there are headings
     unknown = reconstruction_picture(model, replace(few, counts=torch.full((4,), -1)))
     assert not torch.equal(unknown[:, :heading, :cell], picture[:, :heading, :cell])  # no heading mentions boxes
+
+
+def test_a_picture_of_layers_shows_owners_and_whole_objects(make_model, scenes):
+    model = make_model(compositing="over", guide="search", channels=3).float().eval()
+    few = replace(scenes[:2], images=scenes.images[:2].expand(-1, 3, -1, -1))
+    found = model.infer(few.images)
+    masks = torch.zeros(2, 3, 12, 12)
+    masks[0, 0, :6], masks[0, 1, 6:, :6] = 1, 1
+    found = replace(found, masks=masks, count=torch.tensor([2, 0]), z_pres=torch.tensor([[1.0, 1, 0], [0, 0, 0]]))
+    model.infer = lambda images: found
+    picture = reconstruction_picture(model, few)
+    zoom, cell = 3, 12 * 3 + 2
+    heading = picture.shape[1] - 2 * cell - 2
+
+    def at(row, column):
+        top, left = heading + 2 + row * cell, 2 + column * cell
+        return picture[:, top:top + 12 * zoom, left:left + 12 * zoom].int()
+
+    assert picture.shape[2] == (3 + 3) * cell + 2
+    owners, image = at(0, 2), to_rgb(few.images[:1])[0].float()
+    tint = torch.zeros(3, 36, 36)
+    tint[0, :18], tint[1, 18:, :18] = 255, 255  # red and lime
+    assert (owners - (0.4 * image + 0.6 * tint)).abs().max() <= 1
+    assert (at(1, 2) - 0.4 * to_rgb(few.images[1:])[0].float()).abs().max() <= 1
+    painted = model.paint(found.z_where, found.z_what)
+    for t in (0, 1):
+        colours, alpha = painted[0, t].split((3, 1))
+        alone = to_rgb((colours * alpha + (1 - alpha) * ABSENT / 255)[None])[0]
+        assert (at(0, 3 + t) - alone.int()).abs().max() <= 1
+    assert (at(0, 5) == ABSENT).all() and (at(1, 3) == ABSENT).all()
 
 
 def test_samples_are_drawn_from_the_prior_with_a_generator_of_their_own(make_model):

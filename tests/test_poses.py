@@ -18,7 +18,7 @@ def test_errors_of_matched_objects():
     shapes = torch.eye(3)[torch.tensor([[0, 1], [2, 2]])]
     all_matched = torch.ones(2, 2, dtype=torch.bool)
     unused = torch.zeros(2)
-    inferred = Inference(unused, unused, all_matched.float(), inferred_poses, shapes, unused, unused, unused)
+    inferred = Inference(unused, unused, all_matched.float(), inferred_poses, shapes, *[unused] * 4)
     errors = pose_errors(inferred, labels, poses, all_matched, torch.tensor([[1, 0], [0, 1]]))
     assert errors.correct.tolist() == [True, True, True, False]
     torch.testing.assert_close(errors.place, torch.tensor([0.1, 0.05, 0.15, 0.0]))

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from air import AIR, SceneAIR
-from air.config import default_config, with_settings
-from air.data import Dataset
+from air.config import AIRSettings, Config, default_config, with_settings
+from air.data import Dataset, MultiDSprites, Sprites, Tetrominoes, load_dataset
 from air.models.settings import SettingsError
 from air.recipe import STEPS, build_model, build_objective, check, resolve
 
@@ -220,3 +220,26 @@ def test_pictures_smaller_than_the_crops_are_refused(chosen, scenes):
     chosen(CROP | {"optim.crop": 9}, dataset="npz", train=replace(scenes, extents=sizes))
     with pytest.raises(SettingsError, match="--crop 10: toy has a picture of 12 x 9 pixels"):
         chosen(CROP | {"optim.crop": 10}, dataset="npz", train=replace(scenes, extents=sizes))
+
+
+@pytest.mark.parametrize("data, over, background", [
+    (MultiDSprites(), True, True), (MultiDSprites(ground="black"), True, False), (Sprites(overlap="over"), True, False),
+    (Tetrominoes(), False, False), (Sprites(), False, False)])
+def test_objects_that_hide_one_another_are_layers_before_their_ground(data, over, background):
+    data = replace(data, train_scenes=70, held_out_scenes=10)
+    model = resolve(Config(data=data), load_dataset(data)).model
+    assert model.compositing == ("over" if over else "add") and model.background == background
+    assert (model.guide == "search") == (over or data.name == "tetrominoes")
+    assert (model.first_sd is not None) == over
+    if over:
+        assert (model.likelihood_sd, model.first_sd, model.touch_price, model.count_prior) == (0.12, 0.4, 0, 1e-20)
+    build_model(model)
+    told = resolve(Config(data=data, model=AIRSettings(compositing="add" if over else "over", count_prior=0.1)),
+                   load_dataset(data)).model
+    assert told.compositing == ("add" if over else "over") and told.count_prior == 0.1 and not told.background
+
+
+def test_a_large_sd_of_layers_does_not_rise():
+    data = Sprites(overlap="over", train_scenes=70, held_out_scenes=10)
+    model = resolve(Config(data=data, model=AIRSettings(likelihood_sd=0.6)), load_dataset(data)).model
+    assert (model.likelihood_sd, model.first_sd) == (0.6, 0.6)

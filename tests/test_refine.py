@@ -28,11 +28,11 @@ def look(model, image, right, down):
     return bound + model.log_likelihood(image[None], painted)[0], z_where[0], what.value[0], painted[0]
 
 
-@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("moved, compositing", [(False, "add"), (True, "add"), (False, "over")])
 @torch.no_grad()
-def test_the_best_of_nine_looks_counts(make_model, framed, moved):
+def test_the_best_of_nine_looks_counts(make_model, framed, moved, compositing):
     # The guide is untrained; large windows and a large k make the counts differ.
-    model = make_model(scale_prior_mean=1.5, count_prior=0.9)
+    model = make_model(scale_prior_mean=1.5, count_prior=0.9, compositing=compositing)
     if moved:  # the prior, and the KLs with it; not what is proposed
         model.prior_moves = True
         model.z_where_prior_loc[0] += 0.1
@@ -48,7 +48,8 @@ def test_the_best_of_nine_looks_counts(make_model, framed, moved):
         _, z_where, z_what, painted = of_image[at_count]
         torch.testing.assert_close(seen.z_where[b], z_where)
         torch.testing.assert_close(seen.z_what[b], z_what)
-        torch.testing.assert_close(seen.reconstruction[b], painted[:seen.count[b]].sum(0))
+        canvases = model.compositing.canvases(painted[None], torch.zeros(1, 1, 12, 12, dtype=torch.float64))
+        torch.testing.assert_close(seen.reconstruction[b], canvases[0, seen.count[b]])
         chosen.add(at_count.item())
     assert len(chosen) > 1  # different looks win
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from air.scenes3d.composition import Layers
-from air.scenes3d.shape_gradients import SHAPE_ESTIMATORS, scale_gradient
+from air.scenes3d.shape_gradients import SHAPE_ESTIMATORS
 from air.scenes3d.shapes import SHAPES
 from tests.small_scenes import make_images, make_scene_model, propose_only
 
@@ -99,11 +99,3 @@ def test_shapes_learn_before_the_count_and_neither_from_explored_shapes(table_im
     assert min(count_gradient.abs(), shape_gradient.abs().min()) > 1e-3
     for (count_factor, shape_factor), result in zip(((1, 1), (0.5, 0.75), (0, 0.25), (0, 0)), results):
         torch.testing.assert_close(result, (value, count_factor * count_gradient, shape_factor * shape_gradient))
-
-
-def test_scale_gradient_keeps_the_value():
-    value = torch.tensor([1.5, -2.0], dtype=torch.float64, requires_grad=True)
-    scaled = scale_gradient(value.square(), torch.tensor(0.25))
-    assert torch.equal(scaled, value.square())
-    gradient, = torch.autograd.grad(scaled.sum(), value)
-    torch.testing.assert_close(gradient, 0.25 * 2 * value.detach())

@@ -9,6 +9,7 @@ import torch
 from air import infer_tiles
 from air.inference.tiles import infer_pictures, spans
 from air.models.air import AIR
+from air.models.compositing import Add
 from air.models.spatial import from_centre, window_boxes
 
 UNIT, SIDE, LARGEST = 32, 8, 8
@@ -20,7 +21,7 @@ class DotFinder:
     The score of an object is its brightness. Its centre is off by up to `blur` pixels, differently in each tile.
     """
 
-    reads_any_size, channels, num_steps, x_size = True, 1, 3, UNIT
+    reads_any_size, channels, num_steps, x_size, compositing = True, 1, 3, UNIT, Add(1, 0.3)
     z_where_prior_loc = torch.tensor([math.log(UNIT / SIDE), 0, 0], dtype=torch.float64)
     z_where_prior_scale = torch.tensor([0.0, 1, 1], dtype=torch.float64)
 

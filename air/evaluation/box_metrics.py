@@ -96,7 +96,18 @@ def match(boxes: Tensor, present: Tensor, true_boxes: Tensor, true_present: Tens
         Index of that true box, arbitrary if it has none: (B, N) int64.
     """
     iou = torch.vmap(box_iou)(boxes, true_boxes)  # (B, N, L), nan for two boxes without area
-    iou = iou.masked_fill(~(present[..., :, None] & true_present[..., None, :]), 0)
+    return one_to_one(iou.masked_fill(~(present[..., :, None] & true_present[..., None, :]), 0))
+
+
+def one_to_one(iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Match rows to columns, one to one: greedily, the pair of largest IoU first.
+
+    Args:
+        iou: (B, N, L); it is overwritten.
+    Returns:
+        IoU of each row with its column, 0 if it has none: (B, N).
+        Index of that column, arbitrary if it has none: (B, N) int64.
+    """
     matched_iou = iou.new_zeros(iou.shape[:2])
     matched = torch.zeros_like(matched_iou, dtype=torch.int64)
     image = torch.arange(len(iou), device=iou.device)

@@ -10,6 +10,7 @@ from air.data.scenes import Scenes
 from air.distributed import gather, rank, world_size
 from air.evaluation.box_metrics import Boxes, BoxesBySize, Sizes, match
 from air.evaluation.failures import Failures
+from air.evaluation.mask_metrics import Masks
 from air.evaluation.metrics import (
     Accumulator,
     Batch,
@@ -90,6 +91,15 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
         wrong: share of scenes whose MAP count is wrong, each under the first that applies: "split"; "merged"; "border"
             and "small", a true object at the border, or of the small third, was missed (IoU below 0.1); "other".
 
+        Of scenes whose masks are known, if there are any:
+
+        fg_ari: adjusted Rand index of the pixels that belong to objects, between the true masks and whose the model
+            takes each pixel for, the ground's included; averaged over scenes. 1 is perfect, also where there is nothing
+            to tell apart; 0 is chance.
+        fg_ari_several: the same, over the scenes in which two objects or more are seen; absent if there are none.
+        mask_iou: IoU of each true object's pixels with those of the inferred object matched to it, one to one, 0 if
+            there is none; averaged over the true objects. Absent if there are none.
+
         Of 3D objects whose box overlaps the true box matched to it: identity_accuracy, place_error, rotation_error, see
         `PoseErrors`.
     Source: Burda et al. (2016) for the bound; the other metrics are the project's evaluation protocol.
@@ -159,6 +169,7 @@ def accumulators(model: CountingModel, scenes: Scenes, most: int | None = None) 
         (Boxes(), boxes_known),
         (BoxesBySize(), boxes_known),
         (Sizes(max(scenes.images.shape[-2:])), True),
+        (Masks(), scenes.masks is not None),
         (Poses(), scenes.poses is not None and isinstance(model, SceneAIR)),
     ]
     return [accumulator for accumulator, applies in chosen if applies]

@@ -5,20 +5,22 @@ from dataclasses import replace
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from air.data.scenes import Scenes
 from air.models.air import AIR
 from air.models.base import CountingModel
+from air.models.compositing import Over
 from air.scenes3d.model import SceneAIR
 from air.scenes3d.renderer import render
 
 TRUTH_COLOUR = "white"
 STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # of the first step, the second, ...
 SECOND_CAMERA = (3.6, -1.6, 3.4)  # replaces `View.camera` in second views
-ABSENT = 48  # grey level of the cells of steps beyond the inferred count
+ABSENT = 48  # grey level of the cells of steps beyond the inferred count, and behind single layers
+TINT = 0.6  # of a pixel's colour, by which the colour of its owner shows
 _GRID = {"padding": 2, "pad_value": 96}  # pixels and grey level of the lines between cells
 _ZOOM = 3
 _HEADING = 14  # height in pixels
@@ -65,6 +67,23 @@ def draw_boxes(images: Tensor, boxes: Tensor, present: Tensor, colours: tuple[st
     return torch.stack(drawn)
 
 
+def draw_segmentation(images: Tensor, segmentation: Tensor, colours: tuple[str, ...], zoom: int = _ZOOM) -> Tensor:
+    """Tint each object's pixels, and darken the ground's.
+
+    Args:
+        images: (B, C, H, W), uint8 or intensities.
+        segmentation: (B, H, W), 0 the ground's pixels, t those of object t.
+        colours: of the objects, repeated if there are fewer.
+        zoom: each pixel becomes zoom x zoom pixels.
+    Returns:
+        (B, 3, zoom*H, zoom*W) uint8.
+    """
+    most = int(segmentation.max())
+    palette = torch.tensor([(0, 0, 0), *(ImageColor.getrgb(colours[t % len(colours)]) for t in range(most))])
+    owner = rearrange(palette[segmentation.cpu()], "b h w rgb -> b rgb h w")
+    return to_rgb(((1 - TINT) * to_rgb(images, 1) + TINT * owner).round().to(torch.uint8), zoom)
+
+
 def grid_picture(headings: list[str], columns: list[Tensor]) -> Tensor:
     """Arrange images in a grid, one image per row, with a heading above each column.
 
@@ -83,7 +102,8 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
     """Show what the model found, one scene per row.
 
     Columns: the input with its true boxes; the reconstruction with the inferred boxes, coloured by step; the canvas
-    after each step, grey beyond the inferred count.
+    after each step, grey beyond the inferred count. For a model of opaque layers: who owns each pixel, in the same
+    colours, and in place of the canvases each object alone, completed where others hide it.
 
     Args:
         model: it is used in the mode it is in.
@@ -97,10 +117,17 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
     columns = [draw_boxes(scenes.images, scenes.boxes, true_present, (TRUTH_COLOUR,)),
                draw_boxes(inferred.reconstruction, inferred.boxes, inferred.z_pres, STEP_COLOURS)]
     headings = ["input, true boxes" if true_present.any() else "input", "reconstruction"]
+    alone = None
+    if isinstance(model, AIR) and isinstance(model.compositing, Over):
+        columns.append(draw_segmentation(scenes.images, inferred.segmentation, STEP_COLOURS))
+        headings.append("whose pixels")
+        painted = model.paint(inferred.z_where, inferred.z_what, scenes.images)
+        alone = model.compositing.alone(painted, ABSENT / 255)
     for step in range(1, model.num_steps + 1):
         absent = (inferred.count < step).cpu()[:, None, None, None]
-        columns.append(to_rgb(inferred.canvases[:, step]).masked_fill(absent, ABSENT))
-        headings.append(f"after object {step}")
+        canvas = inferred.canvases[:, step] if alone is None else alone[:, step - 1]
+        columns.append(to_rgb(canvas).masked_fill(absent, ABSENT))
+        headings.append(f"after object {step}" if alone is None else f"object {step}")
     return grid_picture(headings, columns)
 
 
@@ -155,8 +182,9 @@ def interpolation_picture(model: AIR, scenes: Scenes, pairs: int = 4, columns: i
     share = torch.linspace(0, 1, columns, device=device)[:, None]  # (columns, 1)
     moving_where, moving_what = where.lerp(other_where, share), what.lerp(other_what, share)  # (pairs, columns, d)
     rows = torch.cat((model.paint(where.expand_as(moving_where), moving_what),
-                      model.paint(moving_where, what.expand_as(moving_what))))  # (2 pairs, columns, C, H, W)
-    return make_grid(to_rgb(rearrange(rows, "row column c h w -> (row column) c h w"), zoom=2), nrow=columns, **_GRID)
+                      model.paint(moving_where, what.expand_as(moving_what))))  # (2 pairs, columns, E, H, W)
+    alone = rearrange(model.compositing.alone(rows), "row column c h w -> (row column) c h w")
+    return make_grid(to_rgb(alone, zoom=2), nrow=columns, **_GRID)
 
 
 @torch.no_grad()

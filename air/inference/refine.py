@@ -44,24 +44,32 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     if not 1 <= pixels < min(height, width):
         raise ValueError(f"a look is shifted by at least 1 pixel and less than {min(height, width)}, the image's "
                          f"shorter side; got {pixels}")
-    background = model.infer_background(images, at_mean=True)[1] if model.background else torch.zeros_like(images)
-    images = images - background
+    ground = model.infer_background(images, at_mean=True)[1] if model.background else None
     steps = torch.tensor([-pixels, 0, pixels])
     shifts = torch.cartesian_prod(steps, steps)  # (L, 2), L = LOOKS: to the right, down
-    bordered = F.pad(images, [pixels] * 4, mode="replicate")
-    looks = torch.stack([bordered[..., pixels - down:pixels - down + height, pixels - right:pixels - right + width]
-                         for right, down in shifts.tolist()], 1)  # (B, L, C, H, W)
-    logits, latents, history, z_where, z_what, _ = model.attend(rearrange(looks, "b l c h w -> (b l) c h w"),
-                                                                at_mean=True)
+
+    def shifted(pictures: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B L, C, H, W)."""
+        bordered = F.pad(pictures, [pixels] * 4, mode="replicate")
+        looks = torch.stack([bordered[..., pixels - down:pixels - down + height, pixels - right:pixels - right + width]
+                             for right, down in shifts.tolist()], 1)
+        return rearrange(looks, "b l c h w -> (b l) c h w")
+
+    def repeated(pictures: Tensor) -> Tensor:
+        return repeat(pictures, "b c h w -> (b l) c h w", l=LOOKS)
+
+    logits, latents, history, z_where, z_what, _ = model.attend(
+        shifted(images), at_mean=True, ground=None if ground is None else shifted(ground))
     back = shifts.to(images).repeat(len(images), 1)[:, None] * (2 / model.x_size)  # (B L, 1, 2), in canvas units
     # The centre is at -(x, y)/s, so shifting it back by d adds s d.
     scale, offset = z_where.split((1, 2), -1)
     z_where = torch.cat((scale, offset + scale * back), -1)
-    painted = model.paint(z_where, z_what, images)  # (B L, N, C, H, W)
+    painted = model.paint(z_where, z_what, images)  # (B L, N, E, H, W)
     latents = {**latents, "where": latents["where"].at(model.guide_net.normal_where(z_where))}
-    log_likelihood = model.log_likelihood(repeat(images, "b c h w -> (b l) c h w", l=LOOKS), painted)
+    log_likelihood = model.log_likelihood(repeated(images), painted, None if ground is None else repeated(ground))
     terms = elbo_terms(model, Rollout(logits, latents, history, painted, log_likelihood, model.prices(painted)))
     best, look = rearrange(terms.log_joint, "(b l) n -> b l n", l=LOOKS).max(1)  # (B, N+1) each
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * LOOKS + look.gather(1, count).squeeze(-1)
-    return Inference.of(best.softmax(-1), z_where[row], z_what[row], painted[row], background, model.x_size)
+    return Inference.of(model.compositing, best.softmax(-1), z_where[row], z_what[row], painted[row], images, ground,
+                        model.x_size)

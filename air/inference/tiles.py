@@ -31,10 +31,9 @@ from torch import Tensor
 from torchvision.ops import box_area
 
 from air.models.air import AIR
-from air.models.base import BOX_THRESHOLD
 from air.models.distributions import log_at_least, log_count_probs, settled
 from air.models.settings import check_positive
-from air.models.spatial import invert_z_where, painted_boxes
+from air.models.spatial import invert_z_where
 
 LARGEST_SDS = 2  # the largest object is that of so many standard deviations of the scale prior
 RIM = 1 / 8  # of the largest object, by which cores are enlarged
@@ -215,7 +214,7 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
     centre = middle + invert_z_where(z_where)[..., 1:] * (model.x_size / 2)  # (B, N, 2)
     inside = torch.minimum(centre - core[..., ::2], core[..., 1::2] - centre).amin(-1)  # (B, N)
     tile, step = ((inside >= -rim) & ~over).nonzero(as_tuple=True)
-    boxes = painted_boxes(attended.painted[tile, step], z_where[tile, step], BOX_THRESHOLD, model.x_size)
+    boxes = model.compositing.boxes(attended.painted[tile, step], z_where[tile, step], model.x_size)
     score = log_at_least(logits).exp()[:, 1:]
     found = Objects(numbers.to(device)[tile], step, score[tile, step], centre[tile, step], inside[tile, step],
                     boxes + start[tile, 0].repeat(1, 2), z_where[tile, step], attended.z_what[tile, step])

@@ -4,8 +4,8 @@
     canvas_n = Σ_{t<=n} window_to_image(decode(z_what_t), z_where_t)
     x ~ Normal(canvas_n, likelihood_sd²)
 
-With a background, z_background ~ Normal(0, I), and canvas_n starts from decode_background(z_background). It is inferred
-first; the guide and the glimpses then see the image less its background.
+or opaque layers instead of sums (air/models/compositing.py). With a background, z_background ~ Normal(0, I), and
+decode_background(z_background) is the ground on which objects are painted. It is inferred first.
 
 Shapes: B batch, K particles, N num_steps, C H W image, w window_size, D z_what_size.
 Source: Eslami et al. (2016), sections 2-3.
@@ -20,15 +20,25 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from air.models import likelihoods
 from air.models.air_settings import AIRSettings
 from air.models.base import Inference, Rollout, check_number, stack_steps
-from air.models.custom_networks import check_decoder, check_encoder
+from air.models.compositing import Add, CompositingName, Over, check_layers
+from air.models.custom_networks import check_networks
 from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs, settled
 from air.models.guide import Attended, Step
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
-from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
+from air.models.networks import (
+    Baseline,
+    BlurredDecoder,
+    ConvDecoder,
+    ConvEncoder,
+    Decoder,
+    Encoder,
+    History,
+    RecurrentNet,
+    fold,
+)
 from air.models.settings import check_positive, checked_by
 from air.models.spatial import SpatialTransformer
 from air.models.touching import touching
@@ -39,7 +49,8 @@ class AIR(LocatingModel):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
     Additions to that class: immutable defaults, `channels`, `count_prior` (p(n) is part of the model), `guide`,
-    `background` (a small VAE of what lies behind the objects), convolutional or custom encoders and decoders.
+    `compositing`, `background` (a small VAE of what lies behind the objects), convolutional or custom encoders and
+    decoders.
     """
 
     @checked_by(AIRSettings)
@@ -52,8 +63,9 @@ class AIR(LocatingModel):
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, guide: GuideName = "recurrent",
                  canvas_glimpse: bool = True, touch_price: float = 0.0, background: bool = False,
-                 z_background_size: int = 8, convolutional: bool = False, encoder: nn.Module | None = None,
-                 decoder: nn.Module | None = None) -> None:
+                 z_background_size: int = 8, convolutional: bool = False, compositing: CompositingName = "add",
+                 first_sd: float | None = None, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+                 ) -> None:
         """Build the networks.
 
         Args:
@@ -74,22 +86,21 @@ class AIR(LocatingModel):
                 search guide's is Normal in (log s, x, y of the centre): s has this median and, if small, this sd.
             likelihood_sd: of a pixel, in intensities.
             channels: C.
-            count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. The default is that of the reference's
-                training script. For training take a small k (1e-8); otherwise the model soon explains one digit by two
-                objects.
-            guide: who proposes the next object (air/models/guides.py). "recurrent", the paper's AIR: an LSTM that reads
-                the image. "difference", the paper's DAIR (section 3.2): the LSTM and the glimpse read x - canvas_{t-1};
-                slower, but it counts better where training has not shown the count. "search": convolutions look for
-                what stands out in x - canvas_{t-1}, on images of any size, for any number of objects; rnn_hidden_size,
-                embed_net and predict_net have no effect on it.
-            canvas_glimpse: the search guide also sees what has been painted near what it finds: faster to learn and
-                better, except where images hold more touching objects than training shows.
+            count_prior: p(n), or k of the truncated geometric p(n) ∝ k^n. The default is the reference's. For training
+                take a small k (1e-8); otherwise the model soon explains one digit by two objects.
+            guide: who proposes the next object, see air/models/guides.py. "difference" is slower than "recurrent", and
+                counts better where training has not shown the count. "search" reads images of any size and counts any
+                number of objects; rnn_hidden_size, embed_net and predict_net have no effect on it.
+            canvas_glimpse: with "add", the search guide also sees what has been painted near what it finds: faster to
+                learn and better, except where images hold more touching objects than training shows.
             touch_price: nats that an object costs if it touches an earlier one (air/models/touching.py).
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
             convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
-            encoder: a custom module, glimpse (B, C, w, w) -> loc and scale of z_what, (B, D) each.
-            decoder: a custom module, z_what (B, D) -> window (B, C, w, w).
+            compositing: "add", the paper's: intensities add up. "over": objects are opaque layers, the first in front.
+            first_sd: for "over", likelihood_sd at the first training step, from which on it falls, see `anneal`.
+            encoder, decoder: custom modules, glimpse (B, F, w, w) -> loc and scale of z_what, (B, D) each, and z_what
+                -> window (B, E, w, w). F = E = C; with "over" 2 C + 2 and C + 1, the last one alpha before a sigmoid.
         Raises:
             ValueError: a keyword fails the check that `AIRSettings` declares, the count prior is not over 0..N, or a
                 custom module does not map the shapes above.
@@ -97,41 +108,38 @@ class AIR(LocatingModel):
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines)
         self.window_size, self.touch_price = window_size, touch_price
         self.transformer = SpatialTransformer(x_size, window_size)
-
-        pixels = channels * x_size**2
-        window_pixels = channels * window_size**2
-        latents = 3 + z_what_size + 1
-        scale_prior = (scale_prior_mean, scale_prior_sd)
+        over = compositing == "over"
+        check_layers(over, likelihood_sd, first_sd, decoder_output_use_sigmoid)
+        self.compositing = Over(channels, likelihood_sd, first_sd) if over else Add(channels, likelihood_sd)
+        painted, seen = self.compositing.painted_channels, self.compositing.seen_channels
+        pixels, latents, scale_prior = channels * x_size**2, 3 + z_what_size + 1, (scale_prior_mean, scale_prior_sd)
         if guide == "search":  # of log s
             scale_prior = (math.log(scale_prior_mean), scale_prior_sd / scale_prior_mean)
         # Rounded as the buffers are: the guide's proposals are relative to what AIR puts back.
         where = torch.tensor((scale_prior, *[(pos_prior_mean, pos_prior_sd)] * 2), device="cpu")
         where_loc, where_scale = where.T.tolist()
         self.place_where_prior(where_loc, where_scale)
-        self.guide_net = make_guide(guide, channels, x_size, where_loc, where_scale, latents, rnn_hidden_size,
-                                    embed_net, predict_net, non_linearity, canvas_glimpse)
+        self.guide_net = make_guide(guide, seen, x_size, where_loc, where_scale, latents, rnn_hidden_size, embed_net,
+                                    predict_net, non_linearity, canvas_glimpse and not over)
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
         self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
-        sizes = (channels, window_size, z_what_size)
-        if encoder is not None:
-            check_encoder(encoder, *sizes)
-        if decoder is not None:
-            check_decoder(decoder, *sizes)
-        conv = (*sizes, non_linearity)
-        self.encode = encoder or (ConvEncoder(*conv) if convolutional else
-                                  Encoder(window_pixels, encoder_net, z_what_size, non_linearity))
-        self.decode = decoder or (ConvDecoder(*conv) if convolutional else
-                                  Decoder(z_what_size, decoder_net, channels, window_size, decoder_output_bias,
-                                          decoder_output_use_sigmoid, non_linearity))
+        sizes = (window_size, z_what_size)
+        check_networks(encoder, decoder, seen, painted, *sizes)
+        if convolutional:
+            encoder = encoder or ConvEncoder(seen, *sizes, non_linearity)
+            decoder = decoder or ConvDecoder(painted, *sizes, non_linearity)
+        self.encode = encoder or Encoder(seen * window_size**2, encoder_net, z_what_size, non_linearity)
+        self.decode = decoder or Decoder(z_what_size, decoder_net, painted, window_size, decoder_output_bias,
+                                         decoder_output_use_sigmoid, non_linearity)
         self.background, self.z_background_size = background, z_background_size
         if background:
             self.encode_background = Encoder(pixels, encoder_net, z_background_size, non_linearity)
-            self.decode_background = Decoder(z_background_size, decoder_net, channels, x_size, None, False,
-                                             non_linearity)
+            ground = (z_background_size, decoder_net, channels, x_size)
+            self.decode_background = (BlurredDecoder(*ground, non_linearity) if over else
+                                      Decoder(*ground, None, False, non_linearity))
         # In place of previous latents at the first step.
-        trained = self.guide_net.reads_latents
-        self.z_where_init = nn.Parameter(torch.zeros(1, 3), requires_grad=trained)
-        self.z_what_init = nn.Parameter(torch.zeros(1, z_what_size), requires_grad=trained)
+        self.z_where_init, self.z_what_init = (
+            nn.Parameter(torch.zeros(1, size), requires_grad=self.guide_net.reads_latents) for size in (3, z_what_size))
 
     @property
     def reads_any_size(self) -> bool:
@@ -151,8 +159,8 @@ class AIR(LocatingModel):
             n: number of scenes.
             z_pres_prior_p: t -> p(z_pres_t = 1 | z_pres_{t-1} = 1), t = 0..N-1; None: the model's count prior.
         Returns:
-            (z_where, z_pres), x: lists over steps of (n, 3) and (n, 1); images without pixel noise, (n, H, W), or
-            (n, C, H, W) for C > 1.
+            (z_where, z_pres), x: lists over steps of (n, 3) and (n, 1); images without pixel noise, (n, C, H, W), or
+            (n, H, W) for C = 1.
         Raises:
             ValueError: n is negative, or a probability is not in [0, 1].
         """
@@ -163,9 +171,11 @@ class AIR(LocatingModel):
         z_pres = self.z_pres(prior.sample(n))  # (n, N)
         z_where = torch.normal(self.z_where_prior_loc.expand(n, self.num_steps, 3), self.z_where_prior_scale)
         z_what = z_where.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
-        x = (self.paint(z_where, z_what) * z_pres[..., None, None, None]).sum(1)  # (n, C, H, W)
+        ground = z_where.new_zeros(n, self.channels, self.x_size, self.x_size)
         if self.background:
-            x = x + self.decode_background(x.new_empty((n, self.z_background_size)).normal_())
+            ground = self.decode_background(ground.new_empty((n, self.z_background_size)).normal_())
+        canvases = self.compositing.canvases(self.paint(z_where, z_what), ground)
+        x = canvases[torch.arange(n, device=ground.device), z_pres.sum(-1).long()]
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
 
     def paint(self, z_where: Tensor, z_what: Tensor, like: Tensor | None = None) -> Tensor:
@@ -176,41 +186,44 @@ class AIR(LocatingModel):
             z_what: (B, N, D).
             like: (..., H, W), an image of the canvas's size; None: that of training.
         Returns:
-            (B, N, C, H, W).
+            (B, N, E, H, W): intensities, with "over" colours and alpha.
         """
-        window = self.decode(rearrange(z_what, "b n d -> (b n) d"))  # (B N, C, w, w)
+        window = self.compositing.windows(self.decode(rearrange(z_what, "b n d -> (b n) d")))  # (B N, E, w, w)
         painted = self.transformer.paint(window, rearrange(z_where, "b n s -> (b n) s"), like)
         return rearrange(painted, "(b n) c h w -> b n c h w", n=z_where.shape[1])
 
-    def log_likelihood(self, images: Tensor, painted: Tensor) -> Tensor:
-        """log p(x | n, z_{1:n}) = Σ_pixels log Normal(x; canvas_n, likelihood_sd²) for n = 0..N.
+    def log_likelihood(self, images: Tensor, painted: Tensor, ground: Tensor | None = None) -> Tensor:
+        """log p(x | n, z_{1:n}) for n = 0..N.
 
         Args:
-            images: (B, C, H, W).
-            painted: (B, N, C, H, W), each object alone.
+            images, ground: (B, C, H, W); a ground that is None is black.
+            painted: (B, N, E, H, W), each object alone.
         Returns:
             (B, N+1) in nats; at most `log_likelihood_ceiling`.
         """
-        return likelihoods.given_each_count(images.flatten(1), painted.flatten(2), self.contains, self.likelihood_sd)
+        return self.compositing.log_likelihood(images, painted, ground, self.contains)
+
+    def anneal(self, share: float) -> None:
+        """Adapt to the share of training that is done, in [0, 1], see `Over.anneal`; "add" ignores it."""
+        self.compositing.anneal(share)
 
     # ---- inference network ---------------------------------------------------------------------------------------
 
     def rollout(self, images: Tensor, at_mean: bool = False, particles: int = 1) -> Rollout:
         images = self.as_images(images)
-        of_scene = {}
+        of_scene, ground = {}, None
         if self.background:
             images, particles = fold(images, particles), 1
-            of_scene["background"], background = self.infer_background(images, at_mean)
-            images = images - background
-        logits, latents, history, _, _, painted = self.attend(images, at_mean, particles)
+            of_scene["background"], ground = self.infer_background(images, at_mean)
+            images, ground = self.compositing.take_off(images, ground)
+        logits, latents, history, _, _, painted = self.attend(images, at_mean, particles, ground=ground)
         self.record_sizes(latents["where"], logits)
-        images = fold(images, particles)
-        return Rollout(logits, {**latents, **of_scene}, history, painted, self.log_likelihood(images, painted),
-                       self.prices(painted))
+        return Rollout(self.compositing.held_back(logits), {**latents, **of_scene}, history, painted,
+                       self.log_likelihood(fold(images, particles), painted, ground), self.prices(painted))
 
     def prices(self, painted: Tensor) -> Tensor | None:
-        """What objects (B, N, C, H, W) cost beyond p(n), in nats: (B, N), without gradient; None: nothing."""
-        return self.touch_price * touching(painted) if self.touch_price else None
+        """What objects (B, N, E, H, W) cost beyond p(n), in nats: (B, N), without gradient; None: nothing."""
+        return self.touch_price * touching(self.compositing.silhouettes(painted)) if self.touch_price else None
 
     def infer_background(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
         """Infer the background of images (B, C, H, W).
@@ -223,54 +236,59 @@ class AIR(LocatingModel):
         value, loc, scale = draw(loc, scale, noise)
         return NormalLatent(loc, scale, noise, self.zero, self.one), self.decode_background(value)
 
-    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1, most: int | None = None) -> Attended:
-        """Run the guide with z_pres = 1 on images less their background, and paint its objects.
+    def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1, most: int | None = None,
+               ground: Tensor | None = None) -> Attended:
+        """Run the guide with z_pres = 1 and paint its objects.
 
         Args:
             images, at_mean, particles: as in `rollout`.
             most: at most so many steps, fewer where more cannot change the most probable count of any image; None: N.
+            ground: (B, C, H, W), what lies behind the objects; None: black.
         """
         images = self.as_images(images)  # nothing to convert if `rollout` or `infer` has
         batch, sizes = images.shape[0] * particles, (3, self.z_what_init.shape[-1])
         noise = images.new_empty(batch, self.num_steps if most is None else most, sum(sizes))
         noise_where, noise_what = (noise.zero_() if at_mean else noise.normal_()).split(sizes, -1)
-        steps, history, painted = self._steps(images, particles, noise_where * self.reference.scale, noise_what,
+        state = self.compositing.start(images, ground, self.guide_net.teaches)
+        steps, history, painted = self._steps(state, particles, noise_where * self.reference.scale, noise_what,
                                               until_stopped=most is not None)
         step = stack_steps(steps)  # (B, N, ...)
         noise_where, noise_what = noise_where[:, :len(steps)], noise_what[:, :len(steps)]
         where = self.where_posterior(step.where_loc, step.where_scale, noise_where)
         what = NormalLatent(step.what_loc, step.what_scale, noise_what, self.zero, self.one)
         objects = torch.cat(painted, 1) if painted else self.paint(step.z_where, step.z_what, images)
-        return Attended(step.logits.squeeze(-1), {"where": where, "what": what}, history, step.z_where, step.z_what,
-                        objects)
+        logits, latents = step.logits.squeeze(-1), {"where": where, "what": what}
+        return Attended(logits, latents, history, step.z_where, step.z_what, objects)
 
-    def _steps(self, images: Tensor, particles: int, noise_where: Tensor, noise_what: Tensor, until_stopped: bool
+    def _steps(self, state: Any, particles: int, noise_where: Tensor, noise_what: Tensor, until_stopped: bool
                ) -> tuple[list[Step], History, list[Tensor]]:
         """Run the guide, one step after the other.
 
         Args:
-            images: (B, C, H, W).
-            particles: K.
+            state, particles: of the compositing before the first object, for one particle; K.
             noise_where: (B K, N, 3), standard Normal times the reference's scale.
             noise_what: (B K, N, D), standard Normal.
             until_stopped: stop where more steps cannot change the most probable count of any image.
         Returns:
-            N steps, what each has read besides the image, and the objects (B K, 1, C, H, W) if steps read a residual;
+            N steps, what each has read besides the image, and the objects (B K, 1, E, H, W) if steps read a residual;
             otherwise all can be painted at once, later.
         """
-        residual = fold(images, particles)
+        seen = self.compositing.view(state)
+        state = self.compositing.fold(state, particles)
+        residual = seen if particles == 1 else self.compositing.view(state)
         previous: tuple[Tensor, ...] = (self.z_where_init, self.z_what_init, self.one)
         one = self.one.expand(residual.shape[0], 1)
         steps: list[Step] = []
         history: list[Sequence[Tensor]] = []
         painted: list[Tensor] = []
         with shared_weights():
-            state = self.guide_net.start(images, particles)
+            guide_state = self.guide_net.start(seen, particles)
             for where_noise, what_noise in zip(noise_where.unbind(1), noise_what.unbind(1)):
                 if painted:
                     last = painted[-1].squeeze(1)
-                    residual = residual - (last if self.guide_net.teaches else last.detach())
-                proposal, state = self.guide_net.step(state, residual, previous)
+                    state = self.compositing.add(state, last if self.guide_net.teaches else last.detach())
+                    residual = self.compositing.view(state)
+                proposal, guide_state = self.guide_net.step(guide_state, residual, previous)
                 where, where_loc, where_scale = draw(proposal.loc, proposal.scale, where_noise)
                 # In the paper's figure 2 z_what depends on h and z_where; here it depends on the glimpse at z_where.
                 z_where = self.guide_net.z_where(self.reference.loc + where)
@@ -281,7 +299,7 @@ class AIR(LocatingModel):
                 history.append(previous)
                 previous = z_where, z_what, one
                 if self.guide_net.reads_residual:
-                    painted.append(self.paint(z_where[:, None], z_what[:, None], images))
+                    painted.append(self.paint(z_where[:, None], z_what[:, None], seen))
                 if until_stopped and settled(torch.cat([step.logits for step in steps], -1))[:, -1].all():
                     break
         return steps, history, painted
@@ -304,9 +322,8 @@ class AIR(LocatingModel):
                 raise ValueError(f"batch_size must lie in 1..{len(images)}, the number of images; got {batch_size}")
             images = images[torch.randperm(len(images), device=images.device)[:batch_size]]
         images = self.as_images(images, intensities=True)
-        if self.background:
-            images = images - self.infer_background(images)[1]
-        attended = self.attend(images)
+        ground = self.infer_background(images)[1] if self.background else None
+        attended = self.attend(images, ground=ground)
         z_pres = attended.logits.sigmoid().bernoulli().cumprod(-1)  # once 0, always 0
         return list(attended.z_where.unbind(1)), list(z_pres[..., None].unbind(1))
 
@@ -327,9 +344,7 @@ class AIR(LocatingModel):
         if most is not None:
             check_positive("most", most)
         images = self.as_images(images, intensities=True)
-        background = torch.zeros_like(images)
-        if self.background:
-            background = self.infer_background(images, at_mean=True)[1]
-            images = images - background
-        logits, _, _, z_where, z_what, painted = self.attend(images, at_mean=True, most=most)
-        return Inference.of(log_count_probs(logits).exp(), z_where, z_what, painted, background, self.x_size)
+        ground = self.infer_background(images, at_mean=True)[1] if self.background else None
+        logits, _, _, z_where, z_what, painted = self.attend(images, at_mean=True, most=most, ground=ground)
+        count_probs = log_count_probs(logits).exp()
+        return Inference.of(self.compositing, count_probs, z_where, z_what, painted, images, ground, self.x_size)

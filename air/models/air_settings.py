@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
+from air.models.compositing import CompositingName
 from air.models.distributions import GeometricFactor
 from air.models.guides import GuideName
 from air.models.networks import NonLinearity
@@ -62,10 +63,16 @@ class AIRSettings:
     """Added to the decoder's output."""
     decoder_output_use_sigmoid: bool = False
     """Pass the decoder's output through a sigmoid."""
+    compositing: Annotated[CompositingName | None, short("--compositing")] = None
+    """How objects combine. add: intensities add up; over: opaque layers, of which the first is in front (None: over
+    for data sets whose objects hide one another, else add)."""
+    first_sd: Scale | None = None
+    """With over, likelihood_sd at the first step, from which it falls in the first 40% of training (None: 0.4, or
+    likelihood_sd if that is larger)."""
     convolutional: bool = False
     """Convolutional encoder and decoder in place of MLPs."""
     background: bool = False
-    """Model what lies behind the objects by a small VAE."""
+    """Model what lies behind the objects by a small VAE; always so with over where the ground is not black."""
     z_background_size: PositiveInt = 8
     """Size of the background's code."""
     use_masking: bool = True
@@ -75,10 +82,10 @@ class AIRSettings:
     baseline_scalar: Finite | None = None
     """Multiplies the baseline's output."""
     count_prior: GeometricFactor | None = None
-    """k of the count prior p(n) ∝ k^n (None: 1e-8)."""
+    """k of the count prior p(n) ∝ k^n (None: 1e-8; with over 1e-20)."""
     touch_price: NonNegative | None = None
-    """Nats that an object costs if it touches an earlier one (None: 0; where sizes vary, what 12 white pixels of one
-    channel are worth)."""
+    """Nats that an object costs if it touches an earlier one (None: 0; where sizes vary and intensities add up, what 12
+    white pixels of one channel are worth)."""
     scale_prior_mean: Scale | None = None
     """Mean of the prior of s in z_where, the search guide's median (None: 1 / object_size, of a range its middle)."""
     scale_prior_sd: Scale | None = None
@@ -88,6 +95,6 @@ class AIRSettings:
     pos_prior_sd: Scale | None = None
     """Standard deviation of the prior of x and y, the search guide's of the centre (None: 1, or 0.6 for search)."""
     likelihood_sd: Scale | None = None
-    """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects)."""
+    """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects; with over 0.12)."""
     x_size: Suppress[Side | None] = None
     channels: Suppress[PositiveInt | None] = None

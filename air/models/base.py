@@ -5,7 +5,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,16 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from air.models import likelihoods
+from air.models.compositing import Compositing
 from air.models.constants import Constants
 from air.models.distributions import CountPrior, Latent
 from air.models.networks import Baseline, History
-from air.models.spatial import painted_boxes
 
 Fields = TypeVar("Fields", bound=tuple[Any, ...])  # a NamedTuple of tensors
 
-# A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
-# best IoU and 0.25 the best AP50; this lies between them.
-BOX_THRESHOLD = 0.2
 SLACK = 0.05  # intensities outside [0, 1] by more than this cause a warning
 LOWEST, HIGHEST = -1.0, 2.0  # intensities outside are on another scale
 
@@ -36,7 +32,7 @@ class Rollout(NamedTuple):
     logits: Tensor  # (B, N), of q(z_pres_t = 1 | z_pres_{t-1} = 1)
     latents: Mapping[str, Latent]  # name -> (B, N, size): "where", "what", SceneAIR's "turn"; (B, size): "background"
     history: History  # of N steps: what the guide has read besides the image
-    painted: Tensor  # (B, N, C, H, W), each object alone
+    painted: Tensor  # (B, N, E, H, W), each object alone: E is C, and C + 1 of layers, with alpha
     log_likelihood: Tensor  # (B, N+1), log p(x | n, z_{1:n}) in nats
     price: Tensor | None = None  # (B, N), nats that each object costs beyond p(n) and its KLs; None: nothing
 
@@ -53,26 +49,37 @@ class Inference:
     boxes: Tensor  # (B, N, 4), (x0, y0, x1, y1) in pixels: tight around what the object paints; 0 where z_pres is 0
     reconstruction: Tensor  # (B, C, H, W), the canvas at the MAP count
     canvases: Tensor  # (B, N+1, C, H, W), the canvas after n = 0..N objects
+    masks: Tensor  # (B, N, H, W), each object's share of each pixel; 0 where z_pres is 0, and the rest is the ground's
 
     @classmethod
-    def of(cls, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor, background: Tensor, unit: int
-           ) -> "Inference":
+    def of(cls, compositing: Compositing, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor,
+           images: Tensor, ground: Tensor | None, unit: int) -> "Inference":
         """From a choice of 2D latents, at the most probable count.
 
         Args:
+            compositing: how objects combine.
             count_probs: (B, N+1).
             z_where: (B, N, 3).
             z_what: (B, N, D).
-            painted: (B, N, C, H, W), each object alone.
-            background: (B, C, H, W); zero where none is modelled.
+            painted: (B, N, E, H, W), each object alone.
+            images: (B, C, H, W).
+            ground: (B, C, H, W), what lies behind the objects; None: black.
             unit: pixels that span [-1, 1] in canvas units.
         """
+        ground = torch.zeros_like(images) if ground is None else ground
         count = count_probs.argmax(-1)
         z_pres = (torch.arange(z_where.shape[1], device=count.device) < count[:, None]).to(z_where)
-        canvases = torch.stack(list(accumulate((background, *painted.unbind(1)), torch.add)), 1)
-        boxes = painted_boxes(painted, z_where, BOX_THRESHOLD, unit) * z_pres[..., None]
+        canvases = compositing.canvases(painted, ground)
+        boxes = compositing.boxes(painted, z_where, unit) * z_pres[..., None]
         reconstruction = canvases[torch.arange(count.shape[0], device=count.device), count]
-        return cls(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases)
+        masks = compositing.shares(images, painted, ground, z_pres)
+        return cls(count, count_probs, z_pres, z_where, z_what, boxes, reconstruction, canvases, masks)
+
+    @property
+    def segmentation(self) -> Tensor:
+        """(B, H, W) int64, whose share of a pixel is largest: 0 the ground's, t that of object t."""
+        ground = 1 - self.masks.sum(1, keepdim=True)
+        return torch.cat((ground, self.masks), 1).argmax(1)
 
     @property
     def at_limit(self) -> Tensor:
@@ -165,7 +172,7 @@ class CountingModel(Constants):
         """Build a new baseline for NVIL, sized by the constructor's keywords; it shares no parameter with the model."""
 
     def anneal(self, share: float) -> None:
-        """Adapt to the share of training that is done, in [0, 1]; called before each step. AIR ignores it."""
+        """Adapt to the share of training that is done, in [0, 1]; called before each step."""
 
     def z_pres(self, count: Tensor) -> Tensor:
         """The unary code of a count: (B,) -> (B, N), 1 for t <= n."""

@@ -9,6 +9,17 @@ from torch.nn.parameter import is_lazy
 from air.models.settings import shortened
 
 
+def check_networks(encoder: nn.Module | None, decoder: nn.Module | None, seen: int, painted: int, window_size: int,
+                   z_what_size: int) -> None:
+    """Check custom networks, where there are any: the encoder's glimpses have `seen` channels, the decoder's windows
+    `painted`. Raises ValueError: as below.
+    """
+    if encoder is not None:
+        check_encoder(encoder, seen, window_size, z_what_size)
+    if decoder is not None:
+        check_decoder(decoder, painted, window_size, z_what_size)
+
+
 def check_encoder(encoder: nn.Module, channels: int, window_size: int, z_what_size: int) -> None:
     """Check that a module maps a glimpse (B, C, w, w) to loc and scale of z_what, (B, D) each.
 

@@ -49,7 +49,7 @@ class Attended(NamedTuple):
     history: History  # (z_where, z_what, z_pres) of the step before, N times
     z_where: Tensor  # (B, N, 3)
     z_what: Tensor  # (B, N, D)
-    painted: Tensor  # (B, N, C, H, W)
+    painted: Tensor  # (B, N, E, H, W)
 
 
 class Guide(nn.Module, ABC):
@@ -57,7 +57,7 @@ class Guide(nn.Module, ABC):
 
     reads_residual: bool  # False: every step is given the image itself, and objects need not be painted in between
     reads_latents: bool  # whether a step depends on `previous_latents`
-    teaches = True  # whether a step's gradient reaches the objects before it through the residual
+    teaches = True  # whether a step's gradient reaches the ground and the objects before it through the residual
     reads_any_size = False  # whether images may have another size than those of training
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Guide(nn.Module, ABC):
         """The state before the first step.
 
         Args:
-            images: (B, C, H, W).
+            images: (B, F, H, W), what the compositing shows before the first object.
             particles: K; every step has B K rows, row b K + k being particle k of image b.
         """
 
@@ -75,7 +75,8 @@ class Guide(nn.Module, ABC):
 
         Args:
             state: from `start` or from the previous step.
-            residual: (B K, C, H, W), the image less the objects so far if `reads_residual`, else the image.
+            residual: (B K, F, H, W), what the compositing shows (`Compositing.view`): after the objects so far if
+                `reads_residual`, else before the first. With intensities that add up, the image less the objects.
             previous_latents: z_where (B K, 3), z_what (B K, D) and z_pres = 1 (B K, 1) of the previous step; one row
                 each at the first step.
         Returns:

@@ -123,6 +123,11 @@ class _Product(torch.autograd.Function):
         return None, gradient.new_empty(0), of_x, None, gradient if of_plus else None
 
 
+def scale_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
+    """Return `value` unchanged, with its gradient multiplied by `factor`."""
+    return value.detach().lerp(value, factor)
+
+
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """An LSTM's next h and c.
 

@@ -39,14 +39,20 @@ from torch import Tensor
 from air.models.base import CountingModel, Inference, Rollout, check_number, stack_steps
 from air.models.distributions import CategoricalLatent, CountPrior, Latent, NormalLatent, draw, log_count_probs
 from air.models.guides import GuideName
-from air.models.layers import shared_weights
+from air.models.layers import scale_gradient, shared_weights
 from air.models.networks import Baseline, History, RecurrentNet, fold
 from air.models.settings import checked_by
-from air.scenes3d.composition import Layers, compose_all, compose_replacing_one, compose_stages
+from air.scenes3d.composition import (
+    Layers,
+    compose_all,
+    compose_replacing_one,
+    compose_stages,
+    visible_shares,
+)
 from air.scenes3d.guides import LATENTS, ROTATABLE, TURN, WHERE, make_guide
 from air.scenes3d.renderer import candidate_layers, layers, render
 from air.scenes3d.scene_settings import SceneSettings
-from air.scenes3d.shape_gradients import ShapeSample, draw_shapes, scale_gradient, shape_estimator
+from air.scenes3d.shape_gradients import ShapeSample, draw_shapes, shape_estimator
 from air.scenes3d.shapes import SHAPES, SYMMETRIES
 from air.scenes3d.view import REACH, Sight, View
 
@@ -331,8 +337,9 @@ class SceneAIR(CountingModel):
         z_pres = self.z_pres(count)
         boxes = objects.boxes(self.x_size) * z_pres[..., None]
         reconstruction = stages[torch.arange(len(count), device=count.device), count]
+        masks = visible_shares(objects, z_pres, self.sight, self.sharpness)
         return Inference(count, count_probs, z_pres, select_pose(poses, trace.what.value), trace.what.log_q.exp(),
-                         boxes, reconstruction, stages)
+                         boxes, reconstruction, stages, masks)
 
 
 def select_pose(poses: Tensor, what: Tensor) -> Tensor:

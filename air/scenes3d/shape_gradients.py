@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from air.models.distributions import CategoricalLatent
+from air.models.layers import scale_gradient
 from air.models.settings import power_exceeds
 from air.scenes3d.composition import Layers
 from air.scenes3d.shapes import SHAPES
@@ -65,11 +66,6 @@ def draw_shapes(q: Tensor) -> Tensor:
     By the inverse of the cumulative distribution: unlike multinomial, it lets a nan through to the loss.
     """
     return (q.cumsum(-1)[..., :-1] < torch.rand_like(q[..., :1])).sum(-1)
-
-
-def scale_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
-    """Return `value` unchanged, with its gradient multiplied by `factor`."""
-    return value.detach().lerp(value, factor)
 
 
 def local_expectations(likelihood: Likelihood, images: Tensor, sample: ShapeSample, exploration: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def measure(find: Callable[[Tensor], Found], scenes: Scenes) -> dict[str, float]
         shape, pose = find(scenes.images)
         seconds.append(time.perf_counter() - start)
     none, one = torch.zeros(len(scenes)), torch.ones(len(scenes), 1)
-    seen = Inference(none, none, one, pose[:, None], F.one_hot(shape, len(SHAPES))[:, None], none, none, none)
+    seen = Inference(none, none, one, pose[:, None], F.one_hot(shape, len(SHAPES))[:, None], *[none] * 4)
     errors = pose_errors(seen, scenes.labels, scenes.poses, one.bool(), torch.zeros(len(scenes), 1, dtype=torch.int64))
     rotations = {f"{name}_rotation": errors.rotation[scenes.labels[:, 0] == s] for s, name in enumerate(SHAPES)}
     medians = {name: each.nanmedian().item() for name, each in rotations.items() if not each.isnan().all()}

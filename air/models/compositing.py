@@ -1,0 +1,329 @@
+"""How objects, and the ground behind them, make up an image: by adding intensities, or as opaque layers.
+
+    add     canvas_n = ground + Σ_{t<=n} object_t,    x ~ Normal(canvas_n, sd²)
+    over    objects are layers, front to back, and each takes its share of what is uncovered of a pixel:
+
+                own_t = scope_{t-1} alpha_t,   scope_t = scope_{t-1} (1 - alpha_t),   scope_0 = 1
+                p(x_p | n, z) = Σ_{t<=n} own_t Normal(x_p; rgb_t, sd²) + scope_n Normal(x_p; ground, sd²) + floor
+
+            a mixture over who owns the pixel; the owner's colour may be anything with the density `floor`. An uncertain
+            edge costs log 2 a pixel at most, whereas a squared error around the mean canvas would pay for a further
+            object there.
+
+AIR asks its compositing what a decoder's window has besides colours, what a guide sees at each step, for the
+likelihoods of n = 0..N objects, and whose pixel is whose. Estimators do not know which one it is.
+
+Shapes: E channels of a painted object, F channels of what a guide sees. A ground that is None is black.
+Source: Eslami et al. (2016), section 2, for "add"; Burgess et al. (2019), "MONet", section 2, for scopes.
+"""
+
+from abc import abstractmethod
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from air.models import likelihoods
+from air.models.constants import Constants
+from air.models.layers import scale_gradient
+from air.models.networks import fold
+from air.models.spatial import painted_boxes
+
+CompositingName = Literal["add", "over"]
+# A painted pixel belongs to its object if it exceeds this share of the object's peak. On training scenes 0.15 gives the
+# best IoU and 0.25 the best AP50; this lies between them.
+INK = 0.2
+OPAQUE = 0.5  # the same, of an object's largest alpha
+# alpha = sigmoid(STEEPNESS (a - OFFSET)) of a decoder's output a: at first windows are rather transparent.
+STEEPNESS, OFFSET = 4.0, 0.3
+FLOOR = 1e-6  # of a pixel's density, over that of a perfect reconstruction
+SURPRISE = 10.0  # nats, the unit in which guides see what a pixel costs
+UNCOUNTED = 0.1  # share of training in which counts do not learn
+FALLING = 0.4  # share of training in which the sd falls
+
+
+class Compositing(Constants):
+    """What depends on how objects combine."""
+
+    def __init__(self, channels: int, likelihood_sd: float) -> None:
+        """Args: channels: C; likelihood_sd: of a pixel, in intensities."""
+        super().__init__()
+        self.channels, self.likelihood_sd = channels, likelihood_sd
+
+    def constants(self) -> dict[str, Tensor]:
+        return {}
+
+    @property
+    @abstractmethod
+    def painted_channels(self) -> int:
+        """E, of a decoder's window and of a painted object."""
+
+    @property
+    @abstractmethod
+    def seen_channels(self) -> int:
+        """F, of what guides and encoders see."""
+
+    def windows(self, window: Tensor) -> Tensor:
+        """What to paint for a decoder's output: (B, E, w, w) each."""
+        return window
+
+    def take_off(self, images: Tensor, ground: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and a ground that are equivalent to these, (B, C, H, W) each."""
+        return images, ground
+
+    @abstractmethod
+    def start(self, images: Tensor, ground: Tensor | None, teaches: bool = True) -> Any:
+        """The state before the first object.
+
+        Args:
+            images, ground: (B, C, H, W).
+            teaches: whether its gradient reaches the ground.
+        """
+
+    @abstractmethod
+    def fold(self, state: Any, particles: int) -> Any:
+        """The state for K particles an image: B K rows."""
+
+    @abstractmethod
+    def add(self, state: Any, painted: Tensor) -> Any:
+        """The state with one more object, (B, E, H, W)."""
+
+    @abstractmethod
+    def view(self, state: Any) -> Tensor:
+        """What guides and encoders see in a state: (B, F, H, W)."""
+
+    @abstractmethod
+    def log_likelihood(self, images: Tensor, painted: Tensor, ground: Tensor | None, contains: Tensor) -> Tensor:
+        """log p(x | n, z_{1:n}) for n = 0..N.
+
+        Args:
+            images, ground: (B, C, H, W).
+            painted: (B, N, E, H, W), each object alone.
+            contains: (N+1, N), 1 for t <= n, else 0.
+        Returns:
+            (B, N+1) in nats.
+        """
+
+    @abstractmethod
+    def canvases(self, painted: Tensor, ground: Tensor) -> Tensor:
+        """The canvas after n = 0..N objects, (B, N+1, C, H, W); arguments as above."""
+
+    @abstractmethod
+    def alone(self, painted: Tensor, level: float = 0.0) -> Tensor:
+        """Each object alone, complete, on a ground of this level: (..., E, H, W) -> (..., C, H, W)."""
+
+    @abstractmethod
+    def silhouettes(self, painted: Tensor) -> Tensor:
+        """Where objects are, whether or not others hide them: (..., E, H, W) -> (..., X, H, W), 0 where they are not.
+        """
+
+    @abstractmethod
+    def shares(self, images: Tensor, painted: Tensor, ground: Tensor, z_pres: Tensor) -> Tensor:
+        """The share that each object has in each pixel.
+
+        Args:
+            images, painted, ground: as above.
+            z_pres: (B, N), 1 for t <= n, else 0.
+        Returns:
+            (B, N, H, W), at most 1 in sum; what is missing is the ground's.
+        """
+
+    @property
+    @abstractmethod
+    def threshold(self) -> float:
+        """The share of a silhouette's peak from which on a pixel belongs to its object."""
+
+    def boxes(self, painted: Tensor, z_where: Tensor, unit: int) -> Tensor:
+        """Tight boxes around what objects (..., E, H, W) paint, hidden or not; see `painted_boxes`."""
+        return painted_boxes(self.silhouettes(painted), z_where, self.threshold, unit)
+
+    def held_back(self, logits: Tensor) -> Tensor:
+        """The logits of z_pres, (B, N), with the gradient that they are to have."""
+        return logits
+
+    def anneal(self, share: float) -> None:
+        """Adapt to the share of training that is done, in [0, 1]."""
+
+
+class Add(Compositing):
+    """Intensities add up; the state is the residual."""
+
+    threshold = INK
+
+    @property
+    def painted_channels(self) -> int:
+        return self.channels
+
+    @property
+    def seen_channels(self) -> int:
+        return self.channels
+
+    def take_off(self, images: Tensor, ground: Tensor) -> tuple[Tensor, Tensor | None]:
+        return images - ground, None
+
+    def start(self, images: Tensor, ground: Tensor | None, teaches: bool = True) -> Tensor:
+        left = images if ground is None else images - ground
+        return left if teaches else left.detach()
+
+    def fold(self, state: Tensor, particles: int) -> Tensor:
+        return fold(state, particles)
+
+    def add(self, state: Tensor, painted: Tensor) -> Tensor:
+        return state - painted
+
+    def view(self, state: Tensor) -> Tensor:
+        return state
+
+    def log_likelihood(self, images: Tensor, painted: Tensor, ground: Tensor | None, contains: Tensor) -> Tensor:
+        left = self.start(images, ground).flatten(1)
+        return likelihoods.given_each_count(left, painted.flatten(2), contains, self.likelihood_sd)
+
+    def canvases(self, painted: Tensor, ground: Tensor) -> Tensor:
+        return torch.stack(list(accumulate((ground, *painted.unbind(1)), torch.add)), 1)
+
+    def alone(self, painted: Tensor, level: float = 0.0) -> Tensor:
+        return painted + level
+
+    def silhouettes(self, painted: Tensor) -> Tensor:
+        return painted
+
+    def shares(self, images: Tensor, painted: Tensor, ground: Tensor, z_pres: Tensor) -> Tensor:
+        """By brightness in units of each object's brightest pixel, in which the ground has INK everywhere."""
+        ink = painted.amax(2).clamp(min=0)  # (B, N, H, W)
+        ink = z_pres[..., None, None] * ink / ink.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(ink.dtype).tiny)
+        return ink / (ink.sum(1, keepdim=True) + INK)
+
+
+def check_layers(over: bool, likelihood_sd: float, first_sd: float | None, uses_sigmoid: bool) -> None:
+    """Check the keywords of AIR that only one compositing has.
+
+    Raises:
+        ValueError: `first_sd` without layers or below the sd at the end, or a second sigmoid for alpha.
+    """
+    if first_sd is not None and not over:
+        raise ValueError("first_sd is for compositing='over': intensities that add up need no falling likelihood_sd")
+    if first_sd is not None and first_sd < likelihood_sd:
+        raise ValueError(f"first_sd falls to likelihood_sd, so it must be at least as large: got {first_sd:g} and "
+                         f"{likelihood_sd:g}")
+    if over and uses_sigmoid:
+        raise ValueError("decoder_output_use_sigmoid is for compositing='add': of layers, alpha has a sigmoid already")
+
+
+class Layers(NamedTuple):
+    """What the objects so far have made of an image."""
+
+    images: Tensor  # (B, C, H, W)
+    ground: Tensor  # (B, C, H, W)
+    canvas: Tensor  # (B, C, H, W), Σ own_t rgb_t
+    density: Tensor  # (B, 1, H, W), Σ own_t like_t
+    scope: Tensor  # (B, 1, H, W)
+
+
+class Over(Compositing):
+    """Opaque layers, front to back: the first object is in front of all others.
+
+    like = exp(-|x - rgb|² / 2 sd²) is the density of a pixel's colour over that of a colour that is met.
+
+    Before the ground is known, windows that paint it gain thousands of nats. q(n) would follow them to N, so surely
+    that it never came back. So z_pres does not learn in the first UNCOUNTED of training. And as long as objects are not
+    drawn well, windows on every edge pay if the sd is small. So it may fall during training.
+    """
+
+    threshold = OPAQUE
+    sd: Tensor
+    counting: Tensor  # 1, or 0 while z_pres does not learn
+
+    def __init__(self, channels: int, likelihood_sd: float, first_sd: float | None = None) -> None:
+        """Args: channels, likelihood_sd: as of Compositing; first_sd: the sd at the first step; None: the same."""
+        super().__init__(channels, likelihood_sd)
+        self.first_sd, self.share = first_sd, 1.0
+        self.place_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """What training changes follows from the share that is done."""
+        sd, left = self.likelihood_sd, 1 - min(1.0, self.share / FALLING)
+        if self.first_sd is not None:
+            sd *= (self.first_sd / sd)**left
+        counting = float(self.share >= UNCOUNTED)
+        return {"sd": torch.tensor(sd, dtype=torch.float64), "counting": torch.tensor(counting, dtype=torch.float64)}
+
+    @property
+    def painted_channels(self) -> int:
+        return self.channels + 1
+
+    @property
+    def seen_channels(self) -> int:
+        return 2 * self.channels + 2
+
+    def windows(self, window: Tensor) -> Tensor:
+        colours, alpha = self._parts(window)
+        return torch.cat((colours, (STEEPNESS * (alpha - OFFSET)).sigmoid()), -3)
+
+    def start(self, images: Tensor, ground: Tensor | None, teaches: bool = True) -> Layers:
+        nothing = torch.zeros_like(images)
+        ground = nothing if ground is None else ground if teaches else ground.detach()
+        return Layers(images, ground, nothing, nothing[:, :1], nothing[:, :1] + 1)
+
+    def fold(self, state: Layers, particles: int) -> Layers:
+        return Layers(*(fold(each, particles) for each in state))
+
+    def add(self, state: Layers, painted: Tensor) -> Layers:
+        colours, alpha = self._parts(painted)
+        own = state.scope * alpha
+        return state._replace(canvas=torch.addcmul(state.canvas, own, colours), scope=state.scope - own,
+                              density=torch.addcmul(state.density, own, self._like(state.images, colours)))
+
+    def view(self, state: Layers) -> Tensor:
+        """What is left of the image, the image, the scope, and what each pixel costs."""
+        canvas = torch.addcmul(state.canvas, state.scope, state.ground)
+        density = torch.addcmul(state.density, state.scope, self._like(state.images, state.ground))
+        surprise = (density + FLOOR).log() / -SURPRISE
+        return torch.cat((state.images - canvas, state.images, state.scope, surprise), 1)
+
+    def log_likelihood(self, images: Tensor, painted: Tensor, ground: Tensor | None, contains: Tensor) -> Tensor:
+        ground = torch.zeros_like(images) if ground is None else ground
+        return likelihoods.of_layers(images.flatten(2), painted.flatten(3), ground.flatten(2), self.sd, FLOOR)
+
+    def canvases(self, painted: Tensor, ground: Tensor) -> Tensor:
+        state = self.start(ground, ground)
+        states = accumulate(painted.unbind(1), self.add, initial=state)
+        return torch.stack([torch.addcmul(each.canvas, each.scope, ground) for each in states], 1)
+
+    def alone(self, painted: Tensor, level: float = 0.0) -> Tensor:
+        colours, alpha = self._parts(painted)
+        return alpha * colours + (1 - alpha) * level
+
+    def silhouettes(self, painted: Tensor) -> Tensor:
+        return self._parts(painted)[1]
+
+    def shares(self, images: Tensor, painted: Tensor, ground: Tensor, z_pres: Tensor) -> Tensor:
+        """Who owns a pixel, given its colour: own_t (like_t + floor) / p(x_p | n, z)."""
+        colours, alpha = self._parts(painted)
+        alpha = alpha * z_pres[..., None, None, None]
+        states = list(accumulate(torch.cat((colours, alpha), 2).unbind(1), self.add,
+                                 initial=self.start(images, ground)))
+        last = states[-1]
+        total = torch.addcmul(last.density, last.scope, self._like(images, ground)) + FLOOR  # (B, 1, H, W)
+        density, scope = (torch.cat(each, 1) for each in zip(*((each.density, each.scope) for each in states)))
+        return (density.diff(dim=1) - FLOOR * scope.diff(dim=1)) / total  # own_t = scope_{t-1} - scope_t
+
+    def held_back(self, logits: Tensor) -> Tensor:
+        return scale_gradient(logits, self.counting)
+
+    def anneal(self, share: float) -> None:
+        """z_pres learns from UNCOUNTED on; the sd falls from `first_sd` to `likelihood_sd`, by equal factors, until
+        FALLING.
+        """
+        self.share = share
+        for name, value in self.constants().items():
+            getattr(self, name).copy_(value)
+
+    def _parts(self, painted: Tensor) -> tuple[Tensor, Tensor]:
+        """Colours (..., C, H, W) and alpha (..., 1, H, W)."""
+        colours, alpha = painted.split((self.channels, 1), -3)
+        return colours, alpha
+
+    def _like(self, images: Tensor, colours: Tensor) -> Tensor:
+        """(B, C, H, W) each -> (B, 1, H, W)."""
+        return ((images - colours).square().sum(1, keepdim=True) * (-self.sd**-2 / 2)).exp()

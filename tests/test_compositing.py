@@ -1,0 +1,181 @@
+"""Layers against a literal version, pixel by pixel."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from air.models import compositing, likelihoods
+from air.models.compositing import FLOOR, Add, Over
+
+N, C, SIDE = 3, 3, 4
+
+
+def a_scene(seed=0, channels=C):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    images, ground = rand(2, channels, SIDE, SIDE), rand(2, channels, SIDE, SIDE)
+    painted = rand(2, N, channels + 1, SIDE, SIDE)
+    painted[:, 1, -1, :2], painted[:, 0, -1, 0, 0], painted[0, 2, :-1] = 0, 1, images[0]
+    return images, painted, ground
+
+
+def owners(images, painted, ground, sd, n):
+    """own_t Normal(x_p; rgb_t, sd²) and own_t of the first n layers and of the ground, by pixel, and the floor."""
+    parts = torch.zeros(2, n + 1, SIDE, SIDE, dtype=torch.float64)
+    own = torch.zeros_like(parts)
+    for b in range(2):
+        for row in range(SIDE):
+            for column in range(SIDE):
+                scope = 1.0
+                for t in range(n):
+                    *rgb, alpha = painted[b, t, :, row, column]
+                    density = Normal(torch.stack(rgb), sd).log_prob(images[b, :, row, column]).sum().exp()
+                    own[b, t, row, column] = scope * alpha
+                    parts[b, t, row, column] = scope * alpha * density
+                    scope = scope * (1 - alpha)
+                density = Normal(ground[b, :, row, column], sd).log_prob(images[b, :, row, column]).sum().exp()
+                own[b, n, row, column] = scope
+                parts[b, n, row, column] = scope * density
+    return parts, own, FLOOR * (sd * math.sqrt(2 * math.pi))**-images.shape[1]
+
+
+@pytest.mark.parametrize("sd, channels", [(0.3, 3), (0.1, 3), (0.3, 1)])
+def test_likelihoods_are_those_of_a_mixture_over_owners(sd, channels):
+    images, painted, ground = a_scene(channels=channels)
+    over = Over(channels, sd).double()
+    found = over.log_likelihood(images, painted, ground, torch.empty(0))
+    for n in range(N + 1):
+        parts, _, floor = owners(images, painted, ground, sd, n)
+        torch.testing.assert_close(found[:, n], (parts.sum(1) + floor).log().sum((1, 2)))
+
+
+def test_gradients_of_the_mixture():
+    images, painted, ground = (each.flatten(-2).requires_grad_() for each in a_scene())
+    sd = torch.tensor(0.3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *each: likelihoods.of_layers(*each, sd, FLOOR), (images, painted, ground))
+
+
+def test_a_small_sd_is_safe_in_single_precision():
+    """Colours that are missed by far have density 0, and opaque layers leave scope 0."""
+    images, painted, ground = (each.float() for each in a_scene())
+    painted[:, :, -1] = painted[:, :, -1].round()
+    images, ground = images.round(), 1 - images.round()
+    painted.requires_grad_()
+    over = Over(C, 0.05)
+    found = over.log_likelihood(images, painted, ground, torch.empty(0))
+    worst = SIDE**2 * (math.log(FLOOR) - C * math.log(0.05 * math.sqrt(2 * math.pi)))
+    assert found.isfinite().all() and found[:, 0].sub(worst).abs().max() < 1e-2
+    found.sum().backward()
+    assert painted.grad.isfinite().all()
+    assert over.view(over.add(over.start(images, ground), painted.detach()[:, 0])).isfinite().all()
+
+
+def test_shares_are_posteriors_of_the_owner():
+    images, painted, ground = a_scene()
+    over = Over(C, 0.3).double()
+    for n in range(N + 1):
+        z_pres = (torch.arange(N) < n).double().expand(2, N)
+        shares = over.shares(images, painted, ground, z_pres)
+        parts, own, floor = owners(images, painted, ground, 0.3, n)
+        posterior = (parts + floor * own) / (parts.sum(1, keepdim=True) + floor)
+        torch.testing.assert_close(shares[:, :n], posterior[:, :n])
+        assert not shares[:, n:].any()
+        torch.testing.assert_close(1 - shares.sum(1), posterior[:, n])
+
+
+def test_what_opaque_objects_cover_stays_theirs_whatever_its_colour():
+    images, painted, ground = a_scene()
+    painted[:, 0, -1], painted[:, 0, :-1] = 1, 1 - images.round()  # off by half the range at least
+    shares = Over(C, 0.05).double().shares(images, painted, ground, torch.ones(2, N, dtype=torch.float64))
+    torch.testing.assert_close(shares[:, 0], torch.ones_like(shares[:, 0]))
+
+
+def test_a_view_shows_what_the_objects_so_far_leave():
+    images, painted, ground = a_scene()
+    over = Over(C, 0.3).double()
+    state = over.start(images, ground)
+    for n, canvas in enumerate(over.canvases(painted, ground).unbind(1)):
+        left, seen, scope, surprise = over.view(state).split((C, C, 1, 1), 1)
+        torch.testing.assert_close(left, images - canvas)
+        assert torch.equal(seen, images)
+        torch.testing.assert_close(scope[:, 0], (1 - painted[:, :n, -1]).prod(1))
+        parts, _, floor = owners(images, painted, ground, 0.3, n)
+        perfect = (0.3 * math.sqrt(2 * math.pi))**-C
+        torch.testing.assert_close(surprise[:, 0], ((parts.sum(1) + floor) / perfect).log() / -10)
+        state = over.add(state, painted[:, n]) if n < N else state
+
+
+def test_the_first_layer_is_in_front():
+    images, painted, ground = a_scene()
+    painted[:, :2, -1] = 1
+    canvases = Over(C, 0.3).double().canvases(painted, ground)
+    assert torch.equal(canvases[:, 0], ground)
+    for n in (1, 2, 3):
+        torch.testing.assert_close(canvases[:, n], painted[:, 0, :-1])
+
+
+def test_boxes_are_around_what_is_opaque_and_hidden_parts_count():
+    painted = torch.zeros(1, 2, C + 1, 8, 8)
+    painted[0, 0, -1, 1:4, 2:7], painted[0, 1, -1, 3:8, 0:5], painted[0, 1, :-1] = 0.9, 0.8, 0.3
+    painted[0, 0, -1, 5] = 0.3
+    boxes = Over(C, 0.3).boxes(painted, torch.ones(1, 2, 3), 8)
+    assert boxes.tolist() == [[[2, 1, 7, 4], [0, 3, 5, 8]]]
+
+
+def test_shares_of_intensities_that_add_up():
+    painted = torch.zeros(1, 2, 1, 1, 5)
+    painted[0, 0, 0, 0], painted[0, 1, 0, 0] = torch.tensor([0.8, 0.4, 0.1, 0, 0]), torch.tensor([0, 0.2, 0, 0.1, -0.1])
+    shares = Add(1, 0.3).shares(painted[:, 0], painted, painted[:, 0] * 0, torch.ones(1, 2))[0, :, 0]
+    torch.testing.assert_close(shares[0], torch.tensor([1 / 1.2, 0.5 / 1.7, 0.125 / 0.325, 0, 0]))
+    torch.testing.assert_close(shares[1], torch.tensor([0, 1 / 1.7, 0, 0.5 / 0.7, 0]))
+    one = Add(1, 0.3).shares(painted[:, 0], painted, painted[:, 0] * 0, torch.tensor([[1.0, 0.0]]))[0, :, 0]
+    torch.testing.assert_close(one[0], torch.tensor([1 / 1.2, 0.5 / 0.7, 0.125 / 0.325, 0, 0]))
+    assert not one[1].any()
+
+
+def test_counts_do_not_learn_before_anything_is_drawn():
+    over = Over(C, 0.1)
+    logits = torch.ones(2, 3, requires_grad=True)
+    gradients = []
+    for share in (None, 0, 0.9 * compositing.UNCOUNTED, compositing.UNCOUNTED, 1):
+        if share is not None:
+            over.anneal(share)
+        held = over.held_back(logits)
+        assert torch.equal(held, logits)
+        gradients.append(torch.autograd.grad(held.sum(), logits)[0].unique().item())
+    assert gradients == [1, 0, 0, 1, 1]
+
+
+def test_the_sd_falls_to_its_last_value():
+    over = Over(C, 0.1, first_sd=0.4)
+    assert over.sd == torch.tensor(0.1)  # of a model that nobody anneals
+    sds = []
+    for share in (0, 0.5 * compositing.FALLING, compositing.FALLING, 1):
+        over.anneal(share)
+        sds.append(over.sd.item())
+    assert sds == pytest.approx([0.4, 0.2, 0.1, 0.1])
+    constant = Over(C, 0.1)
+    constant.anneal(0)
+    assert constant.sd == torch.tensor(0.1) and not over.state_dict()  # the share of training decides
+
+
+def test_what_training_changes_stays_exact_when_the_model_moves():
+    over = Over(C, 0.1, first_sd=0.4)
+    over.anneal(0.5 * compositing.FALLING)
+    for moved in (over.to_empty(device="cpu"), over.float().double()):
+        assert moved.sd.item() == pytest.approx(0.2, abs=1e-7) and moved.counting == 1
+    assert over.sd.item() == 0.1 * 4**0.5
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"first_sd": 0.7}, "first_sd is for compositing='over'"),
+    ({"compositing": "over", "first_sd": 0.2}, "must be at least as large: got 0.2 and 0.3"),
+    ({"compositing": "over", "decoder_output_use_sigmoid": True}, "alpha has a sigmoid already")])
+def test_keywords_that_do_not_go_together_are_refused(make_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
