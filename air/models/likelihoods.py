@@ -58,10 +58,8 @@ class _GivenEachCount(torch.autograd.Function):
 
 
 def of_layers(images: Tensor, painted: Tensor, ground: Tensor, sd: Tensor, floor: float) -> Tensor:
-    """log p(x | n, z_{1:n}) of opaque layers, front to back, for n = 0..N: a mixture over who owns each pixel.
-
-        own_t = scope_{t-1} alpha_t,   scope_t = scope_{t-1} (1 - alpha_t),   scope_0 = 1
-        p(x_p | n, z) = Σ_{t<=n} own_t Normal(x_p; rgb_t, sd²) + scope_n Normal(x_p; ground, sd²) + floor
+    """log p(x | n, z_{1:n}) = Σ_pixels log p(x_p | n, z_{1:n}) of opaque layers, front to back, for n = 0..N: a mixture
+    over who owns each pixel, with the equations of air/models/compositing.py.
 
     Args:
         images: (B, C, P), intensities.
