@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from toy import Toy
 
 ROOT = Path(__file__).parent.parent
 # From the bottom up; names in one row do not import each other.
@@ -41,3 +42,14 @@ def test_the_layers_are_all_that_the_package_holds():
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("module", ["elbo", "estimator", "enumerate", "nvil", "vimco"])
+def test_estimators_ask_a_model_for_nothing_that_the_toy_has_not(module):
+    """So they know nothing of latents, of how objects make up an image, or of images at all."""
+    tree = ast.parse((ROOT / "air" / "inference" / f"{module}.py").read_text())
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+             and ast.unparse(node.value) in ("model", "self.model")}
+    assert asked <= {*dir(Toy())}
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith(("air.models.air", "air.models.compositing", "air.scenes3d")) for name in imported)
