@@ -289,3 +289,20 @@ def test_attend_takes_images_as_rollout_does(make_model, images):
     raw = (255 * images).to(torch.uint8)
     for given in (raw[:, 0], raw.double() / 255):
         assert torch.equal(model.attend(given, at_mean=True).logits, model.attend(raw, at_mean=True).logits)
+
+
+def test_annealing_layers_holds_the_counts_back_and_lowers_the_sd(make_model, images):
+    """What the trainer calls before each step reaches the rollout: the counts' gradient, and the likelihood."""
+    model = make_model(compositing="over", guide="search", first_sd=0.6)
+    head, seen = model.guide_net.mlp[-1].bias, []
+    for share in (0.0, 1.0):
+        model.anneal(share)
+        torch.manual_seed(0)
+        rollout = model.rollout(images)
+        seen.append((torch.autograd.grad(rollout.logits.sum(), head, retain_graph=True)[0], rollout.log_likelihood))
+    (held, wide), (free, narrow) = seen
+    assert not held.any() and free[0] > 0
+    literal = make_model(compositing="over", guide="search", likelihood_sd=0.6)
+    torch.manual_seed(0)
+    torch.testing.assert_close(wide, literal.rollout(images).log_likelihood)
+    assert not torch.isclose(wide, narrow).any()

@@ -317,7 +317,7 @@ class Over(Compositing):
         """
         self.share = share
         for name, value in self.constants().items():
-            getattr(self, name).copy_(value)
+            getattr(self, name).fill_(value.item())  # which does not wait for a GPU, and a graph reads
 
     def _parts(self, painted: Tensor) -> tuple[Tensor, Tensor]:
         """Colours (..., C, H, W) and alpha (..., 1, H, W)."""
