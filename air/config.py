@@ -95,16 +95,18 @@ class Config:
     run: RunSettings = RunSettings()
 
 
-def default_config(dataset: str = "multi-mnist", estimator: str = DEFAULT_ESTIMATOR) -> Config:
+def default_config(dataset: str = "multi-mnist", estimator: str = DEFAULT_ESTIMATOR, flat: bool = False) -> Config:
     """The recipe's settings for a data set and an estimator, by their names.
 
+    Args:
+        flat: 3D scenes are for the model of 2D scenes as well, which knows no renderer.
     Raises:
         SettingsError: there is no such data set or estimator.
     """
     for kind, name, names in (("data set", dataset, DATASETS), ("estimator", estimator, ESTIMATOR_SETTINGS)):
         if name not in names:
             raise SettingsError(f"there is no {kind} {shown(name)}; choose from {', '.join(names)}")
-    model = SceneSettings() if dataset.startswith("scenes-") else AIRSettings()
+    model = SceneSettings() if dataset.startswith("scenes-") and not flat else AIRSettings()
     return Config(data=DATASETS[dataset](), model=model, estimator=ESTIMATOR_SETTINGS[estimator]())
 
 

@@ -43,8 +43,10 @@ COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # than the middle one. Small windows on the ends of large objects explain as much as small objects do, so a window that
 # touches another must explain so many white pixels (of one channel) more.
 VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.6, 12
-LAYERS_SD, LAYERS_FIRST_SD = 0.12, 0.4  # of opaque layers, whatever their size, at the last and the first step
-LAYERS_PRIOR = 1e-20  # k of opaque layers: slivers at the edges of others gain some 40 nats
+LAYERS_SD, LAYERS_FIRST_SD = 0.08, 0.4  # of opaque layers, whatever their size, at the last and the first step
+# k of opaque layers. At that sd a pixel of another colour gains 10 nats or so, and windows on the slivers that others
+# leave at their edges gain 100; objects of which a few pixels are seen gain more.
+LAYERS_PRIOR = 1e-70
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 

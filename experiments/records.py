@@ -17,7 +17,8 @@ RESULTS = Path(__file__).parent / "results"
 MAP, REFINED = "count_accuracy_map", "count_accuracy_refined"
 MILESTONES = (90, 95, 98)  # % of held-out scenes counted right, MAP, by an evaluation during training
 SUCCESS = 0.95  # MAP count accuracy on held-out scenes
-UNSEEN = (MAP, REFINED, "box_iou", "identity_accuracy", "place_error")  # reported for unseen counts as well
+SEVERAL_ARI = "fg_ari_several"
+UNSEEN = (MAP, REFINED, "box_iou", "identity_accuracy", "place_error", SEVERAL_ARI)  # reported for unseen counts as well
 MOST_ERRORS = 5  # reconstruction errors after n = 0, 1, ... objects
 
 

@@ -11,6 +11,7 @@ from experiments.records import (
     MILESTONES,
     MOST_ERRORS,
     REFINED,
+    SEVERAL_ARI,
     SUCCESS,
     UNSEEN,
     Metrics,
@@ -43,13 +44,15 @@ WITH_TRUTH = {MAP: Column("MAP %", 100, 2), "count_accuracy_sampled": Column("sa
               "box_iou": Column("box IoU", 1, 3), "box_ap50": Column("AP50", 1, 3)}
 SHAPES = {"identity_accuracy": Column("shapes %", 100, 2), "place_error": Column("place %", 100, 2, max),
           "rotation_error": Column("rotation, °", 1, 1, max)}  # of 3D scenes
+MASKS = {SEVERAL_ARI: Column("FG-ARI, 2 or more %", 100, 2), "fg_ari": Column("FG-ARI, all %", 100, 2),
+         "mask_iou": Column("mask IoU %", 100, 2)}  # of scenes with true masks
 WRONG = {f"wrong_{kind}": Column(f"wrong: {kind} %", 100, 2, max) for kind in failures.WRONG}  # shares of all scenes
-UNSEEN_COLUMNS = {f"unseen_{key}": {**WITH_TRUTH, **SHAPES}[key].unseen() for key in UNSEEN}
+UNSEEN_COLUMNS = {f"unseen_{key}": {**WITH_TRUTH, **SHAPES, **MASKS}[key].unseen() for key in UNSEEN}
 ERRORS = {f"squared_error_{n}": Column(f"error after {n}, x1000", 1000, 1, max) for n in range(MOST_ERRORS)}
 WITHOUT_TRUTH = {"mean_count": Column("mean count", 1, 2, ranked=False), **ERRORS}
 REACHED = {f"{unit}_to_{percent}": Column(f"{short} to {percent}%", 1, 0, max)
            for unit, short in (("steps", "steps"), ("seconds", "s")) for percent in MILESTONES}
-COLUMNS = {**WITH_TRUTH, **SHAPES, **UNSEEN_COLUMNS, **WITHOUT_TRUTH, **WRONG, "elbo": Column("ELBO"),
+COLUMNS = {**WITH_TRUTH, **MASKS, **SHAPES, **UNSEEN_COLUMNS, **WITHOUT_TRUTH, **WRONG, "elbo": Column("ELBO"),
            "log_likelihood": Column("log p(x given z)", ranked=False), "kl_pres": Column("KL pres", ranked=False),
            "kl_where": Column("KL where", ranked=False), "kl_what": Column("KL what", ranked=False),
            "iw_bound": Column("IW-100"), **REACHED, "steps": Column("steps", 1, 0, ranked=False),
@@ -79,7 +82,7 @@ def runs_table(results: Sequence[Result]) -> str:
     """All runs of an experiment: one row a seed, then mean, sd and worst over the finished runs, and notes below."""
     done, known = finished(results), knows_counts(results)
     hidden = {*WITHOUT_TRUTH} if known else {*WITH_TRUTH, *REACHED}
-    hidden |= {key for key in (*SHAPES, *UNSEEN_COLUMNS, *WRONG, REFINED, "count_error")
+    hidden |= {key for key in (*MASKS, *SHAPES, *UNSEEN_COLUMNS, *WRONG, REFINED, "count_error")
                if not any(key in metrics for metrics in done)}
     columns = {key: column for key, column in COLUMNS.items() if key not in hidden}
 

@@ -197,9 +197,9 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr("air.training.command_line.default_config", few_scenes_config)
 
 
-def few_scenes_config(dataset="multi-mnist", estimator="nvil"):
+def few_scenes_config(dataset="multi-mnist", estimator="nvil", flat=False):
     """Stands in for `default_config`."""
-    config = default_config(dataset, estimator)
+    config = default_config(dataset, estimator, flat)
     if isinstance(config.data, Generated):
         config = with_settings(config, {"data.train_scenes": 64, "data.held_out_scenes": 24})
     small = {"model.rnn_hidden_size": 16} | ({"model.embed_net": (16,)} if config.model.name == "air" else {})

@@ -41,7 +41,7 @@ def literal_elbo(model, image, noise, background_noise=None):
 
     kl, over, ground = torch.zeros(()), isinstance(model.compositing, Over), torch.zeros_like(image)
     if model.background:
-        code = model.encode_background.mlp(image.flatten())
+        code = model.encode_background.mlp((shrunk(image, 16) if over else image).flatten())
         size = len(code) // 2
         behind = Normal(code[:size], F.softplus(code[size:]))
         kl = kl_divergence(behind, Normal(torch.zeros_like(behind.loc), torch.ones_like(behind.loc))).sum()
@@ -110,17 +110,24 @@ def literal_elbo(model, image, noise, background_noise=None):
     return torch.stack(elbos)
 
 
+def shrunk(image, side):
+    """An image (C, H, H) with so many pixels a side, each the mean of those that it covers in part or whole."""
+    def covered(i):
+        return slice(math.floor(i * image.shape[-1] / side), math.ceil((i + 1) * image.shape[-1] / side))
+    return torch.stack([torch.stack([image[:, covered(i), covered(j)].mean((1, 2)) for j in range(side)], -1)
+                        for i in range(side)], 1)
+
+
 def literal_layers(image, ground, objects, sd):
-    """Layers, front to back: a pixel's density, with a floor of a millionth of the largest one, (H, W); the canvas, and
-    what it leaves uncovered.
+    """Layers: a pixel's density, with a floor of a millionth of the largest one, (H, W); the canvas, and what objects
+    leave to the ground.
     """
-    density, canvas, scope = 0, 0, torch.ones_like(image[0])
-    for *colours, alpha in objects:
-        colours = torch.stack(colours)
-        density = density + scope * alpha * Normal(colours, sd).log_prob(image).sum(0).exp()
-        canvas, scope = canvas + scope * alpha * colours, scope * (1 - alpha)
-    density = density + scope * Normal(ground, sd).log_prob(image).sum(0).exp()
-    return density + 1e-6 * (sd * math.sqrt(2 * math.pi))**-len(image), canvas + scope * ground, scope
+    layers = [ground, *(torch.stack(colours) for *colours, _ in objects)]
+    odds = [torch.ones_like(image[0]), *(alpha / (1.0001 - alpha) for *_, alpha in objects)]
+    shares = [each / sum(odds) for each in odds]
+    density = sum(own * Normal(colours, sd).log_prob(image).sum(0).exp() for own, colours in zip(shares, layers))
+    canvas = sum(own * colours for own, colours in zip(shares, layers))
+    return density + 1e-6 * (sd * math.sqrt(2 * math.pi))**-len(image), canvas, shares[0]
 
 
 def literal_view(image, ground, objects, sd):

@@ -101,7 +101,7 @@ def said(capsys, arguments):
     (["--model.likelihood-sd", "NaN"], "--model.likelihood-sd: input should be a finite number, got nan"),
     (["--model.count-prior", "2"], "--model.count-prior: input should be less than or equal to 1, got 2.0"),
     (["--model.count-prior", "1e-320"],
-     "--model.count-prior: input should be greater than or equal to 1e-30, got 1e-320"),
+     "--model.count-prior: input should be greater than or equal to 1e-300, got 1e-320"),
     (["--data.counts", "1001"], "--data.counts.0: input should be less than or equal to 1000, got 1001"),
     (["--seed", "9300000000000000"], "--run.seed: input should be less than 4294967296, got 9300000000000000"),
     (["--optim.shift", "50"],

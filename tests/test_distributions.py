@@ -141,6 +141,15 @@ def test_prior_samples_follow_p():
     assert ((share - p).abs() < 4 * (p * (1 - p) / size).sqrt()).all()
 
 
+def test_a_prior_that_follows_keeps_what_is_too_improbable_for_single_precision():
+    prior = CountPrior.geometric(2, 1e-60)
+    for _ in range(3):
+        prior.follow(torch.tensor([1.0, 0.0, 0.0]), rate=0.1)
+    torch.testing.assert_close(prior.log_probs[1:], torch.tensor([1.0, 2.0]) * math.log(1e-60) + 3 * math.log(0.9))
+    prior.follow(torch.tensor([0.5, 0.5, 0.0]), rate=1)
+    assert prior.log_probs.exp().tolist() == [0.5, 0.5, 0]
+
+
 def test_a_prior_that_follows_the_counts_converges_to_them():
     prior = CountPrior.geometric(3, 1e-8).double()
     counts = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)

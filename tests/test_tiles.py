@@ -22,6 +22,7 @@ class DotFinder:
     """
 
     reads_any_size, channels, num_steps, x_size, compositing = True, 1, 3, UNIT, Add(1, 0.3)
+    background = False
     z_where_prior_loc = torch.tensor([math.log(UNIT / SIDE), 0, 0], dtype=torch.float64)
     z_where_prior_scale = torch.tensor([0.0, 1, 1], dtype=torch.float64)
 
@@ -32,7 +33,7 @@ class DotFinder:
         assert intensities
         return images.double()
 
-    def attend(self, images, at_mean, most):
+    def attend(self, images, at_mean, most, ground):
         self.limits.append(most)
         generator = torch.Generator().manual_seed(len(self.limits))
         steps = min(most, int((images > 0).flatten(1).sum(1).max()) + 1)
@@ -120,8 +121,8 @@ def test_of_two_findings_the_more_probable_one_is_kept(monkeypatch):
     finder = DotFinder()
     attend = finder.attend
 
-    def unsure(images, at_mean, most):
-        attended = attend(images, at_mean, most)
+    def unsure(images, at_mean, most, ground):
+        attended = attend(images, at_mean, most, ground)
         right = images[:, 0, :, :30].sum((1, 2)) > 0  # where the object lies in the right tile
         attended.logits[right, 0] = 1.0
         attended.z_where[right, 0, 1] -= 4 * 1.5 * 2 / UNIT  # 1.5 pixels to the right

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class Table(Generated):
     counts: SomeCounts = (0, 1, 2, 3)
     """Numbers of objects that occur."""
     image_size: Suppress[ImageSize] = View().image_size
+
+    object_size: ClassVar[tuple[float, float]] = (8 / 48, 18 / 48)  # of boxes in pictures, near the rear edge and in front
+    objects_hide, black_ground = True, False
 
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes.

@@ -118,7 +118,7 @@ def infer_pictures(model: AIR, pictures: Sequence[Tensor | NDArray[Any]], most: 
                    tile: int | None = None, margin: int | None = None, batch_size: int = 16) -> list[Tiled]:
     """`infer_tiles` for several pictures: tiles of equal size are inferred together."""
     if not model.reads_any_size:
-        raise ValueError("only a model with guide='search' and without a background reads pictures of any size")
+        raise ValueError("only a model with guide='search', with a background only of layers, reads pictures of any size")
     typical, sd = (of_prior[0].item() for of_prior in (model.z_where_prior_loc, model.z_where_prior_scale))
     largest = model.x_size * math.exp(LARGEST_SDS * sd - typical)
     margin = math.ceil((1 + 2 * RIM) * largest) if margin is None else margin
@@ -201,7 +201,8 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
     Returns:
         The objects in the enlarged cores, and q(n), (B, N+1).
     """
-    attended = model.attend(images, at_mean=True, most=most)
+    ground = model.infer_background(images, at_mean=True)[1] if model.background else None
+    attended = model.attend(images, at_mean=True, most=most, ground=ground)
     # The steps of a batch end when all of its tiles have settled. Each tile's own steps end where it has, so that it
     # does not matter which tiles are read together.
     over = F.pad(settled(attended.logits)[:, :-1], (1, 0))

@@ -25,12 +25,12 @@ from air.models.base import Inference, Rollout, check_number, stack_steps
 from air.models.compositing import Add, CompositingName, Over, check_layers
 from air.models.custom_networks import check_networks
 from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs, settled
+from air.models.grounds import make_ground_networks, stretch
 from air.models.guide import Attended, Step
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
 from air.models.networks import (
     Baseline,
-    BlurredDecoder,
     ConvDecoder,
     ConvEncoder,
     Decoder,
@@ -97,7 +97,7 @@ class AIR(LocatingModel):
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
             convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
-            compositing: "add", the paper's: intensities add up. "over": objects are opaque layers, the first in front.
+            compositing: "add", the paper's: intensities add up. "over": objects are opaque layers.
             first_sd: for "over", likelihood_sd at the first training step, from which on it falls, see `anneal`.
             encoder, decoder: custom modules, glimpse (B, F, w, w) -> loc and scale of z_what, (B, D) each, and z_what
                 -> window (B, E, w, w). F = E = C; with "over" 2 C + 2 and C + 1, the last one alpha before a sigmoid.
@@ -133,17 +133,15 @@ class AIR(LocatingModel):
                                          decoder_output_use_sigmoid, non_linearity)
         self.background, self.z_background_size = background, z_background_size
         if background:
-            self.encode_background = Encoder(pixels, encoder_net, z_background_size, non_linearity)
-            ground = (z_background_size, decoder_net, channels, x_size)
-            self.decode_background = (BlurredDecoder(*ground, non_linearity) if over else
-                                      Decoder(*ground, None, False, non_linearity))
+            self.encode_background, self.decode_background = make_ground_networks(
+                over, channels, x_size, z_background_size, encoder_net, decoder_net, non_linearity)
         # In place of previous latents at the first step.
         self.z_where_init, self.z_what_init = (
             nn.Parameter(torch.zeros(1, size), requires_grad=self.guide_net.reads_latents) for size in (3, z_what_size))
 
     @property
     def reads_any_size(self) -> bool:
-        return self.guide_net.reads_any_size and not self.background
+        return self.guide_net.reads_any_size and not (self.background and isinstance(self.compositing, Add))
 
     def make_baseline(self) -> Baseline:
         baseline = Baseline(RecurrentNet(*self._baseline_rnn), *self._baseline_head)
@@ -173,7 +171,8 @@ class AIR(LocatingModel):
         z_what = z_where.new_empty(n, self.num_steps, self.z_what_init.shape[-1]).normal_()
         ground = z_where.new_zeros(n, self.channels, self.x_size, self.x_size)
         if self.background:
-            ground = self.decode_background(ground.new_empty((n, self.z_background_size)).normal_())
+            code = ground.new_empty((n, self.z_background_size)).normal_()
+            ground = stretch(self.decode_background(code), ground.shape[-2:])
         canvases = self.compositing.canvases(self.paint(z_where, z_what), ground)
         x = canvases[torch.arange(n, device=ground.device), z_pres.sum(-1).long()]
         return (list(z_where.unbind(1)), list(z_pres[..., None].unbind(1))), x.squeeze(1) if self.channels == 1 else x
@@ -234,7 +233,8 @@ class AIR(LocatingModel):
         loc, scale = self.encode_background(images)
         noise = torch.zeros_like(loc) if at_mean else torch.randn_like(loc)
         value, loc, scale = draw(loc, scale, noise)
-        return NormalLatent(loc, scale, noise, self.zero, self.one), self.decode_background(value)
+        ground = stretch(self.decode_background(value), images.shape[-2:])
+        return NormalLatent(loc, scale, noise, self.zero, self.one), ground
 
     def attend(self, images: Tensor, at_mean: bool = False, particles: int = 1, most: int | None = None,
                ground: Tensor | None = None) -> Attended:
@@ -339,8 +339,8 @@ class AIR(LocatingModel):
             ValueError: as there; `most` is below 1, or given to a model that counts no further than in training.
         """
         if most is not None and not self.reads_any_size:
-            raise ValueError(f"most={most}: only guide='search' without a background counts further than num_steps, "
-                             f"{self.num_steps}")
+            raise ValueError(f"most={most}: only guide='search', with a background only of layers, counts further than "
+                             f"num_steps, {self.num_steps}")
         if most is not None:
             check_positive("most", most)
         images = self.as_images(images, intensities=True)

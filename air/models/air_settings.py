@@ -64,8 +64,8 @@ class AIRSettings:
     decoder_output_use_sigmoid: bool = False
     """Pass the decoder's output through a sigmoid."""
     compositing: Annotated[CompositingName | None, short("--compositing")] = None
-    """How objects combine. add: intensities add up; over: opaque layers, of which the first is in front (None: over
-    for data sets whose objects hide one another, else add)."""
+    """How objects combine. add: intensities add up; over: opaque layers (None: over for data sets whose objects hide
+    one another, else add)."""
     first_sd: Scale | None = None
     """With over, likelihood_sd at the first step, from which it falls in the first 40% of training (None: 0.4, or
     likelihood_sd if that is larger)."""

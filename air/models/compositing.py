@@ -1,9 +1,10 @@
 """How objects, and the ground behind them, make up an image: by adding intensities, or as opaque layers.
 
     add     canvas_n = ground + Σ_{t<=n} object_t,    x ~ Normal(canvas_n, sd²)
-    over    objects are layers, front to back, and each takes its share of what is uncovered of a pixel:
+    over    objects are layers that hide the ground and one another. Each claims a pixel with odds against the ground:
+            where two meet, the one with higher odds is in front, in whatever order they are found:
 
-                own_t = scope_{t-1} alpha_t,   scope_t = scope_{t-1} (1 - alpha_t),   scope_0 = 1
+                odds_t = alpha_t / (1 - alpha_t),   scope_n = 1 / (1 + Σ_{t<=n} odds_t),   own_t = odds_t scope_n
                 p(x_p | n, z) = Σ_{t<=n} own_t Normal(x_p; rgb_t, sd²) + scope_n Normal(x_p; ground, sd²) + floor
 
             a mixture over who owns the pixel; the owner's colour may be anything with the density `floor`. An uncertain
@@ -14,7 +15,8 @@ AIR asks its compositing what a decoder's window has besides colours, what a gui
 likelihoods of n = 0..N objects, and whose pixel is whose. Estimators do not know which one it is.
 
 Shapes: E channels of a painted object, F channels of what a guide sees. A ground that is None is black.
-Source: Eslami et al. (2016), section 2, for "add"; Burgess et al. (2019), "MONet", section 2, for scopes.
+Source: Eslami et al. (2016), section 2, for "add"; Greff et al. (2019), "IODINE", section 2, for the mixture, whose
+masks are a softmax: odds are its exponentials, 1 for the ground.
 """
 
 from abc import abstractmethod
@@ -38,9 +40,9 @@ OPAQUE = 0.5  # the same, of an object's largest alpha
 # alpha = sigmoid(STEEPNESS (a - OFFSET)) of a decoder's output a: at first windows are rather transparent.
 STEEPNESS, OFFSET = 4.0, 0.3
 FLOOR = 1e-6  # of a pixel's density, over that of a perfect reconstruction
+MARGIN = 1e-4  # what the most opaque object leaves of a pixel to the ground
 SURPRISE = 10.0  # nats, the unit in which guides see what a pixel costs
-UNCOUNTED = 0.1  # share of training in which counts do not learn
-FALLING = 0.4  # share of training in which the sd falls
+FALLING = 0.4  # share of training in which the sd falls, and counts do not learn
 
 
 class Compositing(Constants):
@@ -211,23 +213,28 @@ def check_layers(over: bool, likelihood_sd: float, first_sd: float | None, uses_
 
 
 class Layers(NamedTuple):
-    """What the objects so far have made of an image."""
+    """What the objects so far have made of an image, with the ground's odds of 1."""
 
     images: Tensor  # (B, C, H, W)
-    ground: Tensor  # (B, C, H, W)
-    canvas: Tensor  # (B, C, H, W), Σ own_t rgb_t
-    density: Tensor  # (B, 1, H, W), Σ own_t like_t
-    scope: Tensor  # (B, 1, H, W)
+    odds: Tensor  # (B, 1, H, W), 1 + Σ odds_t
+    colours: Tensor  # (B, C, H, W), ground + Σ odds_t rgb_t
+    density: Tensor  # (B, 1, H, W), like of the ground + Σ odds_t like_t
+
+
+def odds_of(alpha: Tensor) -> Tensor:
+    """An object's odds against the ground; at most 1 / MARGIN."""
+    return alpha / (1 + MARGIN - alpha)
 
 
 class Over(Compositing):
-    """Opaque layers, front to back: the first object is in front of all others.
+    """Opaque layers.
 
     like = exp(-|x - rgb|² / 2 sd²) is the density of a pixel's colour over that of a colour that is met.
 
-    Before the ground is known, windows that paint it gain thousands of nats. q(n) would follow them to N, so surely
-    that it never came back. So z_pres does not learn in the first UNCOUNTED of training. And as long as objects are not
-    drawn well, windows on every edge pay if the sd is small. So it may fall during training.
+    As long as objects are not drawn well, windows on every edge pay if the sd is small. So it may fall during training,
+    until the share FALLING of it is done; before that, z_pres does not learn. While the ground is not known, windows
+    that paint it gain thousands of nats, and q(n) would follow them to N; at a large sd thin or faint objects do not
+    pay, and q(n) would follow them to 0; either so surely that it would never come back.
     """
 
     threshold = OPAQUE
@@ -245,7 +252,7 @@ class Over(Compositing):
         sd, left = self.likelihood_sd, 1 - min(1.0, self.share / FALLING)
         if self.first_sd is not None:
             sd *= (self.first_sd / sd)**left
-        counting = float(self.share >= UNCOUNTED)
+        counting = float(self.share >= FALLING)
         return {"sd": torch.tensor(sd, dtype=torch.float64), "counting": torch.tensor(counting, dtype=torch.float64)}
 
     @property
@@ -261,34 +268,34 @@ class Over(Compositing):
         return torch.cat((colours, (STEEPNESS * (alpha - OFFSET)).sigmoid()), -3)
 
     def start(self, images: Tensor, ground: Tensor | None, teaches: bool = True) -> Layers:
-        nothing = torch.zeros_like(images)
-        ground = nothing if ground is None else ground if teaches else ground.detach()
-        return Layers(images, ground, nothing, nothing[:, :1], nothing[:, :1] + 1)
+        ground = torch.zeros_like(images) if ground is None else ground if teaches else ground.detach()
+        return Layers(images, torch.ones_like(images[:, :1]), ground, self._like(images, ground))
 
     def fold(self, state: Layers, particles: int) -> Layers:
         return Layers(*(fold(each, particles) for each in state))
 
     def add(self, state: Layers, painted: Tensor) -> Layers:
         colours, alpha = self._parts(painted)
-        own = state.scope * alpha
-        return state._replace(canvas=torch.addcmul(state.canvas, own, colours), scope=state.scope - own,
-                              density=torch.addcmul(state.density, own, self._like(state.images, colours)))
+        odds = odds_of(alpha)
+        return Layers(state.images, state.odds + odds, torch.addcmul(state.colours, odds, colours),
+                      torch.addcmul(state.density, odds, self._like(state.images, colours)))
 
     def view(self, state: Layers) -> Tensor:
         """What is left of the image, the image, the scope, and what each pixel costs."""
-        canvas = torch.addcmul(state.canvas, state.scope, state.ground)
-        density = torch.addcmul(state.density, state.scope, self._like(state.images, state.ground))
-        surprise = (density + FLOOR).log() / -SURPRISE
-        return torch.cat((state.images - canvas, state.images, state.scope, surprise), 1)
+        scope = state.odds.reciprocal()
+        surprise = (state.density * scope + FLOOR).log() / -SURPRISE
+        return torch.cat((state.images - state.colours * scope, state.images, scope, surprise), 1)
 
     def log_likelihood(self, images: Tensor, painted: Tensor, ground: Tensor | None, contains: Tensor) -> Tensor:
         ground = torch.zeros_like(images) if ground is None else ground
-        return likelihoods.of_layers(images.flatten(2), painted.flatten(3), ground.flatten(2), self.sd, FLOOR)
+        colours, alpha = painted.flatten(3).split((self.channels, 1), 2)
+        layers = torch.cat((colours, ground.flatten(2)[:, None]), 1)
+        return likelihoods.of_layers(images.flatten(2), layers, odds_of(alpha.squeeze(2)), self.sd, FLOOR)
 
     def canvases(self, painted: Tensor, ground: Tensor) -> Tensor:
         state = self.start(ground, ground)
         states = accumulate(painted.unbind(1), self.add, initial=state)
-        return torch.stack([torch.addcmul(each.canvas, each.scope, ground) for each in states], 1)
+        return torch.stack([each.colours / each.odds for each in states], 1)
 
     def alone(self, painted: Tensor, level: float = 0.0) -> Tensor:
         colours, alpha = self._parts(painted)
@@ -300,21 +307,17 @@ class Over(Compositing):
     def shares(self, images: Tensor, painted: Tensor, ground: Tensor, z_pres: Tensor) -> Tensor:
         """Who owns a pixel, given its colour: own_t (like_t + floor) / p(x_p | n, z)."""
         colours, alpha = self._parts(painted)
-        alpha = alpha * z_pres[..., None, None, None]
-        states = list(accumulate(torch.cat((colours, alpha), 2).unbind(1), self.add,
-                                 initial=self.start(images, ground)))
-        last = states[-1]
-        total = torch.addcmul(last.density, last.scope, self._like(images, ground)) + FLOOR  # (B, 1, H, W)
-        density, scope = (torch.cat(each, 1) for each in zip(*((each.density, each.scope) for each in states)))
-        return (density.diff(dim=1) - FLOOR * scope.diff(dim=1)) / total  # own_t = scope_{t-1} - scope_t
+        layers = torch.cat((colours, alpha * z_pres[..., None, None, None]), 2)
+        *_, last = accumulate(layers.unbind(1), self.add, initial=self.start(images, ground))
+        odds = odds_of(layers[:, :, -1])  # (B, N, H, W)
+        like = self._like(images[:, None], colours).squeeze(2)
+        return odds * (like + FLOOR) / (last.density + FLOOR * last.odds)
 
     def held_back(self, logits: Tensor) -> Tensor:
         return scale_gradient(logits, self.counting)
 
     def anneal(self, share: float) -> None:
-        """z_pres learns from UNCOUNTED on; the sd falls from `first_sd` to `likelihood_sd`, by equal factors, until
-        FALLING.
-        """
+        """The sd falls from `first_sd` to `likelihood_sd`, by equal factors, until FALLING; then z_pres learns."""
         self.share = share
         for name, value in self.constants().items():
             getattr(self, name).fill_(value.item())  # which does not wait for a GPU, and a graph reads
@@ -325,5 +328,5 @@ class Over(Compositing):
         return colours, alpha
 
     def _like(self, images: Tensor, colours: Tensor) -> Tensor:
-        """(B, C, H, W) each -> (B, 1, H, W)."""
-        return ((images - colours).square().sum(1, keepdim=True) * (-self.sd**-2 / 2)).exp()
+        """(..., C, H, W) each -> (..., 1, H, W)."""
+        return ((images - colours).square().sum(-3, keepdim=True) * (-self.sd**-2 / 2)).exp()

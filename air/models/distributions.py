@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from air.models.settings import PositiveFraction
 
-GeometricFactor = Annotated[PositiveFraction, Field(ge=1e-30)]  # k of p(n) ∝ k^n; its powers are float32
+GeometricFactor = Annotated[PositiveFraction, Field(ge=1e-300)]  # k of p(n) ∝ k^n
 
 
 class NormalLatent(NamedTuple):
@@ -256,7 +256,9 @@ class CountPrior(nn.Module):
             counts: (N+1,), q(n) averaged over images.
             rate: in (0, 1], fraction of the difference to close.
         """
-        self.log_probs.copy_(self.log_probs.exp().lerp(counts, rate).log())
+        kept = math.log1p(-rate) if rate < 1 else -math.inf
+        # in logs, since a probability such as 1e-60 is 0 in float32
+        self.log_probs.copy_(torch.logaddexp(self.log_probs + kept, counts.log() + math.log(rate)))
 
     def sample(self, size: int) -> Tensor:
         """Draw counts from p(n): (size,) int64."""

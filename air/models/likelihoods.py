@@ -57,20 +57,20 @@ class _GivenEachCount(torch.autograd.Function):
                 torch.bmm(contains.T * weight, residual) if of_painted else None, None, None)
 
 
-def of_layers(images: Tensor, painted: Tensor, ground: Tensor, sd: Tensor, floor: float) -> Tensor:
-    """log p(x | n, z_{1:n}) = Σ_pixels log p(x_p | n, z_{1:n}) of opaque layers, front to back, for n = 0..N: a mixture
-    over who owns each pixel, with the equations of air/models/compositing.py.
+def of_layers(images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, floor: float) -> Tensor:
+    """log p(x | n, z_{1:n}) = Σ_pixels log p(x_p | n, z_{1:n}) of opaque layers, for n = 0..N: a mixture over who owns
+    each pixel, with the equations of air/models/compositing.py.
 
     Args:
         images: (B, C, P), intensities.
-        painted: (B, N, C + 1, P), colours and alpha of each object alone.
-        ground: (B, C, P), what lies behind the objects.
+        colours: (B, N+1, C, P), of each object alone, and of the ground.
+        odds: (B, N, P), of each object against the ground.
         sd: of a pixel, in intensities, a scalar.
         floor: of a pixel's density, over that of a perfect reconstruction.
     Returns:
         (B, N+1) in nats.
     """
-    log_likelihood: Tensor = _OfLayers.apply(images, painted, ground, sd, floor)
+    log_likelihood: Tensor = _OfLayers.apply(images, colours, odds, sd, floor)
     channels, pixels = images.shape[1:]
     return log_likelihood - channels * pixels * (sd.log() + math.log(2 * math.pi) / 2)
 
@@ -79,30 +79,25 @@ class _OfLayers(torch.autograd.Function):
     """See `of_layers`; less the constant."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, painted: Tensor, ground: Tensor, sd: Tensor, floor: float) -> Tensor:
+    def forward(ctx: Any, images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, floor: float) -> Tensor:
         precision = sd**-2
-        colours, alpha = painted[:, :, :-1], painted[:, :, -1]  # (B, N, C, P), (B, N, P)
-        error = torch.cat((colours, ground[:, None]), 1) - images[:, None]  # (B, N+1, C, P)
+        error = colours - images[:, None]
         like = (error.square().sum(2) * (-precision / 2)).exp()  # (B, N+1, P), 1 where a layer has the pixel's colour
-        scope = torch.cat((torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(1)), 1)  # (B, N+1, P)
-        by_objects = F.pad((scope[:, :-1] * alpha * like[:, :-1]).cumsum(1), (0, 0, 1, 0))
-        density = torch.addcmul(by_objects, scope, like[:, -1:]) + floor
-        ctx.save_for_backward(error, alpha, like, scope, density, precision)
-        return density.log().sum(-1)
+        with_ground = torch.cat((like[:, -1:], odds * like[:, :-1]), 1), F.pad(odds, (0, 0, 1, 0), value=1.0)
+        claims, scope = with_ground[0].cumsum(1), with_ground[1].cumsum(1).reciprocal()  # (B, N+1, P), for n
+        density = claims * scope
+        ctx.save_for_backward(error, odds, like, scope, density, precision)
+        ctx.floor = floor
+        return (density + floor).log().sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        error, alpha, like, scope, density, precision = ctx.saved_tensors
-        of_density = gradient[:, :, None] / density  # (B, N+1, P), for n
-        later = of_density.flip(1).cumsum(1).flip(1)[:, 1:]  # (B, N, P), of own_t like_t: Σ_{n>=t}
-        of_like = torch.cat((later * scope[:, :-1] * alpha, (of_density * scope).sum(1, keepdim=True)), 1)
-        of_own, of_scope_n = later * like[:, :-1], of_density * like[:, -1:]
-        of_alpha, of_scope = torch.empty_like(alpha), of_scope_n[:, -1]
-        for t in range(alpha.shape[1] - 1, -1, -1):
-            of_alpha[:, t] = scope[:, t] * (of_own[:, t] - of_scope)
-            of_scope = of_scope_n[:, t] + of_own[:, t] * alpha[:, t] + of_scope * (1 - alpha[:, t])
-        of_error = (of_like * like * -precision)[:, :, None] * error  # (B, N+1, C, P)
-        of_painted = torch.cat((of_error[:, :-1], of_alpha[:, :, None]), 2)
-        of_images = -of_error.sum(1) if ctx.needs_input_grad[0] else None
-        return of_images, of_painted, of_error[:, -1], None, None
+        error, odds, like, scope, density, precision = ctx.saved_tensors
+        of_claims = gradient[:, :, None] * scope / (density + ctx.floor)  # (B, N+1, P), for n
+        # object t has a part in all n >= t, the ground in all
+        later, owned = (each.flip(1).cumsum(1).flip(1) for each in (of_claims, of_claims * density))
+        of_odds = later[:, 1:] * like[:, :-1] - owned[:, 1:]
+        of_like = torch.cat((later[:, 1:] * odds, later[:, :1]), 1)
+        of_colours = (of_like * like * -precision)[:, :, None] * error  # (B, N+1, C, P)
+        return -of_colours.sum(1) if ctx.needs_input_grad[0] else None, of_colours, of_odds, None, None

@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from air.models.layers import Linear, lstm_cell, shared_weights
 from air.models.settings import shown
 
-COARSE = 4  # side in pixels of the coarse picture of a ground
-BEYOND = 0.05  # intensities by which its range exceeds black and white, at which a sigmoid would never arrive
-
 
 def fold(rows: Tensor, particles: int) -> Tensor:
     """Fold K particles per row into the batch: (B, ...) -> (B K, ...); row b K + k is particle k of row b."""
@@ -123,24 +120,6 @@ class Decoder(nn.Module):
         if self.use_sigmoid:
             window = window.sigmoid()
         return window.unflatten(-1, self.window_shape)
-
-
-class BlurredDecoder(nn.Module):
-    """The code of a ground -> its pixels: a coarse picture, interpolated. It can show one colour, a gradient or a
-    blurred picture, and cannot show objects. At first it is grey.
-    """
-
-    def __init__(self, z_background_size: int, hidden: Sequence[int], channels: int, image_size: int,
-                 non_linearity: str) -> None:
-        super().__init__()
-        self.mlp = MLP(z_background_size, [*hidden, channels * COARSE**2], non_linearity)
-        self.coarse_shape, self.image_size = (channels, COARSE, COARSE), image_size
-
-    def forward(self, z_background: Tensor) -> Tensor:
-        """(B, z_background_size) -> (B, C, image_size, image_size)."""
-        coarse = self.mlp(z_background).to(z_background.dtype).sigmoid() * (1 + 2 * BEYOND) - BEYOND
-        coarse = coarse.unflatten(-1, self.coarse_shape)
-        return F.interpolate(coarse, self.image_size, mode="bilinear", align_corners=False)
 
 
 class ConvEncoder(nn.Module):

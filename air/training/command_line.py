@@ -71,7 +71,8 @@ def parse(argv: Sequence[str] | None, resumed: Config | None = None) -> CommandL
     else:
         base = CommandLine(default_config(
             chosen.dataset if chosen.dataset in DATASETS else "multi-mnist",
-            chosen.estimator if chosen.estimator in ESTIMATOR_SETTINGS else DEFAULT_ESTIMATOR))
+            chosen.estimator if chosen.estimator in ESTIMATOR_SETTINGS else DEFAULT_ESTIMATOR,
+            flat=chosen.compositing is not None))  # which the model of 3D scenes does not have
     _refuse_settings_of_others(argv, base.config)
     printed = io.StringIO()
     try:
@@ -108,10 +109,11 @@ def one_sentence(box: str) -> str:
 
 
 def peek(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments that decide which other arguments there are: dataset, estimator and resume."""
+    """The arguments that decide which other arguments there are: dataset, estimator, resume and compositing."""
     parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
-    for flag, default in (("--dataset", "auto"), ("--estimator", DEFAULT_ESTIMATOR), ("--resume", None)):
-        parser.add_argument(flag, default=default)
+    for flags, default in ((["--dataset"], "auto"), (["--estimator"], DEFAULT_ESTIMATOR), (["--resume"], None),
+                           (["--compositing", "--model.compositing"], None)):
+        parser.add_argument(*flags, default=default)
     return parser.parse_known_args(argv)[0]
 
 
