@@ -244,8 +244,8 @@ def pixels_per_image(args: argparse.Namespace, model: CountingModel, config: Con
     """
     asked = args.pixels_per_image is not None or args.most is not None
     if asked and not model.reads_any_size:
-        fail("--pixels-per-image and --most are for models with --guide search and without a background: this one "
-             f"reads {model.x_size} x {model.x_size} pixels and counts to {model.num_steps}")
+        fail("--pixels-per-image and --most are for models with --guide search and no background but a blurred one: "
+             f"this one reads {model.x_size} x {model.x_size} pixels and counts to {model.num_steps}")
     pixels: Pixels = args.pixels_per_image
     if pixels is None and config.optim.crop:
         pixels = getattr(config.data, "pixels_per_image", None) or NATIVE

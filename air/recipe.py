@@ -14,13 +14,15 @@ from air.config import AIRSettings, AnyEstimatorSettings, Config, ModelSettings,
 from air.data import IMAGE_SIZE, OBJECT_SIZE, Dataset, Scenes, Table
 from air.data.custom import CustomImages, Folder
 from air.data.dataset import Generated
+from air.data.ground import Ground
 from air.data.labels import largest_followed
-from air.data.scenes import MIN_SIDE
+from air.data.scenes import MIN_SIDE, noise_of
 from air.inference import ESTIMATORS
 from air.inference.estimator import Estimator
 from air.models.air import AIR
 from air.models.base import CountingModel
 from air.models.compositing import CompositingName
+from air.models.distributions import LEAST_FACTOR
 from air.models.guides import GuideName
 from air.models.search import PRIOR_SDS
 from air.models.settings import SettingsError, middle
@@ -43,10 +45,9 @@ COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 # than the middle one. Small windows on the ends of large objects explain as much as small objects do, so a window that
 # touches another must explain so many white pixels (of one channel) more.
 VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.6, 12
-LAYERS_SD, LAYERS_FIRST_SD = 0.08, 0.4  # of opaque layers, whatever their size, at the last and the first step
-# k of opaque layers. At that sd a pixel of another colour gains 10 nats or so, and windows on the slivers that others
-# leave at their edges gain 100; objects of which a few pixels are seen gain more.
-LAYERS_PRIOR = 1e-70
+# The sd of opaque layers, whatever their size, at the last and the first step; and how many white pixels (of one
+# channel) each must explain: windows on the slivers that others leave at their edges gain nearly as much.
+LAYERS_SD, LAYERS_FIRST_SD, LAYER_PIXELS = 0.08, 0.4, 2
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 
@@ -116,7 +117,7 @@ def build_model(settings: ModelSettings) -> CountingModel:
     if not isinstance(settings, AIRSettings):
         return SceneAIR(**_keywords(settings, "name"))
     keywords = _keywords(settings, "name", "object_size")  # the prior of s says the size
-    for name in ("touch_price", "compositing"):
+    for name in ("touch_price", "compositing", "blurred_background"):
         if keywords[name] is None:  # of a run from before there was this setting
             del keywords[name]
     return AIR(**keywords)
@@ -153,9 +154,11 @@ def _check_crop(config: Config) -> None:
         raise SettingsError("--crop: 3D scenes cannot be cropped")
     if crop < MIN_SIDE:
         raise SettingsError(f"--crop {crop} is too small: a crop has at least {MIN_SIDE} x {MIN_SIDE} pixels")
-    if model.guide not in (None, "search") or model.background:
-        raise SettingsError("--crop needs --guide search, without --model.background: no other model reads whole "
-                            "pictures once it is trained on crops")
+    if model.background and model.blurred_background is False:
+        raise SettingsError("--crop: only a blurred background goes with it, leave out --model.no-blurred-background")
+    if model.guide not in (None, "search"):
+        raise SettingsError("--crop needs --guide search: no other model reads whole pictures once it is trained on "
+                            "crops")
     if isinstance(data, Folder) and data.image_size != IMAGE_SIZE:
         raise SettingsError("--data.image-size is the side of the squares that whole pictures are fitted into: leave "
                             "it out with --crop; --data.pixels-per-image scales pictures to be cropped")
@@ -218,11 +221,25 @@ def sizes_of(config: Config, image_side: int) -> tuple[float, ...]:
     return told
 
 
-def compositing_of(config: Config) -> CompositingName:
-    """How objects combine: as layers where they hide one another, unless the settings say it."""
+def compositing_of(config: Config, dataset: Dataset | None = None) -> CompositingName:
+    """How objects combine, unless the settings say it: as layers where they hide one another, and in one's own images
+    whose ground is not black; None: these are not loaded yet.
+    """
     assert isinstance(config.model, AIRSettings)
-    hides = isinstance(config.data, Generated) and config.data.objects_hide
-    return config.model.compositing or ("over" if hides else "add")
+    if isinstance(config.data, Generated):
+        layers = config.data.objects_hide
+    else:
+        ground = ground_of(config, dataset) if dataset else None
+        layers = ground is not None and not ground.is_black and not ground.is_all
+    return config.model.compositing or ("over" if layers else "add")
+
+
+def ground_of(config: Config, dataset: Dataset) -> Ground | None:
+    """What lies behind the objects of custom images; None of generated ones."""
+    if dataset.grounds is None:
+        return None
+    side = max(dataset.train.images.shape[2:])
+    return dataset.grounds.behind(middle(sizes_of(config, side)) * (config.optim.crop or side) / side)
 
 
 def guide_of(config: Config) -> GuideName:
@@ -278,10 +295,11 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     guide, sizes = guide_of(config), sizes_of(config, image_side)
     varied = sizes[0] < sizes[-1]
     side = x_size * middle(sizes) / (IMAGE_SIZE * OBJECT_SIZE)  # of an object; 1 is the usual one
-    compositing = compositing_of(config)
-    over = compositing == "over"
     contrast = (BACKGROUND_CONTRAST if model.background else 1.0) * (VARIED_SD if varied else 1.0)
-    sd = model.likelihood_sd or (LAYERS_SD if over else LIKELIHOOD_SD * min(1.0, side) * contrast)
+    model = replace(model, object_size=sizes)  # in place of auto
+    if compositing_of(config, dataset) == "over":
+        model = _resolve_layers(config, model, dataset)
+    sd = model.likelihood_sd or LIKELIHOOD_SD * min(1.0, side) * contrast
     scale = 1 / (middle(sizes) * (VARIED_WINDOW if varied else 1.0))
     # One step more than there are objects, so that counting one too many is possible and visible.
     num_steps = max(most + 1, most_unseen)
@@ -290,18 +308,21 @@ def _resolve_air(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSet
     elif (counts < 0).any():  # the labels that there are measure; they do not bound the other images
         num_steps = max(num_steps, UNKNOWN_STEPS)
     spread = max(SCALE_PRIOR_SPREAD, math.log(sizes[-1] / sizes[0]) / (2 * PRIOR_SDS))
-    # sizes in place of auto
-    model = replace(model, object_size=sizes, background=model.background or over and not _has_black_ground(config))
-    if over:
-        model = _fill(model, first_sd=max(sd, LAYERS_FIRST_SD), count_prior=LAYERS_PRIOR, touch_price=0.0)
-    return _fill(model, guide=guide, compositing=compositing, x_size=x_size, channels=channels, num_steps=num_steps,
-                 scale_prior_mean=scale, scale_prior_sd=spread * scale,
-                 count_prior=COUNT_PRIOR, pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0,
-                 likelihood_sd=sd, touch_price=TOUCH_PIXELS / (2 * sd**2) if varied else 0.0)
+    return _fill(model, guide=guide, compositing="add", blurred_background=bool(crop), x_size=x_size, channels=channels,
+                 num_steps=num_steps, scale_prior_mean=scale, scale_prior_sd=spread * scale, count_prior=COUNT_PRIOR,
+                 pos_prior_sd=POSITION_SPREAD if guide == "search" else 1.0, likelihood_sd=sd,
+                 touch_price=TOUCH_PIXELS / (2 * sd**2) if varied else 0.0)
 
 
-def _has_black_ground(config: Config) -> bool:
-    return not isinstance(config.data, Generated) or config.data.black_ground
+def _resolve_layers(config: Config, model: AIRSettings, dataset: Dataset) -> AIRSettings:
+    """Choose what opaque layers need."""
+    ground, generated = ground_of(config, dataset), config.data if isinstance(config.data, Generated) else None
+    is_black = generated.black_ground if generated else ground is None or ground.is_black
+    sd = model.likelihood_sd or max(LAYERS_SD, noise_of(dataset.train))
+    prior = min(COUNT_PRIOR, max(LEAST_FACTOR, math.exp(-LAYER_PIXELS / (2 * sd**2))))
+    return _fill(replace(model, background=model.background or not is_black), compositing="over", likelihood_sd=sd,
+                 first_sd=max(sd, LAYERS_FIRST_SD), count_prior=prior, touch_price=0.0,
+                 blurred_background=not (generated and generated.detailed_ground))
 
 
 def _resolve_scene(config: Config, model: SceneSettings, dataset: Dataset) -> SceneSettings:

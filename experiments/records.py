@@ -18,7 +18,8 @@ MAP, REFINED = "count_accuracy_map", "count_accuracy_refined"
 MILESTONES = (90, 95, 98)  # % of held-out scenes counted right, MAP, by an evaluation during training
 SUCCESS = 0.95  # MAP count accuracy on held-out scenes
 SEVERAL_ARI = "fg_ari_several"
-UNSEEN = (MAP, REFINED, "box_iou", "identity_accuracy", "place_error", SEVERAL_ARI)  # reported for unseen counts as well
+# reported for unseen counts as well
+UNSEEN = (MAP, REFINED, "box_iou", "identity_accuracy", "place_error", SEVERAL_ARI)
 MOST_ERRORS = 5  # reconstruction errors after n = 0, 1, ... objects
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from air.models.compositing import Over
+from air.models.grounds import BlurredDecoder
 from air.models.networks import RecurrentNet
 from air.models.search import SearchGuide
 
@@ -41,16 +42,19 @@ def literal_elbo(model, image, noise, background_noise=None):
 
     kl, over, ground = torch.zeros(()), isinstance(model.compositing, Over), torch.zeros_like(image)
     if model.background:
-        code = model.encode_background.mlp((shrunk(image, 16) if over else image).flatten())
+        blurred = isinstance(model.decode_background, BlurredDecoder)
+        code = model.encode_background.mlp((shrunk(image, 16) if blurred else image).flatten())
         size = len(code) // 2
         behind = Normal(code[:size], F.softplus(code[size:]))
         kl = kl_divergence(behind, Normal(torch.zeros_like(behind.loc), torch.ones_like(behind.loc))).sum()
         painted = model.decode_background.mlp(behind.loc + behind.scale * background_noise)
-        if over:
+        if blurred:
             coarse = (1.1 * painted.sigmoid() - 0.05).view(1, -1, 4, 4)
             ground = F.interpolate(coarse, image.shape[-1], mode="bilinear", align_corners=False)[0]
         else:
-            image = image - painted.view(image.shape)
+            ground = painted.view(image.shape)
+        if not over:
+            image = image - ground
     canvas = torch.zeros_like(image)
     search, guide = isinstance(model.guide_net, SearchGuide), model.guide_net
     if not search:

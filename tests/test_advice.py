@@ -7,6 +7,7 @@ from air.data import Dataset
 from air.data.ground import Ground, Grounds
 from air.models.search import PRIOR_SDS
 from air.models.settings import middle
+from air.recipe import resolve
 from air.training.advice import after_training, before_training
 
 BLACK, WHITE = Ground(0, 0.01, 0, 0.8), Ground(0.97, 0.02, 0.8, 0.01)
@@ -23,18 +24,31 @@ def config():
     (NOTHING, {}, "the images show nothing but an even ground: dark shapes on transparency need --data.invert, and "
                   "faint ones another --data.intensity-range"),
     (BLACK, {}, None), (None, {}, None), (GREY, {"model.background": True}, None),
-    (WHITE, {}, "the objects look darker than what is behind them, 0.97 of white: add --data.invert"),
-    (WHITE, {"data.invert": True},
-     "the objects look darker than what is behind them, 0.97 of white: leave out --data.invert"),
-    (GREY, {}, "the ground is not black, 0.30 of white and varying along the border by 0.02: add --model.background, "
-               "or make an even ground black with --data.intensity-range"),
-    (GREY, {"optim.crop": 32}, "the ground is not black, 0.30 of white and varying along the border by 0.02: make an "
-                               "even ground black with --data.intensity-range"),
-    (GRID, {}, "the ground is not black, 0.00 of white and varying along the border by 0.35: add --model.background, "
-               "or make an even ground black with --data.intensity-range")])
+    (WHITE, {"model.compositing": "over"}, None), (GREY, {"model.compositing": "over"}, None),
+    (WHITE, {}, "the objects look darker than what is behind them, 0.97 of white: add --data.invert, or leave out "
+                "--compositing add"),
+    (WHITE, {"data.invert": True}, "the objects look darker than what is behind them, 0.97 of white: leave out "
+                                   "--data.invert, or leave out --compositing add"),
+    (GREY, {}, "the ground is not black, 0.30 of white and varying along the border by 0.02: leave out --compositing "
+               "add, add --model.background, or make an even ground black with --data.intensity-range"),
+    (GRID, {}, "the ground is not black, 0.00 of white and varying along the border by 0.35: leave out --compositing "
+               "add, add --model.background, or make an even ground black with --data.intensity-range")])
 def test_the_ground_is_looked_at_before_training(config, scenes, ground, changes, said):
     dataset = Dataset("folder", scenes, scenes, grounds=ground and Grounds(ground, ground))
-    assert before_training(with_settings(config, changes), dataset) == ([said] if said else [])
+    config = with_settings(config, {"model.compositing": "add"} | changes)
+    assert before_training(config, dataset) == ([said] if said else [])
+
+
+@pytest.mark.parametrize("ground, layers", [(BLACK, False), (NOTHING, False), (None, False), (WHITE, True),
+                                            (GREY, True), (GRID, True)])
+def test_a_ground_that_is_not_black_takes_layers(config, scenes, ground, layers):
+    dataset = Dataset("folder", scenes, scenes, grounds=ground and Grounds(ground, ground))
+    config = with_settings(config, {"optim.batch_size": 8})
+    resolved = resolve(config, dataset)
+    assert resolved.model.compositing == ("over" if layers else "add") and resolved.model.background == layers
+    assert not before_training(resolved, dataset) or ground is NOTHING
+    told = resolve(with_settings(config, {"model.compositing": "add"}), dataset).model
+    assert told.compositing == "add" and not told.background and resolve(resolved, dataset) == resolved
 
 
 def metrics(counted, offset=0.0, confusion=None):
@@ -76,7 +90,3 @@ class TestAfterTraining:
         sd = math.log(4) / (2 * PRIOR_SDS)
         found = after_training(several, metrics([3, 30], math.log(middle((0.1, 0.4)) / size) / sd), [])
         assert (said in found[0]) if said else not found
-
-    def test_crops_have_no_background_to_model(self, config):
-        (said,) = after_training(with_settings(config, {"optim.crop": 32}), metrics([0, 30]), [])
-        assert "a ground that is not black" in said and "--model.background" not in said

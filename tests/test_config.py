@@ -169,7 +169,7 @@ def test_settings_have_the_names_of_the_keywords(settings, built):
 
 RECIPE = {  # where the recipe departs from the constructors' defaults, which are the paper's or the reference's
     AIRSettings: {"encoder_net", "decoder_net", "count_prior", "guide", "scale_prior_mean", "scale_prior_sd",
-                  "pos_prior_sd", "likelihood_sd", "touch_price", "compositing"},
+                  "pos_prior_sd", "likelihood_sd", "touch_price", "compositing", "blurred_background"},
     SceneSettings: {"guide", "identity", "count_prior"}}
 
 

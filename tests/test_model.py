@@ -21,7 +21,8 @@ from tests.literal import literal_elbo
                                      {"background": True, "guide": "difference", "z_background_size": 2},
                                      {"compositing": "over"}, {"compositing": "over", "guide": "difference"},
                                      {"compositing": "over", "guide": "search", "channels": 3, "touch_price": 7.0},
-                                     {"compositing": "over", "guide": "search", "background": True}])
+                                     {"compositing": "over", "guide": "search", "background": True},
+                                     {"compositing": "over", "background": True, "blurred_background": True}])
 def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
     model = make_model(**options)
     images = images.expand(-1, model.channels, -1, -1)
@@ -38,8 +39,9 @@ def test_rollout_elbo_equals_the_literal_one(make_model, images, options):
                                      {"guide": "search", "channels": 3},
                                      {"guide": "search", "scale_prior_sd": 1.0, "touch_price": 70.0},
                                      {"background": True}, {"compositing": "over", "background": True},
-                                     {"guide": "search", "background": True},
-                                     {"compositing": "over", "guide": "search", "channels": 3, "background": True}])
+                                     {"guide": "search", "background": True, "blurred_background": True},
+                                     {"compositing": "over", "guide": "search", "channels": 3, "background": True},
+                                     {"compositing": "over", "background": True, "blurred_background": True}])
 def test_gradients_equal_the_literal_ones(make_model, images, options):
     """Of a different combination of the counts' ELBOs for each image; the LSTM's own weights are copies there."""
     model, gradients = make_model(**options), []

@@ -1,12 +1,14 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from air import AIR, SceneAIR
 from air.config import AIRSettings, Config, default_config, with_settings
-from air.data import Dataset, MultiDSprites, Sprites, Tetrominoes, load_dataset
+from air.data import Dataset, MultiDSprites, MultiMNIST, Sprites, Tetrominoes, load_dataset
+from air.data.scenes import add_noise
 from air.models.settings import SettingsError
 from air.recipe import STEPS, build_model, build_objective, check, resolve
 
@@ -200,7 +202,7 @@ def test_what_crops_hold_follows_from_the_counts_of_whole_pictures(chosen, scene
 
 @pytest.mark.parametrize("dataset, changes, words", [
     ("npz", {"model.guide": "recurrent"}, "--crop needs --guide search"),
-    ("npz", {"model.background": True}, "without --model.background"),
+    ("npz", {"model.background": True, "model.blurred_background": False}, "only a blurred background goes with it"),
     ("npz", {"optim.shift": 1}, "--crop and --optim.shift do not go together"),
     ("npz", {"optim.crop": 7}, "a crop has at least 8 x 8 pixels"),
     ("npz", {"model.object_size": 0.1}, "--object-size 0.1 of 8 pixels is less than one pixel"),
@@ -232,14 +234,36 @@ def test_objects_that_hide_one_another_are_layers_before_their_ground(data, over
     assert (model.guide == "search") == (over or data.name == "tetrominoes")
     assert (model.first_sd is not None) == over
     if over:
-        assert (model.likelihood_sd, model.first_sd, model.touch_price, model.count_prior) == (0.08, 0.4, 0, 1e-70)
+        assert (model.likelihood_sd, model.first_sd, model.touch_price) == (0.08, 0.4, 0)
+        assert model.count_prior == math.exp(-1 / 0.08**2) and model.blurred_background  # two white pixels
     build_model(model)
     told = resolve(Config(data=data, model=AIRSettings(compositing="add" if over else "over", count_prior=0.1)),
                    load_dataset(data)).model
     assert told.compositing == ("add" if over else "over") and told.count_prior == 0.1 and not told.background
 
 
+@pytest.mark.parametrize("backdrop, background, blurred", [("black", False, True), ("grey", True, True),
+                                                           ("grid", True, False), ("noise", True, True)])
+def test_layers_before_a_backdrop(scenes, backdrop, background, blurred):
+    config = with_settings(Config(data=MultiMNIST(backdrop=backdrop), model=AIRSettings(compositing="over")),
+                           SMALL_BATCH)
+    model = resolve(config, Dataset("multi-mnist", scenes, scenes)).model
+    assert (model.background, model.blurred_background) == (background, blurred)
+    assert build_model(model).reads_any_size == (blurred or not background)
+
+
+def test_the_sd_of_layers_follows_the_noise(scenes):
+    data = MultiDSprites(train_scenes=70, held_out_scenes=10)
+    dataset = load_dataset(data)
+    noisy = dataset._replace(train=add_noise(np.random.default_rng(0), dataset.train, 0.15))
+    model, plain = (resolve(Config(data=data), each).model for each in (noisy, dataset))
+    assert 0.1 < model.likelihood_sd < 0.16 and model.count_prior == math.exp(-1 / model.likelihood_sd**2)
+    assert plain.likelihood_sd == 0.08
+
+
 def test_a_large_sd_of_layers_does_not_rise():
     data = Sprites(overlap="over", train_scenes=70, held_out_scenes=10)
     model = resolve(Config(data=data, model=AIRSettings(likelihood_sd=0.6)), load_dataset(data)).model
-    assert (model.likelihood_sd, model.first_sd) == (0.6, 0.6)
+    assert (model.likelihood_sd, model.first_sd, model.count_prior) == (0.6, 0.6, 1e-8)
+    model = resolve(Config(data=data, model=AIRSettings(likelihood_sd=0.01)), load_dataset(data)).model
+    assert model.count_prior == 1e-300

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from air.data.layout import Layout, compose
-from air.data.scenes import add_backdrop
+from air.data.scenes import Scenes, add_backdrop, add_noise, noise_of
 from tests.test_layout import blocks
 
 
@@ -13,6 +14,19 @@ from tests.test_layout import blocks
 def composed():
     rng = np.random.default_rng(0)
     return compose(rng, blocks, rng.integers(0, 4, 400), Layout(24))
+
+
+def test_noise_is_measured_whatever_the_objects():
+    rng = np.random.default_rng(0)
+    images = np.zeros((20, 3, 40, 40), np.uint8) + 120
+    images[:, :, 5:25, 10:30] = 40
+    scenes = Scenes(torch.from_numpy(images), torch.ones(20).long(), torch.zeros(20, 1, 4), torch.zeros(20, 1).long())
+    assert noise_of(scenes) == 0 and noise_of(scenes[:0]) == 0
+    for sd in (0.03, 0.1):  # the median is a whole level of 255
+        assert noise_of(add_noise(rng, scenes, sd)) == pytest.approx(sd, abs=1 / 255)
+    padded = torch.nn.functional.pad(add_noise(rng, scenes, 0.1).images, (0, 60, 0, 60))
+    inside = dataclasses.replace(scenes, images=padded, extents=torch.full((20, 2), 40))
+    assert noise_of(inside) == pytest.approx(0.1, abs=1 / 255)
 
 
 def test_scenes_can_be_indexed(composed):

@@ -235,7 +235,7 @@ def test_only_search_reads_images_of_another_size(make_model, images):
     wider = torch.nn.functional.pad(images, (4, 4, 2, 2))
     seen = counter(make_model, 3, 50.0).infer(wider)
     assert seen.reconstruction.shape == wider.shape and seen.canvases.shape == (5, 4, 1, 16, 20)
-    layers = make_model(guide="search", compositing="over", background=True)
+    layers = make_model(guide="search", compositing="over", background=True, blurred_background=True)
     seen = layers.infer(wider)
     assert layers.reads_any_size and seen.canvases.shape == (5, 4, 1, 16, 20) and seen.masks.shape == (5, 3, 16, 20)
     coarse = layers.decode_background(layers.encode_background(wider)[0])
@@ -246,7 +246,7 @@ def test_only_search_reads_images_of_another_size(make_model, images):
 
 def test_who_cannot_count_further_says_so(make_model, images):
     for model in (make_model(), make_model(guide="search", background=True)):
-        with pytest.raises(ValueError, match="only guide='search', with a background only of layers, counts further"):
+        with pytest.raises(ValueError, match="only guide='search' without a background, or with a blurred one"):
             model.infer(images, most=9)
     with pytest.raises(ValueError, match="most must be a whole number of at least 1, got 0"):
         make_model(guide="search").infer(images, most=0)

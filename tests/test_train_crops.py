@@ -42,5 +42,5 @@ def test_a_crop_that_does_not_go_with_the_rest_is_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["--dataset", "sprites", "--crop", "24", "--guide", "recurrent"])
     assert capsys.readouterr().err == (
-        "train.py: error: --crop needs --guide search, without --model.background: no other model reads whole pictures "
-        "once it is trained on crops\n")
+        "train.py: error: --crop needs --guide search: no other model reads whole pictures once it is trained on "
+        "crops\n")

@@ -79,6 +79,11 @@ class Generated(ABC):
         """Whether nothing lies behind the objects."""
         return True
 
+    @property
+    def detailed_ground(self) -> bool:
+        """Whether what lies behind the objects has details that a blurred picture lacks."""
+        return False
+
     @abstractmethod
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes, or read them from the cache.

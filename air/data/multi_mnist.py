@@ -91,6 +91,14 @@ class MultiMNIST(Generated):
 
     LATER: ClassVar[frozenset[str]] = frozenset({"max_overlap", "placement", "size_jitter"})
 
+    @property
+    def black_ground(self) -> bool:
+        return self.backdrop == "black"
+
+    @property
+    def detailed_ground(self) -> bool:
+        return self.backdrop == "grid"
+
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:
         """Generate scenes from MNIST's training or test digits; their labels are the digits."""
         mnist = load_mnist(self.root, train)

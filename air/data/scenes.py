@@ -19,6 +19,8 @@ Backdrop = Literal["black", "grey", "grid", "noise"]
 MIN_SIDE = 8  # pixels, of an image
 ImageSize = Annotated[Side, Field(ge=MIN_SIDE)]
 IMAGE_SIZE = 50  # pixels, of a canvas's side
+NOISE_PIXELS = 10**6  # of the images whose noise is measured
+NORMAL_MEDIAN = 0.6745  # of |x| of a standard Normal
 OBJECT_SIZE = 1 / 3  # an object's side as a share of the canvas's
 
 
@@ -70,6 +72,17 @@ class Scenes:
 def probes(size: int, most: int) -> int:
     """How many scenes to try, of so many to be drawn, whether one with the largest count can be laid out."""
     return min(size, max(1, PROBED_OBJECTS // max(1, most)))
+
+
+def noise_of(scenes: Scenes) -> float:
+    """The standard deviation of the pixels' noise in intensities, as if it were Normal: from the median difference of
+    neighbours, which edges hardly change. 0 where most neighbours are alike, and where no image has two pixels.
+    """
+    some = max(1, NOISE_PIXELS // max(1, scenes.images[:1].numel()))
+    differences = torch.cat([image[:, :height, :width].float().diff(dim=axis).abs().flatten()
+                             for image, (height, width) in zip(scenes.images[:some], scenes.sizes[:some].tolist())
+                             for axis in (1, 2)] or [torch.zeros(0)])
+    return differences.median().item() / (255 * NORMAL_MEDIAN * 2**0.5) if differences.numel() else 0.0
 
 
 def add_noise(rng: np.random.Generator, scenes: Scenes, sd: float) -> Scenes:

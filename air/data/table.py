@@ -37,7 +37,7 @@ class Table(Generated):
     """Numbers of objects that occur."""
     image_size: Suppress[ImageSize] = View().image_size
 
-    object_size: ClassVar[tuple[float, float]] = (8 / 48, 18 / 48)  # of boxes in pictures, near the rear edge and in front
+    object_size: ClassVar[tuple[float, float]] = (8 / 48, 18 / 48)  # of boxes
     objects_hide, black_ground = True, False
 
     def generate(self, train: bool, size: int, counts: Sequence[int], seed: int = 0) -> Scenes:

@@ -118,7 +118,8 @@ def infer_pictures(model: AIR, pictures: Sequence[Tensor | NDArray[Any]], most: 
                    tile: int | None = None, margin: int | None = None, batch_size: int = 16) -> list[Tiled]:
     """`infer_tiles` for several pictures: tiles of equal size are inferred together."""
     if not model.reads_any_size:
-        raise ValueError("only a model with guide='search', with a background only of layers, reads pictures of any size")
+        raise ValueError("only a model with guide='search' without a background, or with a blurred one, reads pictures "
+                         "of any size")
     typical, sd = (of_prior[0].item() for of_prior in (model.z_where_prior_loc, model.z_where_prior_scale))
     largest = model.x_size * math.exp(LARGEST_SDS * sd - typical)
     margin = math.ceil((1 + 2 * RIM) * largest) if margin is None else margin

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from air.models.air_settings import AIRSettings
 from air.models.base import Inference, Rollout, check_number, stack_steps
-from air.models.compositing import Add, CompositingName, Over, check_layers
+from air.models.compositing import CompositingName, make_compositing
 from air.models.custom_networks import check_networks
 from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs, settled
 from air.models.grounds import make_ground_networks, stretch
@@ -63,9 +63,9 @@ class AIR(LocatingModel):
                  pos_prior_mean: float = 0.0, pos_prior_sd: float = 1.0, likelihood_sd: float = 0.3,
                  channels: int = 1, count_prior: float | CountPrior = 0.5, guide: GuideName = "recurrent",
                  canvas_glimpse: bool = True, touch_price: float = 0.0, background: bool = False,
-                 z_background_size: int = 8, convolutional: bool = False, compositing: CompositingName = "add",
-                 first_sd: float | None = None, encoder: nn.Module | None = None, decoder: nn.Module | None = None
-                 ) -> None:
+                 z_background_size: int = 8, blurred_background: bool = False, convolutional: bool = False,
+                 compositing: CompositingName = "add", first_sd: float | None = None, encoder: nn.Module | None = None,
+                 decoder: nn.Module | None = None) -> None:
         """Build the networks.
 
         Args:
@@ -96,6 +96,7 @@ class AIR(LocatingModel):
             touch_price: nats that an object costs if it touches an earlier one (air/models/touching.py).
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
+            blurred_background: it is one colour, a gradient or a blurred picture, of images of any size.
             convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
             compositing: "add", the paper's: intensities add up. "over": objects are opaque layers.
             first_sd: for "over", likelihood_sd at the first training step, from which on it falls, see `anneal`.
@@ -108,9 +109,7 @@ class AIR(LocatingModel):
         super().__init__(num_steps, x_size, channels, likelihood_sd, count_prior, use_masking, use_baselines)
         self.window_size, self.touch_price = window_size, touch_price
         self.transformer = SpatialTransformer(x_size, window_size)
-        over = compositing == "over"
-        check_layers(over, likelihood_sd, first_sd, decoder_output_use_sigmoid)
-        self.compositing = Over(channels, likelihood_sd, first_sd) if over else Add(channels, likelihood_sd)
+        self.compositing = make_compositing(compositing, channels, likelihood_sd, first_sd, decoder_output_use_sigmoid)
         painted, seen = self.compositing.painted_channels, self.compositing.seen_channels
         pixels, latents, scale_prior = channels * x_size**2, 3 + z_what_size + 1, (scale_prior_mean, scale_prior_sd)
         if guide == "search":  # of log s
@@ -120,7 +119,7 @@ class AIR(LocatingModel):
         where_loc, where_scale = where.T.tolist()
         self.place_where_prior(where_loc, where_scale)
         self.guide_net = make_guide(guide, seen, x_size, where_loc, where_scale, latents, rnn_hidden_size, embed_net,
-                                    predict_net, non_linearity, canvas_glimpse and not over)
+                                    predict_net, non_linearity, canvas_glimpse and compositing == "add")
         self._baseline_rnn = (pixels, embed_net, latents, rnn_hidden_size, non_linearity)
         self._baseline_head = (rnn_hidden_size, bl_predict_net, non_linearity, baseline_scalar)
         sizes = (window_size, z_what_size)
@@ -131,17 +130,18 @@ class AIR(LocatingModel):
         self.encode = encoder or Encoder(seen * window_size**2, encoder_net, z_what_size, non_linearity)
         self.decode = decoder or Decoder(z_what_size, decoder_net, painted, window_size, decoder_output_bias,
                                          decoder_output_use_sigmoid, non_linearity)
-        self.background, self.z_background_size = background, z_background_size
+        self.background, self.blurred_background = background, blurred_background
+        self.z_background_size = z_background_size
         if background:
             self.encode_background, self.decode_background = make_ground_networks(
-                over, channels, x_size, z_background_size, encoder_net, decoder_net, non_linearity)
+                blurred_background, channels, x_size, z_background_size, encoder_net, decoder_net, non_linearity)
         # In place of previous latents at the first step.
         self.z_where_init, self.z_what_init = (
             nn.Parameter(torch.zeros(1, size), requires_grad=self.guide_net.reads_latents) for size in (3, z_what_size))
 
     @property
     def reads_any_size(self) -> bool:
-        return self.guide_net.reads_any_size and not (self.background and isinstance(self.compositing, Add))
+        return self.guide_net.reads_any_size and (not self.background or self.blurred_background)
 
     def make_baseline(self) -> Baseline:
         baseline = Baseline(RecurrentNet(*self._baseline_rnn), *self._baseline_head)
@@ -339,8 +339,8 @@ class AIR(LocatingModel):
             ValueError: as there; `most` is below 1, or given to a model that counts no further than in training.
         """
         if most is not None and not self.reads_any_size:
-            raise ValueError(f"most={most}: only guide='search', with a background only of layers, counts further than "
-                             f"num_steps, {self.num_steps}")
+            raise ValueError(f"most={most}: only guide='search' without a background, or with a blurred one, counts "
+                             f"further than num_steps, {self.num_steps}")
         if most is not None:
             check_positive("most", most)
         images = self.as_images(images, intensities=True)

@@ -75,6 +75,9 @@ class AIRSettings:
     """Model what lies behind the objects by a small VAE; always so with over where the ground is not black."""
     z_background_size: PositiveInt = 8
     """Size of the background's code."""
+    blurred_background: bool | None = None
+    """The background is one colour, a gradient or a blurred picture, and then images may have any size (None: with
+    over, unless it is known to have details)."""
     use_masking: bool = True
     """Leave out the KLs of absent objects."""
     use_baselines: bool = True
@@ -82,7 +85,7 @@ class AIRSettings:
     baseline_scalar: Finite | None = None
     """Multiplies the baseline's output."""
     count_prior: GeometricFactor | None = None
-    """k of the count prior p(n) ∝ k^n (None: 1e-8; with over 1e-20)."""
+    """k of the count prior p(n) ∝ k^n (None: 1e-8; with over less, what two white pixels are worth)."""
     touch_price: NonNegative | None = None
     """Nats that an object costs if it touches an earlier one (None: 0; where sizes vary and intensities add up, what 12
     white pixels of one channel are worth)."""
@@ -95,6 +98,7 @@ class AIRSettings:
     pos_prior_sd: Scale | None = None
     """Standard deviation of the prior of x and y, the search guide's of the centre (None: 1, or 0.6 for search)."""
     likelihood_sd: Scale | None = None
-    """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects; with over 0.12)."""
+    """Standard deviation of a pixel, in intensities (None: the recipe's, less for small objects; with over 0.08, or
+    the noise in the images if that is more)."""
     x_size: Suppress[Side | None] = None
     channels: Suppress[PositiveInt | None] = None

@@ -197,21 +197,6 @@ class Add(Compositing):
         return ink / (ink.sum(1, keepdim=True) + INK)
 
 
-def check_layers(over: bool, likelihood_sd: float, first_sd: float | None, uses_sigmoid: bool) -> None:
-    """Check the keywords of AIR that only one compositing has.
-
-    Raises:
-        ValueError: `first_sd` without layers or below the sd at the end, or a second sigmoid for alpha.
-    """
-    if first_sd is not None and not over:
-        raise ValueError("first_sd is for compositing='over': intensities that add up need no falling likelihood_sd")
-    if first_sd is not None and first_sd < likelihood_sd:
-        raise ValueError(f"first_sd falls to likelihood_sd, so it must be at least as large: got {first_sd:g} and "
-                         f"{likelihood_sd:g}")
-    if over and uses_sigmoid:
-        raise ValueError("decoder_output_use_sigmoid is for compositing='add': of layers, alpha has a sigmoid already")
-
-
 class Layers(NamedTuple):
     """What the objects so far have made of an image, with the ground's odds of 1."""
 
@@ -330,3 +315,26 @@ class Over(Compositing):
     def _like(self, images: Tensor, colours: Tensor) -> Tensor:
         """(..., C, H, W) each -> (..., 1, H, W)."""
         return ((images - colours).square().sum(-3, keepdim=True) * (-self.sd**-2 / 2)).exp()
+
+
+def make_compositing(name: CompositingName, channels: int, likelihood_sd: float, first_sd: float | None,
+                     uses_sigmoid: bool) -> Compositing:
+    """Build by name.
+
+    Args:
+        name, channels, likelihood_sd, first_sd: as of AIR.
+        uses_sigmoid: whether decoders squash what they paint.
+    Raises:
+        ValueError: `first_sd` without layers or below the sd at the end, or a second sigmoid for alpha.
+    """
+    if name == "add":
+        if first_sd is not None:
+            raise ValueError("first_sd is for compositing='over': intensities that add up need no falling "
+                             "likelihood_sd")
+        return Add(channels, likelihood_sd)
+    if first_sd is not None and first_sd < likelihood_sd:
+        raise ValueError(f"first_sd falls to likelihood_sd, so it must be at least as large: got {first_sd:g} and "
+                         f"{likelihood_sd:g}")
+    if uses_sigmoid:
+        raise ValueError("decoder_output_use_sigmoid is for compositing='add': of layers, alpha has a sigmoid already")
+    return Over(channels, likelihood_sd, first_sd)

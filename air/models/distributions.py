@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from air.models.settings import PositiveFraction
 
-GeometricFactor = Annotated[PositiveFraction, Field(ge=1e-300)]  # k of p(n) ∝ k^n
+LEAST_FACTOR = 1e-300
+GeometricFactor = Annotated[PositiveFraction, Field(ge=LEAST_FACTOR)]  # k of p(n) ∝ k^n
 
 
 class NormalLatent(NamedTuple):

@@ -7,8 +7,7 @@ from air.config import AIRSettings, Config
 from air.data import Dataset
 from air.data.custom import CustomImages
 from air.models.search import PRIOR_SDS
-from air.models.settings import middle
-from air.recipe import sizes_of
+from air.recipe import ground_of, sizes_of
 
 # How far from the scale prior's mean, in its sds, the objects found may be on average. One size: right ones are found
 # within 1.5. Several: the sizes that were told lie within PRIOR_SDS.
@@ -19,20 +18,24 @@ ENOUGH = 10  # held-out images, below which equal counts may be chance
 def before_training(config: Config, dataset: Dataset) -> list[str]:
     """Sentences about a ground that the model cannot explain; empty if it is black, or not known."""
     model = config.model
-    if dataset.grounds is None or not isinstance(model, AIRSettings):
+    if not isinstance(model, AIRSettings):
         return []
-    side = max(dataset.train.images.shape[2:])
-    ground = dataset.grounds.behind(middle(sizes_of(config, side)) * (config.optim.crop or side) / side)
+    ground = ground_of(config, dataset)
+    if ground is None:
+        return []
     if ground.is_all:
         return ["the images show nothing but an even ground: dark shapes on transparency need --data.invert, and faint "
                 "ones another --data.intensity-range"]
+    if model.compositing == "over":
+        return []
     if ground.is_brighter:
         seen = f"the objects look darker than what is behind them, {ground.level:.2f} of white"
-        return [f"{seen}: {'leave out' if getattr(config.data, 'invert') else 'add'} --data.invert"]
+        return [f"{seen}: {'leave out' if getattr(config.data, 'invert') else 'add'} --data.invert, "
+                "or leave out --compositing add"]
     if not ground.is_black and not model.background:
         return [f"the ground is not black, {ground.level:.2f} of white and varying along the border by "
-                f"{ground.spread:.2f}: {'' if config.optim.crop else 'add --model.background, or '}"
-                "make an even ground black with --data.intensity-range"]
+                f"{ground.spread:.2f}: leave out --compositing add, add --model.background, or make an even ground "
+                "black with --data.intensity-range"]
     return []
 
 
@@ -49,9 +52,7 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
     enough = isinstance(config.data, CustomImages) and metrics["held_out_scenes"] >= ENOUGH
     if len(counted) == 1 and enough and known != set(counted):
         (count,) = counted
-        ground = "a ground that is not black" if config.optim.crop else "a ground without --model.background"
-        causes = "; ".join(earlier) or ("the usual causes are --object-size, dark objects without --data.invert, "
-                                        f"{ground}, and too few steps")
+        causes = "; ".join(earlier) or "the usual causes are --object-size, --data.intensity-range, and too few steps"
         return [f"all {metrics['held_out_scenes']} held-out images were counted as {count}: {causes}"]
     if earlier or not isinstance(config.model, AIRSettings):
         return []
