@@ -124,6 +124,21 @@ BACKDROPS = {
        for kind, arguments in BACKDROP.items()},
 }
 
+# Objects that hide one another, and grounds that are not black: opaque layers.
+OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000"
+DSPRITES = f"--dataset multi-dsprites {OVER} --steps 6000"
+LAYERS = {
+    "layers-colour": Experiment(DSPRITES),
+    "layers-grey": Experiment(f"{DSPRITES} --ground grey --data.counts 2 3 4 5", 5),
+    "layers-black": Experiment(f"{DSPRITES} --ground black", 5),
+    "layers-tetrominoes": Experiment(f"--dataset tetrominoes {OVER} --steps 4000"),
+    "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} --steps 2000", 5),
+    "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 3000", 3),
+    **{f"layers-digits-{kind}": Experiment(f"{STRICT} --data.backdrop {kind} --compositing over {OVER} --steps 3000", 5)
+       for kind in ("grey", "grid", "noise")},
+    "layers-to-45": Experiment(f"{DSPRITES} --data.counts 1 2 3 --data.unseen-counts 4 5", 3),
+}
+
 # Characters as several strokes, and, with as many latents, as one window that spans the canvas (a plain VAE).
 CHARACTERS = ("--dataset omniglot --estimator enumerate --steps 4000 --data.object-size 0.25 --model.count-prior 1e-6 "
               "--optim.shift 2 --model.likelihood-sd 0.2")
@@ -170,6 +185,7 @@ GROUPS = {
     "unseen-counts": Group("Counts not seen in training", GENERALISATION),
     "any-size": Group("Objects of any size and number", ANY_SIZE),
     "backdrops": Group("Backdrops", BACKDROPS),
+    "layers": Group("Objects that hide one another", LAYERS),
     "omniglot": Group("Omniglot", OMNIGLOT),
     "one-object-3d": Group("One object in 3D", ONE_OBJECT),
     "several-objects-3d": Group("Several objects in 3D", SCENES),

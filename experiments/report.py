@@ -17,7 +17,7 @@ from typing import NamedTuple
 from air.files import atomic_write
 from experiments.catalogue import EXPERIMENTS, GROUPS
 from experiments.plots import plot_errors
-from experiments.records import MAP, REFINED, ROOT, load_results
+from experiments.records import MAP, REFINED, ROOT, SEVERAL_ARI, load_results
 from experiments.studies import codes, crowds, gradient_variance, mosaics, representations, single_object
 from experiments.tables import (
     ERRORS,
@@ -38,6 +38,8 @@ README_ROWS = ("strict-enumerate", "search-strict", "sprites-enumerate", "loose-
 SUMMARIES = {"unseen-counts": ("experiments.md", (MAP, "box_iou", *list(UNSEEN_COLUMNS)[:3])),
              "any-size": ("experiments.md", (MAP, "count_error", "box_iou", "box_ap50", *WRONG)),
              "backdrops": ("experiments.md", (MAP, REFINED, "box_iou", "box_ap50")),
+             "layers": ("layers.md", (SEVERAL_ARI, MAP, "mask_iou", "box_ap50", f"unseen_{MAP}",
+                                      f"unseen_{SEVERAL_ARI}")),
              "omniglot": ("experiments.md", ("elbo", "iw_bound", "mean_count", *ERRORS)),
              "one-object-3d": ("scenes.md", (MAP, *SHAPES, "box_iou")),
              "several-objects-3d": ("scenes.md", (MAP, *SHAPES, "box_iou")),

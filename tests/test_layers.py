@@ -1,4 +1,5 @@
 import gc
+import math
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from air import Enumerate
 from air.models.distributions import draw
-from air.models.layers import Linear, lstm_cell, scale_gradient, shared_weights
+from air.models.layers import Linear, clamp_both_ways, lstm_cell, scale_gradient, shared_weights
 from benchmarks.operations import OperationLog
 
 
@@ -171,6 +172,15 @@ def test_the_cell_s_gradient(read):
     gates, c = torch.randn(3, 20, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda gates, c: read(*lstm_cell(gates, c)),
                                     (gates.requires_grad_(), c.requires_grad_()))
+
+
+def test_a_clamp_lets_values_return():
+    value = torch.tensor([-3.0, -3, -1, 1, 3, 3], requires_grad=True)
+    clamped = clamp_both_ways(value, torch.tensor(2.0))
+    assert clamped.tolist() == [-2, -2, -1, 1, 2, 2]
+    (clamped * torch.tensor([-1.0, 1, -1, 1, -1, 1])).sum().backward()
+    assert value.grad.tolist() == [-1, 0, -1, 1, 0, 1]  # a loss is reduced by going against it
+    assert torch.equal(clamp_both_ways(value, torch.tensor(math.inf)), value)
 
 
 def test_scale_gradient_keeps_the_value():

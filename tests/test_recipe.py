@@ -234,7 +234,7 @@ def test_objects_that_hide_one_another_are_layers_before_their_ground(data, over
     assert (model.guide == "search") == (over or data.name == "tetrominoes")
     assert (model.first_sd is not None) == over
     if over:
-        assert (model.likelihood_sd, model.first_sd, model.touch_price) == (0.08, 0.4, 0)
+        assert (model.likelihood_sd, model.first_sd, model.touch_price) == (0.08, 0.2, 0)
         assert model.count_prior == math.exp(-1 / 0.08**2) and model.blurred_background  # two white pixels
     build_model(model)
     told = resolve(Config(data=data, model=AIRSettings(compositing="add" if over else "over", count_prior=0.1)),

@@ -67,7 +67,7 @@ class AIRSettings:
     """How objects combine. add: intensities add up; over: opaque layers (None: over for data sets whose objects hide
     one another, else add)."""
     first_sd: Scale | None = None
-    """With over, likelihood_sd at the first step, from which it falls in the first 40% of training (None: 0.4, or
+    """With over, likelihood_sd at the first step, from which it falls in the first 40% of training (None: 0.2, or
     likelihood_sd if that is larger)."""
     convolutional: bool = False
     """Convolutional encoder and decoder in place of MLPs."""

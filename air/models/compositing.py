@@ -19,6 +19,7 @@ Source: Eslami et al. (2016), section 2, for "add"; Greff et al. (2019), "IODINE
 masks are a softmax: odds are its exponentials, 1 for the ground.
 """
 
+import math
 from abc import abstractmethod
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from air.models import likelihoods
 from air.models.constants import Constants
-from air.models.layers import scale_gradient
+from air.models.layers import clamp_both_ways
 from air.models.networks import fold
 from air.models.spatial import painted_boxes
 
@@ -42,7 +43,8 @@ STEEPNESS, OFFSET = 4.0, 0.3
 FLOOR = 1e-6  # of a pixel's density, over that of a perfect reconstruction
 MARGIN = 1e-4  # what the most opaque object leaves of a pixel to the ground
 SURPRISE = 10.0  # nats, the unit in which guides see what a pixel costs
-FALLING = 0.4  # share of training in which the sd falls, and counts do not learn
+FALLING = 0.4  # share of training in which the sd falls,
+UNSURE = 2.0  # and logits of z_pres lie within this on either side of 0
 
 
 class Compositing(Constants):
@@ -141,7 +143,7 @@ class Compositing(Constants):
         return painted_boxes(self.silhouettes(painted), z_where, self.threshold, unit)
 
     def held_back(self, logits: Tensor) -> Tensor:
-        """The logits of z_pres, (B, N), with the gradient that they are to have."""
+        """The logits of z_pres, (B, N), as training may have them."""
         return logits
 
     def anneal(self, share: float) -> None:
@@ -217,14 +219,14 @@ class Over(Compositing):
     like = exp(-|x - rgb|² / 2 sd²) is the density of a pixel's colour over that of a colour that is met.
 
     As long as objects are not drawn well, windows on every edge pay if the sd is small. So it may fall during training,
-    until the share FALLING of it is done; before that, z_pres does not learn. While the ground is not known, windows
-    that paint it gain thousands of nats, and q(n) would follow them to N; at a large sd thin or faint objects do not
-    pay, and q(n) would follow them to 0; either so surely that it would never come back.
+    until the share FALLING of it is done; before that, z_pres stays unsure. While the ground is not known, windows that
+    paint it gain thousands of nats, and q(n) would follow them to N; before small or faint objects are drawn they do
+    not pay, and q(n) would follow them to 0; either so surely that it would never come back.
     """
 
     threshold = OPAQUE
     sd: Tensor
-    counting: Tensor  # 1, or 0 while z_pres does not learn
+    surest: Tensor  # the largest logit of z_pres, and the least one negated
 
     def __init__(self, channels: int, likelihood_sd: float, first_sd: float | None = None) -> None:
         """Args: channels, likelihood_sd: as of Compositing; first_sd: the sd at the first step; None: the same."""
@@ -237,8 +239,8 @@ class Over(Compositing):
         sd, left = self.likelihood_sd, 1 - min(1.0, self.share / FALLING)
         if self.first_sd is not None:
             sd *= (self.first_sd / sd)**left
-        counting = float(self.share >= FALLING)
-        return {"sd": torch.tensor(sd, dtype=torch.float64), "counting": torch.tensor(counting, dtype=torch.float64)}
+        surest = UNSURE if self.share < FALLING else math.inf
+        return {"sd": torch.tensor(sd, dtype=torch.float64), "surest": torch.tensor(surest, dtype=torch.float64)}
 
     @property
     def painted_channels(self) -> int:
@@ -299,10 +301,10 @@ class Over(Compositing):
         return odds * (like + FLOOR) / (last.density + FLOOR * last.odds)
 
     def held_back(self, logits: Tensor) -> Tensor:
-        return scale_gradient(logits, self.counting)
+        return clamp_both_ways(logits, self.surest)
 
     def anneal(self, share: float) -> None:
-        """The sd falls from `first_sd` to `likelihood_sd`, by equal factors, until FALLING; then z_pres learns."""
+        """The sd falls from `first_sd` to `likelihood_sd`, by equal factors, until FALLING; then z_pres may be sure."""
         self.share = share
         for name, value in self.constants().items():
             getattr(self, name).fill_(value.item())  # which does not wait for a GPU, and a graph reads

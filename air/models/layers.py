@@ -128,6 +128,29 @@ def scale_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
     return value.detach().lerp(value, factor)
 
 
+def clamp_both_ways(value: Tensor, most: Tensor) -> Tensor:
+    """Clamp to [-most, most], so that what has left the interval can return: there, a gradient of a loss passes if
+    following it leads back.
+    """
+    clamped: Tensor = _ClampBothWays.apply(value, most)
+    return clamped
+
+
+class _ClampBothWays(torch.autograd.Function):
+    """See `clamp_both_ways`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, most: Tensor) -> Tensor:
+        ctx.save_for_backward(value, most)
+        return torch.minimum(torch.maximum(value, -most), most)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        value, most = ctx.saved_tensors
+        return gradient * ((value.abs() <= most) | (gradient * value > 0)), None
+
+
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """An LSTM's next h and c.
 
