@@ -125,7 +125,7 @@ BACKDROPS = {
 }
 
 # Objects that hide one another, and grounds that are not black: opaque layers.
-OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000"
+OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000 --run.eval-every 500"
 DSPRITES = f"--dataset multi-dsprites {OVER} --steps 6000"
 LAYERS = {
     "layers-colour": Experiment(DSPRITES),

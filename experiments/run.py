@@ -29,7 +29,7 @@ from experiments import records
 from experiments.catalogue import EXPERIMENTS
 from experiments.tables import runs_table
 
-EVAL_EVERY = 100  # steps: the resolution of the milestones
+EVAL_EVERY = 100  # steps: the resolution of the milestones, unless an experiment says another
 PLACES = ("root", "file")  # settings of the data that describe this machine
 
 
@@ -50,7 +50,9 @@ def run(seed: int, arguments: Sequence[str]) -> dict[str, Any]:
         the content of a result file; `metrics` is None if train.py aborted the run (exit code 1). Any other exit code,
         from a wrong argument or Ctrl-C, ends this program with the same code.
     """
-    command = ["train.py", *arguments, "--seed", str(seed), "--run.eval-every", str(EVAL_EVERY)]
+    command = ["train.py", *arguments, "--seed", str(seed)]
+    if "--run.eval-every" not in arguments:
+        command += ["--run.eval-every", str(EVAL_EVERY)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         done = subprocess.run([sys.executable, str(records.ROOT / "train.py"), *command[1:], "--out", str(out)],

@@ -1,12 +1,13 @@
 """Evaluate a model on held-out scenes: how well it counts, locates and explains their objects."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from air.data.scenes import Scenes
+from air.data.scenes import IMAGE_SIZE, Scenes
 from air.distributed import gather, rank, world_size
 from air.evaluation.box_metrics import Boxes, BoxesBySize, Sizes, match
 from air.evaluation.failures import Failures
@@ -32,7 +33,9 @@ CHUNK = 500  # rollouts at a time on the CPU; on CUDA at least as many, see `chu
 CUDA_CHUNK = 5000
 CUDA_VALUES = 5000 * 3 * 50**2  # pixels of the canvases of as many default models' rollouts
 FURTHER_VALUES = 5 * 10**7  # pixels of the canvases of a chunk that is counted further than N
-IW_SCENES = 1000  # at most so many scenes for the importance-weighted bound, which takes K rollouts per scene
+# At most so many pixels, channels counted, for the importance-weighted bound, which takes K rollouts per scene: 1,000
+# scenes of the usual size.
+IW_PIXELS = 1000 * IMAGE_SIZE**2
 
 
 @torch.no_grad()
@@ -67,7 +70,7 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
             counted.
         blank: share of scenes with this failure, see `failures.failures`.
         iw_bound, iw_particles, iw_scenes: the importance-weighted bound in nats per image, its K, and the number of
-            scenes it is averaged over (the first IW_SCENES).
+            scenes it is averaged over (the first that have IW_PIXELS together).
 
         Of the scenes whose true count is known, if there are any:
 
@@ -120,7 +123,8 @@ def evaluate(model: CountingModel, scenes: Scenes, iw_particles: int = 0, refine
             for accumulator in over_batches:
                 accumulator.update(batch)
         if iw_particles:
-            for share in _share(scenes[:IW_SCENES], max(1, chunk // iw_particles)):
+            enough = math.ceil(IW_PIXELS / scenes.images.shape[1:].numel())
+            for share in _share(scenes[:enough], max(1, chunk // iw_particles)):
                 bound.update(iw_bound(model, share.images.to(device), iw_particles))
     model.train(was_training)
 
