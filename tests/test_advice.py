@@ -81,6 +81,8 @@ class TestAfterTraining:
         (sentence,) = after_training(config, metrics([3, 30], offset), [])
         assert ("windows cover two objects" in sentence) == (offset < 0)
         assert said in sentence and ("above 0.333" if offset < 0 else "below 0.333") in sentence
+        layers = with_settings(config, {"model.compositing": "over"})
+        assert after_training(layers, metrics([3, 30], offset), []) == []
 
     @pytest.mark.parametrize("size, said", [(0.43, "reaches above 0.4"), (0.095, "reaches below 0.1"), (0.38, None),
                                             (0.105, None)])

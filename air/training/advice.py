@@ -54,8 +54,8 @@ def after_training(config: Config, metrics: Mapping[str, Any], earlier: Sequence
         (count,) = counted
         causes = "; ".join(earlier) or "the usual causes are --object-size, --data.intensity-range, and too few steps"
         return [f"all {metrics['held_out_scenes']} held-out images were counted as {count}: {causes}"]
-    if earlier or not isinstance(config.model, AIRSettings):
-        return []
+    if earlier or not isinstance(config.model, AIRSettings) or config.model.compositing == "over":
+        return []  # a layer may be much smaller than its window
     sizes, offset = sizes_of(config, config.model.x_size or 1), metrics.get("scale_offset", 0)
     if abs(offset) <= (PRIOR_SDS if sizes[0] < sizes[-1] else SCALE_OFFSET):
         return []
