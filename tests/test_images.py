@@ -35,10 +35,11 @@ def scene():
 
 class TestSquare:
     def test_keeps_the_shape_and_pads_with_black(self, tmp_path):
-        wide = read_one(Image.fromarray(np.full((10, 40), 200, np.uint8)), tmp_path)
-        made = square(wide, 20, 1, EIGHT)[0]
-        assert made.shape == (20, 20) and (made[8:12] == 200).all()  # 20 x 5 pixels in the middle
-        assert (made[:7] == 0).all() and (made[13:] == 0).all()
+        wide = np.zeros((10, 40), np.uint8)
+        wide[3:7, 4:36] = 200
+        made = square(read_one(Image.fromarray(wide), tmp_path), 20, 1, EIGHT)[0]
+        assert made.shape == (20, 20) and (made[9, 3:17] == 200).all()  # 20 x 5 pixels in the middle
+        assert (made[:7] == 0).all() and (made[12:] == 0).all()
         assert placement(40, 10, 20) == (0, 7, 20, 5)
 
     def test_inverts_the_image_and_not_the_border(self, tmp_path):
@@ -54,6 +55,16 @@ class TestSquare:
     def test_a_grey_image_fills_three_channels(self, tmp_path):
         grey = read_one(Image.new("L", (8, 8), 90), tmp_path, 8)
         assert (square(grey, 8, 3, EIGHT) == 90).all()
+
+    def test_pads_with_the_border_s_colour_unless_it_is_black(self, tmp_path):
+        for level, padding in ((200, 200), (10, 0)):
+            array = np.full((20, 40, 3), level, np.uint8)
+            array[..., 2] //= 2
+            array[5:15, 10:30] = 255  # an object
+            array[0, 0] = 77
+            made = square(read_one(Image.fromarray(array), tmp_path, 40), 40, 3, EIGHT)
+            assert made[:, :10].flatten(1).unique(dim=1).tolist() == [[padding], [padding], [padding // 2]]
+            assert made[0, 10, 0] == 77 and (made[0, 11:30, 0] == level).all()
 
     @pytest.mark.parametrize("invert, of, level", [(False, EIGHT, 200), (True, EIGHT, 55), (False, (100, 300), 128),
                                                    (True, (100, 300), 128)])

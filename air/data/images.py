@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from air.data.decoding import decode, plain_image
+from air.data.ground import LEVEL
 from air.data.intensity import Range, extremes, to_share, usual_top
 from air.data.scenes import DataError
 
@@ -134,15 +135,20 @@ def square(picture: Picture, size: int, channels: int, of: Range, invert: bool =
 
     Args:
         picture: read for this size.
-        size: side of the square in pixels; padding and transparent pixels are black.
+        size: side of the square in pixels; the padding has the median colour of the picture's border, or is black where
+            that is nearly so; transparent pixels are black.
         channels, of, invert: see `shares`.
     Returns:
         (channels, size, size) uint8.
     """
     height, width = picture.pixels.shape[:2]
     left, top = (size - width) // 2, (size - height) // 2
+    seen = _as_bytes(picture, channels, of, invert)
+    border = torch.cat((seen[:, 0], seen[:, -1], seen[:, :, 0], seen[:, :, -1]), 1).median(1).values
     made = torch.zeros(channels, size, size, dtype=torch.uint8)
-    made[:, top:top + height, left:left + width] = _as_bytes(picture, channels, of, invert)
+    if border.float().mean() > 255 * LEVEL:
+        made += border[:, None, None]
+    made[:, top:top + height, left:left + width] = seen
     return made
 
 
