@@ -100,6 +100,8 @@ CASES = [
     Case("enumerate, --guide difference", "enumerate", {"model.guide": "difference"}),
     Case("nvil, --guide search", "nvil", {"model.guide": "search"}),
     Case("enumerate, --model.background", "enumerate", {"model.background": True}),
+    Case("enumerate, --compositing over", "enumerate",
+         {"model.compositing": "over", "model.background": True, "model.blurred_background": True}),
     Case("enumerate, --model.convolutional", "enumerate", {"model.convolutional": True}),
     Case("enumerate, 3D scenes", "enumerate", {}, three=True),
     Case("nvil, 3D scenes", "nvil", {}, three=True),

@@ -40,7 +40,8 @@ HAS_GPU = torch.cuda.is_available()
 BENIGN = ("Synchronization debug mode is a prototype feature",
           "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",
           "Online softmax is disabled on the fly",
-          "Attempting to run cuBLAS, but there was no current CUDA context")
+          "Attempting to run cuBLAS, but there was no current CUDA context",
+          "`torch.jit.script_method` is deprecated")  # torch 2.11 warns itself as it loads the compiler
 
 
 def pytest_collection_modifyitems(items):

@@ -38,7 +38,7 @@ def test_a_dry_run_goes_through_every_part(tmp_path, capfd):
 def test_what_the_parts_measure_on_a_gpu():
     there = Place("cuda", "nowhere")
     names = {part: [name for name, _ in measurements(part, there)] for part in PARTS}
-    assert len(names["agree"]) == len(names["resume"]) == len(CASES) == 17 and len(names["train"]) == 4
+    assert len(names["agree"]) == len(names["resume"]) == len(CASES) == 18 and len(names["train"]) == 4
     assert len(names["times"]) == 12 and len(names["compiled"]) == 8
     assert {"enumerate, --guide search", "enumerate, 3D scenes", "vimco"} <= set(names["models"])
 
