@@ -293,18 +293,24 @@ def test_attend_takes_images_as_rollout_does(make_model, images):
         assert torch.equal(model.attend(given, at_mean=True).logits, model.attend(raw, at_mean=True).logits)
 
 
-def test_annealing_layers_holds_the_counts_back_and_lowers_the_sd(make_model, images):
-    """What the trainer calls before each step reaches the rollout: the counts' gradient, and the likelihood."""
+def test_annealing_layers_reaches_the_rollout(make_model, images):
+    """What the trainer calls before each step: how sure counts are, the likelihood, and what an object costs."""
     model = make_model(compositing="over", guide="search", first_sd=0.6)
-    head, seen = model.guide_net.mlp[-1].bias, []
+    with torch.no_grad():
+        model.guide_net.mlp[-1].bias[0] += 9
+    rollouts = []
     for share in (0.0, 1.0):
         model.anneal(share)
         torch.manual_seed(0)
-        rollout = model.rollout(images)
-        seen.append((torch.autograd.grad(rollout.logits.sum(), head, retain_graph=True)[0], rollout.log_likelihood))
-    (held, wide), (free, narrow) = seen
-    assert not held.any() and free[0] > 0
+        rollouts.append(model.rollout(images))
+    first, last = rollouts
+    assert (first.logits == 2).all() and (last.logits > 5).all()
     literal = make_model(compositing="over", guide="search", likelihood_sd=0.6)
+    literal.load_state_dict(model.state_dict())
     torch.manual_seed(0)
-    torch.testing.assert_close(wide, literal.rollout(images).log_likelihood)
-    assert not torch.isclose(wide, narrow).any()
+    torch.testing.assert_close(first.log_likelihood, literal.rollout(images).log_likelihood)
+    assert not torch.isclose(first.log_likelihood, last.log_likelihood).any()
+    # an object costs log 1/k at the last sd, and in proportion to 1 / sd² before
+    k = -model.count_prior.log_probs.diff()
+    torch.testing.assert_close(first.price, (k * (0.3**2 / 0.6**2 - 1))[None])
+    assert not last.price.any()

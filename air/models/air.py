@@ -49,8 +49,7 @@ class AIR(LocatingModel):
     """Attend, Infer, Repeat, with the constructor of Pyro's example class.
 
     Additions to that class: immutable defaults, `channels`, `count_prior` (p(n) is part of the model), `guide`,
-    `compositing`, `background` (a small VAE of what lies behind the objects), convolutional or custom encoders and
-    decoders.
+    `compositing`, `background` (a small VAE of what lies behind), convolutional or custom encoders and decoders.
     """
 
     @checked_by(AIRSettings)
@@ -97,7 +96,7 @@ class AIR(LocatingModel):
             background: model a background; its networks have the hidden layers encoder_net and decoder_net.
             z_background_size: size of the background's code; small, so that it cannot paint objects.
             blurred_background: it is one colour, a gradient or a blurred picture, of images of any size.
-            convolutional: use ConvEncoder and ConvDecoder instead of MLPs of encoder_net and decoder_net.
+            convolutional: use ConvEncoder and ConvDecoder instead of MLPs.
             compositing: "add", the paper's: intensities add up. "over": objects are opaque layers.
             first_sd: for "over", likelihood_sd at the first training step, from which on it falls, see `anneal`.
             encoder, decoder: custom modules, glimpse (B, F, w, w) -> loc and scale of z_what, (B, D) each, and z_what
@@ -222,7 +221,8 @@ class AIR(LocatingModel):
 
     def prices(self, painted: Tensor) -> Tensor | None:
         """What objects (B, N, E, H, W) cost beyond p(n), in nats: (B, N), without gradient; None: nothing."""
-        return self.touch_price * touching(self.compositing.silhouettes(painted)) if self.touch_price else None
+        price = self.touch_price * touching(self.compositing.silhouettes(painted)) if self.touch_price else None
+        return self.compositing.discounted(price, self.count_prior.log_probs)
 
     def infer_background(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
         """Infer the background of images (B, C, H, W).

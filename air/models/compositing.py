@@ -146,6 +146,10 @@ class Compositing(Constants):
         """The logits of z_pres, (B, N), as training may have them."""
         return logits
 
+    def discounted(self, price: Tensor | None, log_p: Tensor) -> Tensor | None:
+        """What objects cost beyond log p(n), (N+1,): `price` as training may have it, (B, N) or (1, N) in nats."""
+        return price
+
     def anneal(self, share: float) -> None:
         """Adapt to the share of training that is done, in [0, 1]."""
 
@@ -219,7 +223,8 @@ class Over(Compositing):
     like = exp(-|x - rgb|² / 2 sd²) is the density of a pixel's colour over that of a colour that is met.
 
     As long as objects are not drawn well, windows on every edge pay if the sd is small. So it may fall during training,
-    until the share FALLING of it is done; before that, z_pres stays unsure. While the ground is not known, windows that
+    until the share FALLING of it is done. What an object explains is worth less at a larger sd, so it costs less in
+    proportion. Until then z_pres stays unsure: while the ground is not known, windows that
     paint it gain thousands of nats, and q(n) would follow them to N; before small or faint objects are drawn they do
     not pay, and q(n) would follow them to 0; either so surely that it would never come back.
     """
@@ -303,6 +308,10 @@ class Over(Compositing):
     def held_back(self, logits: Tensor) -> Tensor:
         return clamp_both_ways(logits, self.surest)
 
+    def discounted(self, price: Tensor | None, log_p: Tensor) -> Tensor:
+        less = ((1 - (self.likelihood_sd / self.sd)**2) * log_p.diff())[None]  # below 0
+        return less if price is None else price + less
+
     def anneal(self, share: float) -> None:
         """The sd falls from `first_sd` to `likelihood_sd`, by equal factors, until FALLING; then z_pres may be sure."""
         self.share = share
@@ -331,8 +340,7 @@ def make_compositing(name: CompositingName, channels: int, likelihood_sd: float,
     """
     if name == "add":
         if first_sd is not None:
-            raise ValueError("first_sd is for compositing='over': intensities that add up need no falling "
-                             "likelihood_sd")
+            raise ValueError("first_sd is for compositing='over': intensities that add up need no falling sd")
         return Add(channels, likelihood_sd)
     if first_sd is not None and first_sd < likelihood_sd:
         raise ValueError(f"first_sd falls to likelihood_sd, so it must be at least as large: got {first_sd:g} and "
