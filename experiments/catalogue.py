@@ -132,7 +132,7 @@ LAYERS = {
     "layers-colour": Experiment(DSPRITES),
     "layers-grey": Experiment(f"{DSPRITES} --ground grey --data.counts 2 3 4 5", 5),
     "layers-black": Experiment(f"{DSPRITES} --ground black", 5),
-    "layers-tetrominoes": Experiment(f"--dataset tetrominoes {OVER} --steps 12000 {LARGER}"),  # whose intensities add up
+    "layers-tetrominoes": Experiment(f"--dataset tetrominoes {OVER} --steps 12000 {LARGER}"),  # intensities add up
     "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} --steps 3000", 5),
     "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 3000", 3),
     **{f"layers-digits-{kind}": Experiment(f"{STRICT} --data.backdrop {kind} --compositing over {OVER} --steps 3000", 5)
