@@ -127,7 +127,8 @@ BACKDROPS = {
 # Objects that hide one another, and grounds that are not black: opaque layers.
 OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000 --run.eval-every 500"
 LARGER = "--model.encoder-net 400 --model.decoder-net 400"
-DSPRITES = f"--dataset multi-dsprites {OVER} --steps 6000 --optim.lr 1.5e-3 {LARGER}"
+DSPRITES = (f"--dataset multi-dsprites {OVER} --steps 6000 --optim.lr 1.5e-3 {LARGER} --model.z-what-size 20 "
+            "--model.window-size 24")
 LAYERS = {
     "layers-colour": Experiment(DSPRITES),
     "layers-grey": Experiment(f"{DSPRITES} --ground grey --data.counts 2 3 4 5", 5),
