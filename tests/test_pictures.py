@@ -6,6 +6,7 @@ import torch
 from air.data import Table
 from air.evaluation.pictures import (
     ABSENT,
+    BEHIND,
     draw_boxes,
     interpolation_picture,
     reconstruction_picture,
@@ -109,7 +110,7 @@ def test_a_picture_of_layers_shows_owners_and_whole_objects(make_model, scenes):
     painted = model.paint(found.z_where, found.z_what)
     for t in (0, 1):
         colours, alpha = painted[0, t].split((3, 1))
-        alone = to_rgb((colours * alpha + (1 - alpha) * ABSENT / 255)[None])[0]
+        alone = to_rgb((colours * alpha + (1 - alpha) * BEHIND)[None])[0]
         assert (at(0, 3 + t) - alone.int()).abs().max() <= 1
     assert (at(0, 5) == ABSENT).all() and (at(1, 3) == ABSENT).all()
 

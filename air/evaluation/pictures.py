@@ -19,7 +19,8 @@ from air.scenes3d.renderer import render
 TRUTH_COLOUR = "white"
 STEP_COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow")  # of the first step, the second, ...
 SECOND_CAMERA = (3.6, -1.6, 3.4)  # replaces `View.camera` in second views
-ABSENT = 48  # grey level of the cells of steps beyond the inferred count, and behind single layers
+ABSENT = 48  # grey level of the cells of steps beyond the inferred count
+BEHIND = 0.5  # intensity behind single layers, which may be dark or bright
 TINT = 0.6  # of a pixel's colour, by which the colour of its owner shows
 _GRID = {"padding": 2, "pad_value": 96}  # pixels and grey level of the lines between cells
 _ZOOM = 3
@@ -122,7 +123,7 @@ def reconstruction_picture(model: CountingModel, scenes: Scenes) -> Tensor:
         columns.append(draw_segmentation(scenes.images, inferred.segmentation, STEP_COLOURS))
         headings.append("whose pixels")
         painted = model.paint(inferred.z_where, inferred.z_what, scenes.images)
-        alone = model.compositing.alone(painted, ABSENT / 255)
+        alone = model.compositing.alone(painted, BEHIND)
     for step in range(1, model.num_steps + 1):
         absent = (inferred.count < step).cpu()[:, None, None, None]
         canvas = inferred.canvases[:, step] if alone is None else alone[:, step - 1]
