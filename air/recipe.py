@@ -228,6 +228,8 @@ def compositing_of(config: Config, dataset: Dataset | None = None) -> Compositin
     assert isinstance(config.model, AIRSettings)
     if isinstance(config.data, Generated):
         layers = config.data.objects_hide
+    elif config.model.x_size is not None:  # of a run from before there was this setting
+        layers = False
     else:
         ground = ground_of(config, dataset) if dataset else None
         layers = ground is not None and not ground.is_black and not ground.is_all

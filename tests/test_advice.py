@@ -49,6 +49,8 @@ def test_a_ground_that_is_not_black_takes_layers(config, scenes, ground, layers)
     assert not before_training(resolved, dataset) or ground is NOTHING
     told = resolve(with_settings(config, {"model.compositing": "add"}), dataset).model
     assert told.compositing == "add" and not told.background and resolve(resolved, dataset) == resolved
+    older = with_settings(resolved, {"model.compositing": None, "model.background": False})  # from an older version
+    assert resolve(older, dataset).model.compositing == "add"
 
 
 def metrics(counted, offset=0.0, confusion=None):

@@ -217,3 +217,13 @@ def test_what_cannot_be_read_is_refused(search, make_model):
         infer_tiles(search, picture + 200)
     with pytest.raises(ValueError, match="guide='search'"):
         infer_tiles(make_model(), picture)
+
+
+def test_a_tile_of_layers_is_read_with_its_ground(make_model, images):
+    model = make_model(guide="search", compositing="over", background=True, blurred_background=True, count_prior=0.5)
+    with torch.no_grad():
+        model.guide_net.mlp[-1].bias[0] += 9  # all N objects
+    for picture in images:
+        seen, found = model.infer(picture[None]), infer_tiles(model, picture, most=model.num_steps)
+        assert found.count == seen.count == model.num_steps
+        torch.testing.assert_close(found.z_what, seen.z_what[0])
