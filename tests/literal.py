@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from air.models.compositing import Over
 from air.models.grounds import BlurredDecoder
 from air.models.networks import RecurrentNet
+from air.models.opaque import Over
 from air.models.search import SearchGuide
 
 

@@ -4,7 +4,7 @@ import torch
 import air
 
 EVERYTHING = {"guide": "difference", "background": True, "channels": 3}
-LAYERS = {"guide": "search", "background": True, "compositing": "over"}
+LAYERS = {"guide": "search", "background": True, "compositing": "over", "likelihood_sd": 0.05}
 
 
 @pytest.mark.parametrize("options", [{}, {"guide": "search"}, LAYERS, pytest.param(EVERYTHING, marks=pytest.mark.slow)])

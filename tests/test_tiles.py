@@ -59,7 +59,7 @@ class DotFinder:
         columns, rows = [(boxes[..., axis, None] <= centres) & (centres < boxes[..., axis + 2, None])
                          for axis, centres in enumerate(along)]
         painted = (rows[..., :, None] & columns[..., None, :])[:, :, None].double()
-        return SimpleNamespace(logits=logits, z_where=z_where, z_what=what, painted=painted)
+        return SimpleNamespace(logits=logits, z_where=z_where, z_what=what, painted=painted, latents={})
 
 
 def dots(height, width, number, seed=0, apart=5.0):
@@ -219,7 +219,8 @@ def test_what_cannot_be_read_is_refused(search, make_model):
         infer_tiles(make_model(), picture)
 
 
-def test_a_tile_of_layers_is_read_with_its_ground(make_model, images):
+def test_a_tile_of_layers_is_read_with_its_ground(make_model, images, monkeypatch):
+    monkeypatch.setattr("air.models.opaque.Over.worth", lambda self, *scene: torch.full_like(scene[-1], math.inf))
     model = make_model(guide="search", compositing="over", background=True, blurred_background=True, count_prior=0.5)
     with torch.no_grad():
         model.guide_net.mlp[-1].bias[0] += 9  # all N objects

@@ -12,7 +12,7 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 from air.data.scenes import Scenes
 from air.models.air import AIR
 from air.models.base import CountingModel
-from air.models.compositing import Over
+from air.models.opaque import Over
 from air.scenes3d.model import SceneAIR
 from air.scenes3d.renderer import render
 

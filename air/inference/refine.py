@@ -19,6 +19,7 @@ from torch import Tensor
 from air.inference.elbo import elbo_terms
 from air.models.air import AIR
 from air.models.base import Inference, Rollout
+from air.models.redundancy import redundant
 
 LOOKS = 9
 
@@ -35,7 +36,7 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
         pixels: shift of the copies, at least 1.
     Returns:
         An Inference. Its latents are those of the look that is best at the most probable count; count_probs is p(n | x)
-        as in the module's docstring.
+        as in the module's docstring, less redundant objects as in `model.infer`.
     Raises:
         ValueError: the images are such as `model.infer` refuses, or not 1 <= pixels < the image's side.
     """
@@ -71,5 +72,6 @@ def refine(model: AIR, images: Tensor, pixels: int = 2) -> Inference:
     best, look = rearrange(terms.log_joint, "(b l) n -> b l n", l=LOOKS).max(1)  # (B, N+1) each
     count = best.argmax(-1, keepdim=True)
     row = torch.arange(len(images), device=look.device) * LOOKS + look.gather(1, count).squeeze(-1)
-    return Inference.of(model.compositing, best.softmax(-1), z_where[row], z_what[row], painted[row], images, ground,
-                        model.x_size)
+    painted, chosen = painted[row], {name: latent.of_rows(row) for name, latent in latents.items()}
+    return Inference.of(model.compositing, best.softmax(-1), z_where[row], z_what[row], painted, images, ground,
+                        model.x_size, redundant(model, images, painted, ground, chosen, count.squeeze(-1)))

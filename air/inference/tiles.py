@@ -32,6 +32,7 @@ from torchvision.ops import box_area
 
 from air.models.air import AIR
 from air.models.distributions import log_at_least, log_count_probs, settled
+from air.models.redundancy import redundant
 from air.models.settings import check_positive
 from air.models.spatial import invert_z_where
 
@@ -200,7 +201,7 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
         rim: pixels by which their cores are enlarged.
         most: the largest number of steps.
     Returns:
-        The objects in the enlarged cores, and q(n), (B, N+1).
+        The objects in the enlarged cores, without redundant ones, and q(n), (B, N+1).
     """
     ground = model.infer_background(images, at_mean=True)[1] if model.background else None
     attended = model.attend(images, at_mean=True, most=most, ground=ground)
@@ -208,6 +209,9 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
     # does not matter which tiles are read together.
     over = F.pad(settled(attended.logits)[:, :-1], (1, 0))
     logits = attended.logits.masked_fill(over, -math.inf)
+    count_probs = log_count_probs(logits).exp()
+    extra = redundant(model, images, attended.painted, ground, attended.latents, count_probs.argmax(-1))
+    left_out = over if extra is None else over | extra
     z_where, device = attended.z_where, images.device
     start = torch.tensor([(tile.columns.start, tile.rows.start) for tile in tiles], device=device)[:, None]
     core = torch.tensor([[edge for span in (tile.columns, tile.rows) for edge in (span.low, span.high)]
@@ -215,12 +219,12 @@ def _infer(model: AIR, images: Tensor, numbers: Tensor, tiles: Sequence[Tile], r
     middle = start + start.new_tensor((images.shape[-1], images.shape[-2])) / 2
     centre = middle + invert_z_where(z_where)[..., 1:] * (model.x_size / 2)  # (B, N, 2)
     inside = torch.minimum(centre - core[..., ::2], core[..., 1::2] - centre).amin(-1)  # (B, N)
-    tile, step = ((inside >= -rim) & ~over).nonzero(as_tuple=True)
+    tile, step = ((inside >= -rim) & ~left_out).nonzero(as_tuple=True)
     boxes = model.compositing.boxes(attended.painted[tile, step], z_where[tile, step], model.x_size)
     score = log_at_least(logits).exp()[:, 1:]
     found = Objects(numbers.to(device)[tile], step, score[tile, step], centre[tile, step], inside[tile, step],
                     boxes + start[tile, 0].repeat(1, 2), z_where[tile, step], attended.z_what[tile, step])
-    return found, log_count_probs(logits).exp()
+    return found, count_probs
 
 
 def _merge(model: AIR, found: Objects, count_probs: Mapping[int, Tensor], tiles: Sequence[Tile], size: Sequence[int],

@@ -4,7 +4,7 @@
     canvas_n = Σ_{t<=n} window_to_image(decode(z_what_t), z_where_t)
     x ~ Normal(canvas_n, likelihood_sd²)
 
-or opaque layers instead of sums (air/models/compositing.py). With a background, z_background ~ Normal(0, I), and
+or opaque layers instead of sums (air/models/opaque.py). With a background, z_background ~ Normal(0, I), and
 decode_background(z_background) is the ground on which objects are painted. It is inferred first.
 
 Shapes: B batch, K particles, N num_steps, C H W image, w window_size, D z_what_size.
@@ -22,23 +22,16 @@ from torch import Tensor, nn
 
 from air.models.air_settings import AIRSettings
 from air.models.base import Inference, Rollout, check_number, stack_steps
-from air.models.compositing import CompositingName, make_compositing
+from air.models.compositing import CompositingName
 from air.models.custom_networks import check_networks
 from air.models.distributions import CountPrior, NormalLatent, draw, log_count_probs, settled
 from air.models.grounds import make_ground_networks, stretch
 from air.models.guide import Attended, Step
 from air.models.guides import GuideName, make_guide
 from air.models.layers import shared_weights
-from air.models.networks import (
-    Baseline,
-    ConvDecoder,
-    ConvEncoder,
-    Decoder,
-    Encoder,
-    History,
-    RecurrentNet,
-    fold,
-)
+from air.models.networks import Baseline, ConvDecoder, ConvEncoder, Decoder, Encoder, History, RecurrentNet, fold
+from air.models.opaque import make_compositing
+from air.models.redundancy import redundant
 from air.models.settings import check_positive, checked_by
 from air.models.spatial import SpatialTransformer
 from air.models.touching import touching
@@ -222,7 +215,7 @@ class AIR(LocatingModel):
     def prices(self, painted: Tensor) -> Tensor | None:
         """What objects (B, N, E, H, W) cost beyond p(n), in nats: (B, N), without gradient; None: nothing."""
         price = self.touch_price * touching(self.compositing.silhouettes(painted)) if self.touch_price else None
-        return self.compositing.discounted(price, self.count_prior.log_probs)
+        return self.compositing.discounted(price, self.count_prior.log_ratios(painted.shape[1]))
 
     def infer_background(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
         """Infer the background of images (B, C, H, W).
@@ -345,6 +338,7 @@ class AIR(LocatingModel):
             check_positive("most", most)
         images = self.as_images(images, intensities=True)
         ground = self.infer_background(images, at_mean=True)[1] if self.background else None
-        logits, _, _, z_where, z_what, painted = self.attend(images, at_mean=True, most=most, ground=ground)
+        logits, latents, _, z_where, z_what, painted = self.attend(images, at_mean=True, most=most, ground=ground)
         count_probs = log_count_probs(logits).exp()
-        return Inference.of(self.compositing, count_probs, z_where, z_what, painted, images, ground, self.x_size)
+        return Inference.of(self.compositing, count_probs, z_where, z_what, painted, images, ground, self.x_size,
+                            redundant(self, images, painted, ground, latents, count_probs.argmax(-1)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class Inference:
     """What the model infers from images: the most probable count and the latents' means."""
 
     count: Tensor  # (B,) int64, the MAP count
-    count_probs: Tensor  # (B, N+1), q(n)
+    count_probs: Tensor  # (B, N+1), q(n), less redundant objects
     z_pres: Tensor  # (B, N), 1 for t <= count, else 0
     z_where: Tensor  # (B, N, 3), (s, x, y)
     z_what: Tensor  # (B, N, D)
@@ -53,7 +54,7 @@ class Inference:
 
     @classmethod
     def of(cls, compositing: Compositing, count_probs: Tensor, z_where: Tensor, z_what: Tensor, painted: Tensor,
-           images: Tensor, ground: Tensor | None, unit: int) -> "Inference":
+           images: Tensor, ground: Tensor | None, unit: int, redundant: Tensor | None) -> "Inference":
         """From a choice of 2D latents, at the most probable count.
 
         Args:
@@ -65,7 +66,16 @@ class Inference:
             images: (B, C, H, W).
             ground: (B, C, H, W), what lies behind the objects; None: black.
             unit: pixels that span [-1, 1] in canvas units.
+            redundant: (B, N) bool, objects that do not count: they come last, and what q(n) gives to n goes to the
+                number of the others among the first n; None: all count.
         """
+        if redundant is not None:
+            counts = torch.arange(count_probs.shape[1], device=redundant.device)
+            left = F.pad((~redundant).cumsum(-1), (1, 0))  # (B, N+1), of the first n
+            count_probs = torch.einsum("bn, bnm -> bm", count_probs, (left[..., None] == counts).to(count_probs))
+            order = redundant.int().argsort(stable=True, dim=-1)
+            row = torch.arange(order.shape[0], device=order.device)
+            z_where, z_what, painted = (each[row[:, None], order] for each in (z_where, z_what, painted))
         ground = torch.zeros_like(images) if ground is None else ground
         count = count_probs.argmax(-1)
         z_pres = (torch.arange(z_where.shape[1], device=count.device) < count[:, None]).to(z_where)

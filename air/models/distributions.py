@@ -57,6 +57,10 @@ class NormalLatent(NamedTuple):
         offset = (loc - self.prior_loc) / self.prior_scale
         return self._replace(offset=offset, noise=torch.zeros_like(offset))
 
+    def of_rows(self, row: Tensor) -> "NormalLatent":
+        """The posteriors of some rows of the batch; the prior is the same for all rows."""
+        return self._replace(offset=self.offset[row], ratio=self.ratio[row], noise=self.noise[row])
+
     def kl(self) -> Tensor:
         """KL(q || p) in nats, (...): summed over the last dimension."""
         return standard_normal_kl(self.offset, self.ratio).sum(-1)
@@ -260,6 +264,11 @@ class CountPrior(nn.Module):
         kept = math.log1p(-rate) if rate < 1 else -math.inf
         # in logs, since a probability such as 1e-60 is 0 in float32
         self.log_probs.copy_(torch.logaddexp(self.log_probs + kept, counts.log() + math.log(rate)))
+
+    def log_ratios(self, steps: int) -> Tensor:
+        """log p(n) - log p(n - 1) for n = 1..steps, in nats, (steps,): beyond N, the same as at N."""
+        ratios = self.log_probs.diff()
+        return ratios[torch.arange(steps, device=ratios.device).clamp(max=len(ratios) - 1)]
 
     def sample(self, size: int) -> Tensor:
         """Draw counts from p(n): (size,) int64."""

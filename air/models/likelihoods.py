@@ -59,7 +59,7 @@ class _GivenEachCount(torch.autograd.Function):
 
 def of_layers(images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, floor: float) -> Tensor:
     """log p(x | n, z_{1:n}) = Σ_pixels log p(x_p | n, z_{1:n}) of opaque layers, for n = 0..N: a mixture over who owns
-    each pixel, with the equations of air/models/compositing.py.
+    each pixel, with the equations of air/models/opaque.py.
 
     Args:
         images: (B, C, P), intensities.
