@@ -127,18 +127,18 @@ BACKDROPS = {
 # Objects that hide one another, and grounds that are not black: opaque layers.
 OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000 --run.eval-every 500"
 LARGER = "--model.encoder-net 400 --model.decoder-net 400"
-DSPRITES = (f"--dataset multi-dsprites {OVER} --steps 6000 --optim.lr 1.5e-3 {LARGER} --model.z-what-size 20 "
-            "--model.window-size 24")
+DSPRITES = (f"--dataset multi-dsprites {OVER} --optim.lr 1.5e-3 {LARGER} --model.z-what-size 20 "
+            "--model.window-size 24 --steps")
 LAYERS = {
-    "layers-colour": Experiment(DSPRITES),
-    "layers-grey": Experiment(f"{DSPRITES} --ground grey --data.counts 2 3 4 5", 5),
-    "layers-black": Experiment(f"{DSPRITES} --ground black", 5),
+    "layers-colour": Experiment(f"{DSPRITES} 6000"),
+    "layers-grey": Experiment(f"{DSPRITES} 7000 --ground grey --data.counts 2 3 4 5", 5),
+    "layers-black": Experiment(f"{DSPRITES} 6000 --ground black", 5),
     "layers-tetrominoes": Experiment(f"--dataset tetrominoes {OVER} --steps 12000 {LARGER}"),  # intensities add up
     "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} --steps 3000", 5),
     "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 3000", 3),
     **{f"layers-digits-{kind}": Experiment(f"{STRICT} --data.backdrop {kind} --compositing over {OVER} --steps 3000", 5)
        for kind in ("grey", "grid", "noise")},
-    "layers-to-45": Experiment(f"{DSPRITES} --data.counts 1 2 3 --data.unseen-counts 4 5", 3),
+    "layers-to-45": Experiment(f"{DSPRITES} 6000 --data.counts 1 2 3 --data.unseen-counts 4 5", 3),
 }
 
 # Characters as several strokes, and, with as many latents, as one window that spans the canvas (a plain VAE).
