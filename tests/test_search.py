@@ -274,3 +274,9 @@ def test_compiled_in_one_graph_it_gives_the_same_loss_and_gradients(make_model, 
         loss.backward()
         results.append((loss, [each.grad for each in objective.parameters()]))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("sizes, hidden", [((), [128]), ((20, 10), [20, 10])])
+def test_predict_net_sizes_the_layers_behind_the_glimpses(make_model, sizes, hidden):
+    mlp = make_model(guide="search", predict_net=sizes).guide_net.mlp
+    assert [layer.out_features for layer in mlp if hasattr(layer, "out_features")] == [*hidden, 7]

@@ -82,7 +82,7 @@ class AIR(LocatingModel):
                 take a small k (1e-8); otherwise the model soon explains one digit by two objects.
             guide: who proposes the next object, see air/models/guides.py. "difference" is slower than "recurrent", and
                 counts better where training has not shown the count. "search" reads images of any size and counts any
-                number of objects; rnn_hidden_size, embed_net and predict_net have no effect on it.
+                number of objects; rnn_hidden_size and embed_net have no effect on it, and predict_net () means (128,).
             canvas_glimpse: with "add", the search guide also sees what has been painted near what it finds: faster to
                 learn and better, except where images hold more touching objects than training shows.
             touch_price: nats that an object costs if it touches an earlier one (air/models/touching.py).

@@ -52,7 +52,7 @@ class AIRSettings:
     decoder_net: LayerSizes = (200,)
     """Hidden layers of the decoder."""
     predict_net: LayerSizes = ()
-    """Hidden layers between the LSTM and z_pres, z_where."""
+    """Hidden layers between the LSTM, or the search guide's glimpses, and z_pres, z_where (none: for search, 128)."""
     embed_net: SomeLayerSizes | None = None
     """Layers between the image and the LSTM (None: it reads the pixels)."""
     bl_predict_net: LayerSizes = ()

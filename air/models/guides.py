@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from air.models.guide import Guide, Proposal
 from air.models.networks import MLP, LSTMState, RecurrentNet
-from air.models.search import SearchGuide
+from air.models.search import HIDDEN, SearchGuide
 
 GuideName = Literal["recurrent", "difference", "search"]
 GUIDES = get_args(GuideName)
@@ -103,7 +103,8 @@ def make_guide(name: GuideName, channels: int, x_size: int, where_loc: Sequence[
             constructor.
     """
     if name == "search":
-        return SearchGuide(channels, x_size, where_loc, where_scale, non_linearity, canvas_glimpse)
+        return SearchGuide(channels, x_size, where_loc, where_scale, non_linearity, canvas_glimpse,
+                           predict_net or HIDDEN)
     rnn = RecurrentNet(channels * x_size**2, embed_net, latents, rnn_hidden_size, non_linearity)
     predict = Predict(rnn_hidden_size, predict_net, non_linearity)
     return RecurrentGuide(rnn, predict) if name == "recurrent" else DifferenceGuide(rnn, predict)

@@ -29,6 +29,7 @@ FEATURES = 16
 REACH = 1 / 3  # of the attention around the hottest place, in sides of an object
 GLIMPSE_SIZE = 16  # pixels
 GLIMPSE_MARGIN = 1.8  # a glimpse's side over the object's
+HIDDEN = (128,)  # layer sizes between the glimpses and the proposal, unless others are given
 SHIFT, GROWTH = 0.3, 0.15  # standard deviations of place, in halves of an object, and of log size where softplus is 1
 
 
@@ -219,7 +220,7 @@ class SearchGuide(Constants, Guide):
     spread: Tensor  # (3,), standard deviations in units of the prior's, for an object of s = 1
 
     def __init__(self, channels: int, x_size: int, where_loc: Sequence[float], where_scale: Sequence[float],
-                 non_linearity: str, canvas_glimpse: bool = True) -> None:
+                 non_linearity: str, canvas_glimpse: bool = True, hidden: Sequence[int] = HIDDEN) -> None:
         """Build the networks.
 
         Args:
@@ -229,13 +230,14 @@ class SearchGuide(Constants, Guide):
                 pyramid covers its scales.
             non_linearity: the name of a class in torch.nn.
             canvas_glimpse: whether steps read a glimpse of the canvas.
+            hidden: layer sizes between the glimpses and the proposal.
         """
         super().__init__()
         self.canvas_glimpse = canvas_glimpse
         self.x_size, self.where_loc, self.where_scale = x_size, tuple(where_loc), tuple(where_scale)
         self.pyramid = Pyramid(channels, x_size, log_scales(where_loc[0], where_scale[0]), non_linearity)
         self.glimpse = PixelGrid(GLIMPSE_SIZE)
-        self.mlp = MLP((1 + canvas_glimpse) * channels * GLIMPSE_SIZE**2 + 2, [128, 1 + 3 + 3], non_linearity)
+        self.mlp = MLP((1 + canvas_glimpse) * channels * GLIMPSE_SIZE**2 + 2, [*hidden, 1 + 3 + 3], non_linearity)
         self.place_constants()
 
     def constants(self) -> dict[str, Tensor]:
