@@ -47,7 +47,7 @@ COUNT_PRIOR = 1e-8  # k of p(n) ∝ k^n
 VARIED_WINDOW, VARIED_SD, TOUCH_PIXELS = 1.2, 0.6, 12
 # The sd of opaque layers, whatever their size, at the last and the first step; and how many white pixels (of one
 # channel) each must explain: windows on the slivers that others leave at their edges gain nearly as much.
-LAYERS_SD, LAYERS_FIRST_SD, LAYER_PIXELS = 0.08, 0.2, 3
+LAYERS_SD, LAYERS_FIRST_SD, LAYER_PIXELS = 0.08, 0.2, 2
 AUTO_SIZES = 0.1, 0.5  # of objects of unknown size, as shares of the image's side;
 AUTO_PIXELS = 6  # and not less than so many pixels
 

@@ -128,7 +128,7 @@ BACKDROPS = {
 OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000 --run.eval-every 500"
 LARGER = "--model.encoder-net 400 --model.decoder-net 400"
 DSPRITES = (f"--dataset multi-dsprites {OVER} --optim.lr 1.5e-3 {LARGER} --model.z-what-size 20 "
-            "--model.window-size 24 --steps")
+            "--model.window-size 24 --model.count-prior 1e-100 --steps")
 LAYERS = {
     "layers-colour": Experiment(f"{DSPRITES} 6000"),
     "layers-grey": Experiment(f"{DSPRITES} 7000 --ground grey --data.counts 2 3 4 5", 5),

@@ -235,7 +235,7 @@ def test_objects_that_hide_one_another_are_layers_before_their_ground(data, over
     assert (model.first_sd is not None) == over
     if over:
         assert (model.likelihood_sd, model.first_sd, model.touch_price) == (0.08, 0.2, 0)
-        assert model.count_prior == math.exp(-1.5 / 0.08**2) and model.blurred_background  # three white pixels
+        assert model.count_prior == math.exp(-1 / 0.08**2) and model.blurred_background  # two white pixels
     build_model(model)
     told = resolve(Config(data=data, model=AIRSettings(compositing="add" if over else "over", count_prior=0.1)),
                    load_dataset(data)).model
@@ -257,7 +257,7 @@ def test_the_sd_of_layers_follows_the_noise(scenes):
     dataset = load_dataset(data)
     noisy = dataset._replace(train=add_noise(np.random.default_rng(0), dataset.train, 0.15))
     model, plain = (resolve(Config(data=data), each).model for each in (noisy, dataset))
-    assert 0.1 < model.likelihood_sd < 0.16 and model.count_prior == math.exp(-1.5 / model.likelihood_sd**2)
+    assert 0.1 < model.likelihood_sd < 0.16 and model.count_prior == math.exp(-1 / model.likelihood_sd**2)
     assert plain.likelihood_sd == 0.08
 
 

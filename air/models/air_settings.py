@@ -85,7 +85,7 @@ class AIRSettings:
     baseline_scalar: Finite | None = None
     """Multiplies the baseline's output."""
     count_prior: GeometricFactor | None = None
-    """k of the count prior p(n) ∝ k^n (None: 1e-8; with over less, what three white pixels are worth)."""
+    """k of the count prior p(n) ∝ k^n (None: 1e-8; with over less, what two white pixels are worth)."""
     touch_price: NonNegative | None = None
     """Nats that an object costs if it touches an earlier one (None: 0; where sizes vary and intensities add up, what 12
     white pixels of one channel are worth)."""
