@@ -126,14 +126,16 @@ BACKDROPS = {
 
 # Objects that hide one another, and grounds that are not black: opaque layers.
 OVER = "--estimator enumerate --batch-size 32 --data.held-out-scenes 1000 --run.eval-every 500"
-LARGER = "--model.encoder-net 400 --model.decoder-net 400"
-DSPRITES = (f"--dataset multi-dsprites {OVER} --optim.lr 1.5e-3 {LARGER} --model.z-what-size 20 "
-            "--model.window-size 24 --model.count-prior 1e-100 --steps")
+FASTER = ("--optim.lr 1.5e-3 --model.encoder-net 400 --model.decoder-net 400 --model.z-what-size 20 "
+          "--model.window-size 24")
+DSPRITES = f"--dataset multi-dsprites {OVER} {FASTER} --model.count-prior 1e-100 --steps"
 LAYERS = {
     "layers-colour": Experiment(f"{DSPRITES} 6000"),
     "layers-grey": Experiment(f"{DSPRITES} 7000 --ground grey --data.counts 2 3 4 5", 5),
     "layers-black": Experiment(f"{DSPRITES} 6000 --ground black", 5),
-    "layers-tetrominoes": Experiment(f"--dataset tetrominoes {OVER} --steps 12000 {LARGER}"),  # intensities add up
+    # Intensities add up. While counts are explored, one window learns to cover two pieces, and there are always three.
+    "layers-tetrominoes": Experiment(f"--dataset tetrominoes --data.train-scenes 60000 {OVER} --steps 20000 {FASTER} "
+                                     "--model.predict-net 400 --estimator.exploration-steps 1000"),
     "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} --steps 3000", 5),
     "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 3000", 3),
     **{f"layers-digits-{kind}": Experiment(f"{STRICT} --data.backdrop {kind} --compositing over {OVER} --steps 3000", 5)
