@@ -136,8 +136,8 @@ LAYERS = {
     # Intensities add up. While counts are explored, one window learns to cover two pieces, and there are always three.
     "layers-tetrominoes": Experiment(f"--dataset tetrominoes --data.train-scenes 60000 {OVER} --steps 20000 {FASTER} "
                                      "--model.predict-net 400 --estimator.exploration-steps 1000"),
-    "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} --steps 3000", 5),
-    "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 3000", 3),
+    "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} {FASTER} --steps 3000", 5),
+    "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 6000", 3),
     **{f"layers-digits-{kind}": Experiment(f"{STRICT} --data.backdrop {kind} --compositing over {OVER} --steps 3000", 5)
        for kind in ("grey", "grid", "noise")},
     "layers-to-45": Experiment(f"{DSPRITES} 6000 --data.counts 1 2 3 --data.unseen-counts 4 5", 3),
