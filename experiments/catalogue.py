@@ -134,7 +134,7 @@ LAYERS = {
     "layers-grey": Experiment(f"{DSPRITES} 7000 --ground grey --data.counts 2 3 4 5", 5),
     "layers-black": Experiment(f"{DSPRITES} 6000 --ground black", 5),
     # Intensities add up. While counts are explored, one window learns to cover two pieces, and there are always three.
-    "layers-tetrominoes": Experiment(f"--dataset tetrominoes --data.train-scenes 60000 {OVER} --steps 20000 {FASTER} "
+    "layers-tetrominoes": Experiment(f"--dataset tetrominoes --data.train-scenes 60000 {OVER} --steps 16000 {FASTER} "
                                      "--model.predict-net 400 --estimator.exploration-steps 1000"),
     "layers-sprites": Experiment(f"--dataset sprites --data.overlap over {OVER} {FASTER} --steps 3000", 5),
     "layers-table": Experiment(f"--dataset scenes-table --compositing over {OVER} --steps 6000", 3),
