@@ -215,7 +215,7 @@ class AIR(LocatingModel):
     def prices(self, painted: Tensor) -> Tensor | None:
         """What objects (B, N, E, H, W) cost beyond p(n), in nats: (B, N), without gradient; None: nothing."""
         price = self.touch_price * touching(self.compositing.silhouettes(painted)) if self.touch_price else None
-        return self.compositing.discounted(price, self.count_prior.log_ratios(painted.shape[1]))
+        return self.compositing.discounted(price, self.count_prior, painted.shape[1])
 
     def infer_background(self, images: Tensor, at_mean: bool = False) -> tuple[NormalLatent, Tensor]:
         """Infer the background of images (B, C, H, W).

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from air.models import likelihoods
 from air.models.constants import Constants
+from air.models.distributions import CountPrior
 from air.models.networks import fold
 from air.models.spatial import painted_boxes
 
@@ -127,12 +128,13 @@ class Compositing(Constants):
         """The logits of z_pres, (B, N), as training may have them."""
         return logits
 
-    def discounted(self, price: Tensor | None, log_ratios: Tensor) -> Tensor | None:
+    def discounted(self, price: Tensor | None, count_prior: CountPrior, steps: int) -> Tensor | None:
         """What objects cost beyond log p(n): `price` as training may have it, (B, N) or (1, N) in nats.
 
         Args:
             price: (B, N); None: nothing.
-            log_ratios: (N,), log p(n) - log p(n - 1).
+            count_prior: p(n).
+            steps: N here, which need not be the prior's.
         """
         return price
 

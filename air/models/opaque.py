@@ -25,6 +25,7 @@ from torch import Tensor
 
 from air.models import likelihoods
 from air.models.compositing import Add, Compositing, CompositingName
+from air.models.distributions import CountPrior
 from air.models.layers import clamp_both_ways
 from air.models.networks import fold
 
@@ -171,8 +172,8 @@ class Over(Compositing):
     def held_back(self, logits: Tensor) -> Tensor:
         return clamp_both_ways(logits, self.surest)
 
-    def discounted(self, price: Tensor | None, log_ratios: Tensor) -> Tensor:
-        less = ((1 - (self.likelihood_sd / self.sd)**2) * log_ratios)[None]  # below 0
+    def discounted(self, price: Tensor | None, count_prior: CountPrior, steps: int) -> Tensor:
+        less = ((1 - (self.likelihood_sd / self.sd)**2) * count_prior.log_ratios(steps))[None]  # below 0
         return less if price is None else price + less
 
     def anneal(self, share: float) -> None:
