@@ -124,13 +124,12 @@ def shrunk(image, side):
 
 def literal_layers(image, ground, objects, sd):
     """Layers: a pixel's density, with a floor of a millionth of the largest one, (H, W); the canvas, and what objects
-    leave to the ground. Objects, unlike the ground, say a pixel's colour with probability 0.98.
+    leave to the ground.
     """
     layers = [ground, *(torch.stack(colours) for *colours, _ in objects)]
     odds = [torch.ones_like(image[0]), *(alpha / (1.0001 - alpha) for *_, alpha in objects)]
     shares = [each / sum(odds) for each in odds]
-    densities = [Normal(colours, sd).log_prob(image).sum(0).exp() for colours in layers]
-    density = shares[0] * densities[0] + 0.98 * sum(own * each for own, each in zip(shares[1:], densities[1:]))
+    density = sum(own * Normal(colours, sd).log_prob(image).sum(0).exp() for own, colours in zip(shares, layers))
     canvas = sum(own * colours for own, colours in zip(shares, layers))
     return density + 1e-6 * (sd * math.sqrt(2 * math.pi))**-len(image), canvas, shares[0]
 

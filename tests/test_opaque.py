@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from air.models.opaque import DOUBT, FALLING, FLOOR, MARGIN, Over
+from air.models.opaque import FALLING, FLOOR, MARGIN, Over
 
 N, C, SIDE = 3, 3, 4
 
@@ -24,9 +24,7 @@ def a_scene(seed=0, channels=C):
 
 
 def owners(images, painted, ground, sd, n):
-    """own_t (1 - doubt) Normal(x_p; rgb_t, sd²) and own_t of the first n layers, without doubt of the ground, by pixel,
-    and the floor.
-    """
+    """own_t Normal(x_p; rgb_t, sd²) and own_t of the first n layers and of the ground, by pixel, and the floor."""
     parts = torch.zeros(2, n + 1, SIDE, SIDE, dtype=torch.float64)
     own = torch.zeros_like(parts)
     for b in range(2):
@@ -36,8 +34,7 @@ def owners(images, painted, ground, sd, n):
                 for t in range(n):
                     *rgb, alpha = painted[b, t, :, row, column]
                     logits.append(torch.log(alpha / (1 + MARGIN - alpha)))
-                    density = Normal(torch.stack(rgb), sd).log_prob(images[b, :, row, column]).sum().exp()
-                    densities.append((1 - DOUBT) * density)
+                    densities.append(Normal(torch.stack(rgb), sd).log_prob(images[b, :, row, column]).sum().exp())
                 densities.append(Normal(ground[b, :, row, column], sd).log_prob(images[b, :, row, column]).sum().exp())
                 own[b, :, row, column] = torch.tensor([*logits, 0.0], dtype=torch.float64).softmax(0)
                 parts[b, :, row, column] = own[b, :, row, column] * torch.stack(densities)
@@ -75,16 +72,6 @@ def test_a_small_sd_is_safe_in_single_precision():
     found.sum().backward()
     assert painted.grad.isfinite().all()
     assert over.view(over.add(over.start(images, ground), painted.detach()[:, 0])).isfinite().all()
-
-
-def test_what_looks_like_the_ground_is_left_to_it():
-    """Alpha has a gradient to fall where object and ground have the same colour, and none to rise."""
-    images, painted, ground = a_scene()
-    painted[:, :, :-1], painted[:, :, -1], ground[:] = images[:, None], 0.5, images
-    alpha = painted[:, :, -1:].clone().requires_grad_()
-    layers = torch.cat((painted[:, :, :-1], alpha), 2)
-    Over(C, 0.3).double().log_likelihood(images, layers, ground, torch.empty(0))[:, 1:].sum().backward()
-    assert (alpha.grad < 0).all()
 
 
 def test_shares_are_posteriors_of_the_owner():

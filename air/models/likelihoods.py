@@ -57,7 +57,7 @@ class _GivenEachCount(torch.autograd.Function):
                 torch.bmm(contains.T * weight, residual) if of_painted else None, None, None)
 
 
-def of_layers(images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, doubt: float, floor: float) -> Tensor:
+def of_layers(images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, floor: float) -> Tensor:
     """log p(x | n, z_{1:n}) = Σ_pixels log p(x_p | n, z_{1:n}) of opaque layers, for n = 0..N: a mixture over who owns
     each pixel, with the equations of air/models/opaque.py.
 
@@ -66,12 +66,11 @@ def of_layers(images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, doubt: 
         colours: (B, N+1, C, P), of each object alone, and of the ground.
         odds: (B, N, P), of each object against the ground.
         sd: of a pixel, in intensities, a scalar.
-        doubt: probability that an object's pixel has another colour.
         floor: of a pixel's density, over that of a perfect reconstruction.
     Returns:
         (B, N+1) in nats.
     """
-    log_likelihood: Tensor = _OfLayers.apply(images, colours, odds, sd, doubt, floor)
+    log_likelihood: Tensor = _OfLayers.apply(images, colours, odds, sd, floor)
     channels, pixels = images.shape[1:]
     return log_likelihood - channels * pixels * (sd.log() + math.log(2 * math.pi) / 2)
 
@@ -80,12 +79,10 @@ class _OfLayers(torch.autograd.Function):
     """See `of_layers`; less the constant."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, doubt: float, floor: float
-                ) -> Tensor:
+    def forward(ctx: Any, images: Tensor, colours: Tensor, odds: Tensor, sd: Tensor, floor: float) -> Tensor:
         precision = sd**-2
         error = colours - images[:, None]
         like = (error.square().sum(2) * (-precision / 2)).exp()  # (B, N+1, P), 1 where a layer has the pixel's colour
-        like[:, :-1] *= 1 - doubt
         with_ground = torch.cat((like[:, -1:], odds * like[:, :-1]), 1), F.pad(odds, (0, 0, 1, 0), value=1.0)
         claims, scope = with_ground[0].cumsum(1), with_ground[1].cumsum(1).reciprocal()  # (B, N+1, P), for n
         density = claims * scope
@@ -95,7 +92,7 @@ class _OfLayers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         error, odds, like, scope, density, precision = ctx.saved_tensors
         of_claims = gradient[:, :, None] * scope / (density + ctx.floor)  # (B, N+1, P), for n
         # object t has a part in all n >= t, the ground in all
@@ -103,4 +100,4 @@ class _OfLayers(torch.autograd.Function):
         of_odds = later[:, 1:] * like[:, :-1] - owned[:, 1:]
         of_like = torch.cat((later[:, 1:] * odds, later[:, :1]), 1)
         of_colours = (of_like * like * -precision)[:, :, None] * error  # (B, N+1, C, P)
-        return -of_colours.sum(1) if ctx.needs_input_grad[0] else None, of_colours, of_odds, None, None, None
+        return -of_colours.sum(1) if ctx.needs_input_grad[0] else None, of_colours, of_odds, None, None

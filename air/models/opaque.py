@@ -4,12 +4,10 @@ Each object claims a pixel with odds against the ground. Where two meet, the one
 whatever order they are found:
 
     odds_t = alpha_t / (1 - alpha_t),   scope_n = 1 / (1 + Σ_{t<=n} odds_t),   own_t = odds_t scope_n
-    p(x_p | n, z) = Σ_{t<=n} own_t (1 - doubt) Normal(x_p; rgb_t, sd²) + scope_n Normal(x_p; ground, sd²) + floor
+    p(x_p | n, z) = Σ_{t<=n} own_t Normal(x_p; rgb_t, sd²) + scope_n Normal(x_p; ground, sd²) + floor
 
 This is a mixture over who owns the pixel; the owner's colour may be anything with the density `floor`. An uncertain
 edge costs log 2 a pixel at most, whereas a squared error around the mean canvas would pay for a further object there.
-With probability `doubt`, a pixel of an object has another colour than the object says. So objects leave to the ground
-what looks like the ground; otherwise their masks grow over a ground whose colour they know.
 
 Source: Greff et al. (2019), "IODINE", section 2, for the mixture, whose masks are a softmax: odds are its exponentials,
 1 for the ground.
@@ -33,7 +31,6 @@ OPAQUE = 0.5  # a painted pixel belongs to its object if its alpha exceeds this 
 # alpha = sigmoid(STEEPNESS (a - OFFSET)) of a decoder's output a: at first windows are rather transparent.
 STEEPNESS, OFFSET = 4.0, 0.3
 FLOOR = 1e-6  # of a pixel's density, over that of a perfect reconstruction
-DOUBT = 0.02  # probability that an object's pixel has another colour than it says
 MARGIN = 1e-4  # what the most opaque object leaves of a pixel to the ground
 SURPRISE = 10.0  # nats, the unit in which guides see what a pixel costs
 FALLING = 0.4  # share of training in which the sd falls,
@@ -46,7 +43,7 @@ class Layers(NamedTuple):
     images: Tensor  # (B, C, H, W)
     odds: Tensor  # (B, 1, H, W), 1 + Σ odds_t
     colours: Tensor  # (B, C, H, W), ground + Σ odds_t rgb_t
-    density: Tensor  # (B, 1, H, W), like of the ground + Σ odds_t (1 - doubt) like_t
+    density: Tensor  # (B, 1, H, W), like of the ground + Σ odds_t like_t
 
 
 def odds_of(alpha: Tensor) -> Tensor:
@@ -117,7 +114,7 @@ class Over(Compositing):
         colours, alpha = self._parts(painted)
         odds = odds_of(alpha)
         return Layers(state.images, state.odds + odds, torch.addcmul(state.colours, odds, colours),
-                      torch.addcmul(state.density, odds, self._like(state.images, colours), value=1 - DOUBT))
+                      torch.addcmul(state.density, odds, self._like(state.images, colours)))
 
     def view(self, state: Layers) -> Tensor:
         """What is left of the image, the image, the scope, and what each pixel costs."""
@@ -129,7 +126,7 @@ class Over(Compositing):
         ground = torch.zeros_like(images) if ground is None else ground
         colours, alpha = painted.flatten(3).split((self.channels, 1), 2)
         layers = torch.cat((colours, ground.flatten(2)[:, None]), 1)
-        return likelihoods.of_layers(images.flatten(2), layers, odds_of(alpha.squeeze(2)), self.sd, DOUBT, FLOOR)
+        return likelihoods.of_layers(images.flatten(2), layers, odds_of(alpha.squeeze(2)), self.sd, FLOOR)
 
     def canvases(self, painted: Tensor, ground: Tensor) -> Tensor:
         state = self.start(ground, ground)
@@ -144,12 +141,12 @@ class Over(Compositing):
         return self._parts(painted)[1]
 
     def shares(self, images: Tensor, painted: Tensor, ground: Tensor, z_pres: Tensor) -> Tensor:
-        """Who owns a pixel, given its colour: own_t ((1 - doubt) like_t + floor) / p(x_p | n, z)."""
+        """Who owns a pixel, given its colour: own_t (like_t + floor) / p(x_p | n, z)."""
         colours, alpha = self._parts(painted)
         layers = torch.cat((colours, alpha * z_pres[..., None, None, None]), 2)
         *_, last = accumulate(layers.unbind(1), self.add, initial=self.start(images, ground))
         odds = odds_of(layers[:, :, -1])  # (B, N, H, W)
-        like = (1 - DOUBT) * self._like(images[:, None], colours).squeeze(2)
+        like = self._like(images[:, None], colours).squeeze(2)
         return odds * (like + FLOOR) / (last.density + FLOOR * last.odds)
 
     def worth(self, images: Tensor, painted: Tensor, ground: Tensor, z_pres: Tensor) -> Tensor:
@@ -162,8 +159,7 @@ class Over(Compositing):
         """
         colours, alpha = self._parts(painted)
         odds = odds_of(alpha).squeeze(2) * z_pres[..., None, None]  # (B, N, H, W)
-        like = (1 - DOUBT) * self._like(images[:, None], colours).squeeze(2)
-        claims = torch.cat((self._like(images, ground), odds * like), 1)
+        claims = torch.cat((self._like(images, ground), odds * self._like(images[:, None], colours).squeeze(2)), 1)
         odds = F.pad(odds, (0, 0, 0, 0, 1, 0), value=1.0)  # (B, N+1, H, W), with the ground's
         explained = claims.sum(1, keepdim=True) / odds.sum(1, keepdim=True)
         without = _sum_of_others(claims) / _sum_of_others(odds)
