@@ -160,3 +160,10 @@ def test_a_prior_that_follows_the_counts_converges_to_them():
         prior.follow(counts, rate=0.25)
     torch.testing.assert_close(prior.log_probs.exp(), counts)
     assert prior.log_probs.isfinite().all()  # counts that never occur keep a positive probability
+
+
+def test_the_ratios_of_a_count_prior_go_on_beyond_n_as_at_n():
+    prior = CountPrior(torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64).log())
+    expected = torch.tensor([6.0, 0.5, 0.5, 0.5], dtype=torch.float64).log()
+    for steps in (1, 2, 4):
+        torch.testing.assert_close(prior.log_ratios(steps), expected[:steps])

@@ -42,7 +42,7 @@ def redundant(model: "AIR", images: Tensor, painted: Tensor, ground: Tensor | No
     prices = model.prices(painted)
     cost = cost if prices is None else cost + prices
     fewer = -model.count_prior.log_ratios(painted.shape[1])  # (N,), log p(n - 1) - log p(n)
-    present = torch.arange(painted.shape[1], device=count.device) < count[:, None]
+    present = counted = torch.arange(painted.shape[1], device=count.device) < count[:, None]
     for _ in range(painted.shape[1]):
         worth = model.compositing.worth(images, painted, ground, present.to(images))
         of_count = fewer[(present.sum(-1) - 1).clamp(min=0)]
@@ -52,7 +52,7 @@ def redundant(model: "AIR", images: Tensor, painted: Tensor, ground: Tensor | No
         if not _is_traced(images) and not drop.any():
             break
         present = present & ~drop
-    return (torch.arange(painted.shape[1], device=count.device) < count[:, None]) & ~present
+    return counted & ~present
 
 
 def _is_traced(images: Tensor) -> bool:
